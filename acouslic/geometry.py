@@ -1,0 +1,27 @@
+"""Shape and order of a case, as the challenge defines them (ACOUSLIC-AI release 1.1)."""
+
+SWEEPS_PER_CASE = 6
+FRAMES_PER_SWEEP = 140
+FRAMES_PER_CASE = SWEEPS_PER_CASE * FRAMES_PER_SWEEP
+ROWS, COLUMNS = 562, 744
+SPACING_MM = 0.28
+"""In-plane pixel size of every released case; the official evaluator uses this value whatever a file says."""
+
+_RELEASE_1_0_FRAMES, _RELEASE_1_0_FRAMES_PER_SWEEP = 720, 120
+
+
+def sweep_ranges(frame_count: int) -> list[range]:
+    """The frames of each sweep, in order: disjoint ranges that cover ``range(frame_count)``.
+
+    840 frames are 6 sweeps of 140; the 720 of release 1.0 are 6 of 120. Any other stack is cut every 140 frames
+    and its last sweep may be shorter. No frames: no sweeps.
+    """
+    length = _RELEASE_1_0_FRAMES_PER_SWEEP if frame_count == _RELEASE_1_0_FRAMES else FRAMES_PER_SWEEP
+    return [range(start, min(start + length, frame_count)) for start in range(0, frame_count, length)]
+
+
+def sweep_index(frame_index: int, frame_count: int) -> int:
+    """The sweep (0, 1, ...) that holds a frame of a stack of ``frame_count`` frames."""
+    if not 0 <= frame_index < frame_count:
+        raise ValueError(f"frame {frame_index} is outside 0..{frame_count - 1}")
+    return frame_index // len(sweep_ranges(frame_count)[0])

@@ -1,0 +1,1 @@
+"""The container's job: sweeps in, chosen frame, mask and circumference out."""

@@ -1,0 +1,1 @@
+"""Scores outputs against reference labels: the official metrics, frame F1, a report. Never imports torch."""

@@ -1,0 +1,1 @@
+"""Makes the models: raw release in, trained artifact out."""
