@@ -1,10 +1,19 @@
 """The challenge's sockets: where a case lies in `/input` and where each result goes in `/output`."""
 
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from acouslic.errors import AcouslicError
+
 SWEEP_SLUG = "stacked-fetal-ultrasound"
 SEGMENTATION_SLUG = "fetal-abdomen-segmentation"
 FRAME_NUMBER_SLUG = "fetal-abdomen-frame-number"
 
+INPUTS_FILE = "inputs.json"
 SWEEP_FOLDER = f"images/{SWEEP_SLUG}"
+STACK_SUFFIXES = (".mha", ".mhd", ".tif", ".tiff")
 SEGMENTATION_FILE = f"images/{SEGMENTATION_SLUG}/output.mha"
 FRAME_NUMBER_FILE = f"{FRAME_NUMBER_SLUG}.json"
 # Ours, beside the two sockets: the platform ignores them, our evaluation reads the first.
@@ -13,3 +22,71 @@ CIRCUMFERENCE_FILE = "fetal-abdominal-circumference.json"
 
 NO_FRAME = -1
 """The frame number that says "no suitable frame"."""
+
+
+@dataclass(frozen=True)
+class SweepInput:
+    """One case as the platform hands it over."""
+
+    path: Path
+    """The sweep stack. Its parents may be symlinks that change between cases, so it is never resolved."""
+    case: str
+    """What the case is called: `image.name` of `inputs.json` without its suffix, else the file's own stem."""
+
+
+def find_sweep_input(input_dir: Path) -> SweepInput:
+    """The one sweep stack of a case in `input_dir` (the platform's `/input`).
+
+    Raises AcouslicError unless the socket's folder holds exactly one `.mha`, `.mhd`, `.tif` or `.tiff`; hidden files do
+    not count, and neither do the `.raw` or `.zraw` beside a `.mhd`. `inputs.json` may be missing, but where it is there
+    it must list the socket, under `socket` or, in old jobs, `interface`.
+    """
+    entry = _sweep_entry(input_dir / INPUTS_FILE)
+    folder = input_dir / _relative_folder(input_dir / INPUTS_FILE, entry)
+    try:
+        files = sorted(item for item in folder.iterdir() if item.is_file() and not item.name.startswith("."))
+    except OSError as error:
+        raise AcouslicError(f"{folder} could not be read ({error.strerror}): expected one sweep stack there") from None
+    images = [item for item in files if item.suffix.lower() in STACK_SUFFIXES]
+    if len(images) != 1:
+        names = ", ".join(item.name for item in images or files) or "nothing"
+        raise AcouslicError(f"{folder}: expected exactly one image ({', '.join(STACK_SUFFIXES)}), found {names}")
+    image = entry.get("image")
+    name = image.get("name") if isinstance(image, dict) else None
+    return SweepInput(images[0], case_name(name if isinstance(name, str) and name else images[0].name))
+
+
+def case_name(image_name: str) -> str:
+    """The name of a case from the name of its image: without folders and without an image's suffix."""
+    name = PurePosixPath(image_name)
+    return name.stem if name.suffix.lower() in STACK_SUFFIXES else name.name
+
+
+def _sweep_entry(path: Path) -> dict[str, Any]:
+    """The entry of the sweep's socket in `inputs.json`; empty where there is no such file."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise AcouslicError(f"{path} is not a readable JSON file: {error}") from None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise AcouslicError(f"{path}: expected a list of sockets, got {type(entries).__name__}")
+    matching = [entry for entry in entries if _socket(entry).get("slug") == SWEEP_SLUG]
+    if len(matching) != 1:
+        raise AcouslicError(f"{path}: expected one entry for the socket {SWEEP_SLUG}, got {len(matching)}")
+    return matching[0]
+
+
+def _socket(entry: dict[str, Any]) -> dict[str, Any]:
+    """New jobs say `socket`, old ones `interface`, those between say both alike."""
+    socket = entry.get("socket", entry.get("interface"))
+    return socket if isinstance(socket, dict) else {}
+
+
+def _relative_folder(path: Path, entry: dict[str, Any]) -> PurePosixPath:
+    """Where the sweep lies inside the input folder."""
+    text = _socket(entry).get("relative_path", SWEEP_FOLDER)
+    if not isinstance(text, str) or PurePosixPath(text).is_absolute() or ".." in PurePosixPath(text).parts:
+        raise AcouslicError(f"{path}: relative_path {text!r} of {SWEEP_SLUG} leads out of the input folder")
+    return PurePosixPath(text)

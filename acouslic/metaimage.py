@@ -1,0 +1,318 @@
+"""MetaImage (`.mha`, `.mhd` with `.raw` or `.zraw`): its header, and its pixels as a stream.
+
+A decoder of our own, because SimpleITK hands over an image only when all of it is decoded, in a buffer of its own.
+This one decodes 351 MB straight into the caller's array, hands frames out while the rest is still decoding, accepts
+exactly the number of bytes the header announces, and never inflates more than that. Format: the MetaIO documentation
+of ITK; the forms nobody writes for a sweep (ASCII, lists and patterns of files) are refused.
+"""
+
+import math
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from acouslic.errors import AcouslicError
+
+PIXEL_TYPES = {
+    "MET_UCHAR": "u1",
+    "MET_CHAR": "i1",
+    "MET_USHORT": "u2",
+    "MET_SHORT": "i2",
+    "MET_UINT": "u4",
+    "MET_INT": "i4",
+    "MET_FLOAT": "f4",
+    "MET_DOUBLE": "f8",
+}
+MAX_PIXEL_BYTES = 8 << 30
+"""No sweep comes near this; a header that asks for more is damaged."""
+
+_MAX_HEADER_BYTES = 4 << 20
+_PIECE_BYTES = 256 << 10
+_MAX_INFLATION = 1032
+"""Deflate cannot do better: 258 bytes for two bits."""
+_CONVERT = "convert it with SimpleITK: SimpleITK.WriteImage(SimpleITK.ReadImage(old), new_mha, True)"
+
+
+@dataclass(frozen=True)
+class MetaImageHeader:
+    """What a header says, checked against the size of the file that holds the pixels."""
+
+    path: Path
+    dim_size: tuple[int, ...]
+    """Fastest axis first: (columns, rows) or (columns, rows, frames)."""
+    element_spacing: tuple[float, ...] | None
+    """As `dim_size`; None where the header has none."""
+    pixel_type: str
+    dtype: np.dtype
+    compressed: bool
+    pixel_path: Path
+    """The file that holds the pixels: the header's own, or the one it names."""
+    pixel_offset: int
+    stored_bytes: int
+    """Length of the pixels in that file, compressed or not."""
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Length of the pixels once decoded."""
+        return math.prod(self.dim_size) * self.dtype.itemsize
+
+
+def header_text(
+    frames: int, rows: int, columns: int, spacing: tuple[float, float, float], compressed_bytes: int
+) -> str:
+    """The header of a compressed uint8 stack in one `.mha`, with the keys SimpleITK writes.
+
+    `spacing` is (column, row, frame), written so that reading gives the same floats.
+    """
+    lines = [
+        "ObjectType = Image",
+        "NDims = 3",
+        "BinaryData = True",
+        "BinaryDataByteOrderMSB = False",
+        "CompressedData = True",
+        f"CompressedDataSize = {compressed_bytes}",
+        "TransformMatrix = 1 0 0 0 1 0 0 0 1",
+        "Offset = 0 0 0",
+        "CenterOfRotation = 0 0 0",
+        "AnatomicalOrientation = RAI",
+        "ElementSpacing = " + " ".join(repr(float(value)) for value in spacing),
+        f"DimSize = {columns} {rows} {frames}",
+        "ElementType = MET_UCHAR",
+        "ElementDataFile = LOCAL",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def read_header(path: Path) -> MetaImageHeader:
+    """Read and check the header of a `.mha` or `.mhd`; no pixel is decoded.
+
+    Raises AcouslicError for anything that is not a MetaImage of one binary grey channel whose pixels are exactly as
+    many bytes as the header says (for compressed pixels: as many as could be).
+    """
+    fields, header_bytes = _read_fields(path)
+    _refuse_exotic(path, fields)
+    dim_size = _dim_size(path, fields)
+    pixel_type = _required(path, fields, "ElementType")
+    if pixel_type not in PIXEL_TYPES:
+        raise AcouslicError(
+            f"{path}: ElementType {pixel_type} is not one of {', '.join(PIXEL_TYPES)}; write the frames as uint8"
+        )
+    msb = _boolean(path, fields, "BinaryDataByteOrderMSB") or _boolean(path, fields, "ElementByteOrderMSB")
+    dtype = np.dtype(PIXEL_TYPES[pixel_type]).newbyteorder(">" if msb else "<")
+    pixel_bytes = math.prod(dim_size) * dtype.itemsize
+    if pixel_bytes > MAX_PIXEL_BYTES:
+        raise AcouslicError(
+            f"{path}: DimSize {' '.join(map(str, dim_size))} asks for {pixel_bytes:,} bytes; at most "
+            f"{MAX_PIXEL_BYTES:,} are read"
+        )
+    compressed = _boolean(path, fields, "CompressedData")
+    pixel_path, offset, stored_bytes = _locate_pixels(path, fields, header_bytes, pixel_bytes, compressed)
+    return MetaImageHeader(
+        path,
+        dim_size,
+        _spacing(path, fields, len(dim_size)),
+        pixel_type,
+        dtype,
+        compressed,
+        pixel_path,
+        offset,
+        stored_bytes,
+    )
+
+
+@contextmanager
+def open_pixels(header: MetaImageHeader) -> Iterator["PixelStream"]:
+    """The pixels, to be read in order with `PixelStream.read_into`."""
+    try:
+        with header.pixel_path.open("rb", buffering=0) as file:
+            file.seek(header.pixel_offset)
+            yield PixelStream(header, file)
+    except OSError as error:
+        raise AcouslicError(f"{header.pixel_path} could not be read: {error.strerror or error}") from error
+
+
+class PixelStream:
+    """Decoded pixel bytes in order. Raises AcouslicError as soon as the stored ones are damaged or end."""
+
+    def __init__(self, header: MetaImageHeader, file: BinaryIO) -> None:
+        self._header, self._file = header, file
+        self._stored_left = header.stored_bytes
+        # 32 + 15: a zlib or a gzip wrapper, as MetaIO itself accepts.
+        self._inflater = zlib.decompressobj(32 + zlib.MAX_WBITS) if header.compressed else None
+
+    def read_into(self, destination: memoryview) -> None:
+        """Fill `destination` (bytes) with the next decoded bytes."""
+        filled = 0
+        while filled < len(destination):
+            if self._inflater is None:
+                count = self._file.readinto(destination[filled:])  # type: ignore[attr-defined]
+            else:
+                piece = self._inflate(min(_PIECE_BYTES, len(destination) - filled))
+                count = len(piece)
+                destination[filled : filled + count] = piece
+            if not count:
+                raise AcouslicError(
+                    f"{self._header.pixel_path} ends early: its header announces {self._header.pixel_bytes:,} bytes of "
+                    "pixels; the file is truncated, copy it again"
+                )
+            filled += count
+
+    def finish(self) -> None:
+        """Check, after the last pixel, that nothing follows."""
+        if self._inflater is None:
+            return
+        if self._inflate(1):
+            raise AcouslicError(
+                f"{self._header.pixel_path}: the compressed pixels inflate past the {self._header.pixel_bytes:,} bytes "
+                "that the header announces"
+            )
+        if not self._inflater.eof:
+            raise AcouslicError(f"{self._header.pixel_path}: the compressed pixels end early, without their checksum")
+        if self._stored_left or self._inflater.unused_data:
+            raise AcouslicError(f"{self._header.pixel_path}: something follows the end of the compressed pixels")
+
+    def _inflate(self, limit: int) -> bytes:
+        """At most `limit` more bytes; none only at the end."""
+        assert self._inflater is not None
+        while not self._inflater.eof:
+            stored = self._inflater.unconsumed_tail
+            if not stored:
+                stored = self._file.read(min(_PIECE_BYTES, self._stored_left))
+                self._stored_left -= len(stored)
+            try:
+                piece = self._inflater.decompress(stored, limit)
+            except zlib.error as error:
+                raise AcouslicError(f"{self._header.pixel_path}: the compressed pixels are damaged: {error}") from error
+            if piece or not stored:
+                return piece
+        return b""
+
+
+def _read_fields(path: Path) -> tuple[dict[str, str], int]:
+    """The `Key = Value` lines up to ElementDataFile, and the number of bytes they take."""
+    fields: dict[str, str] = {}
+    try:
+        with path.open("rb") as file:
+            while "ElementDataFile" not in fields:
+                line = file.readline(_MAX_HEADER_BYTES)
+                key, equals, value = line.decode("latin-1").partition("=")
+                if not equals or file.tell() > _MAX_HEADER_BYTES:
+                    raise AcouslicError(
+                        f"{path} is not a MetaImage: its text header ends before an ElementDataFile line; "
+                        "the file is truncated or of another kind"
+                    )
+                if key.strip() in fields:
+                    raise AcouslicError(f"{path}: its header has two lines {key.strip()}")
+                fields[key.strip()] = value.strip()
+            return fields, file.tell()
+    except FileNotFoundError:
+        raise AcouslicError(f"{path} does not exist") from None
+    except OSError as error:
+        raise AcouslicError(f"{path} could not be read: {error.strerror or error}") from error
+
+
+def _refuse_exotic(path: Path, fields: dict[str, str]) -> None:
+    if fields.get("ObjectType", "Image") != "Image":
+        raise AcouslicError(f"{path}: ObjectType is {fields['ObjectType']}, expected Image")
+    if not _boolean(path, fields, "BinaryData", default=True):
+        raise AcouslicError(f"{path}: its pixels are written as text (BinaryData = False); {_CONVERT}")
+    channels = fields.get("ElementNumberOfChannels", "1")
+    if channels != "1":
+        raise AcouslicError(f"{path}: expected one grey channel, got ElementNumberOfChannels = {channels} (colour?)")
+
+
+def _dim_size(path: Path, fields: dict[str, str]) -> tuple[int, ...]:
+    texts = _required(path, fields, "DimSize").split()
+    dimensions = _required(path, fields, "NDims")
+    if dimensions not in ("2", "3"):
+        raise AcouslicError(f"{path}: expected a stack of frames with NDims = 3, got NDims = {dimensions}")
+    if len(texts) != int(dimensions) or not all(text.isascii() and text.isdigit() for text in texts):
+        raise AcouslicError(f"{path}: DimSize must be {dimensions} whole numbers, not {' '.join(texts)!r}")
+    sizes = tuple(map(int, texts))
+    if 0 in sizes:
+        what = "no frames" if sizes[-1] == 0 and len(sizes) == 3 else "no pixels"
+        raise AcouslicError(f"{path} holds {what}: DimSize = {' '.join(texts)}")
+    return sizes
+
+
+def _spacing(path: Path, fields: dict[str, str], dimensions: int) -> tuple[float, ...] | None:
+    key = "ElementSpacing" if "ElementSpacing" in fields else "ElementSize"
+    if key not in fields:
+        return None
+    try:
+        values = tuple(map(float, fields[key].split()))
+    except ValueError:
+        values = ()
+    if len(values) != dimensions or not all(math.isfinite(value) and value > 0 for value in values):
+        raise AcouslicError(f"{path}: {key} must be {dimensions} positive numbers in mm, not {fields[key]!r}")
+    return values
+
+
+def _locate_pixels(
+    path: Path, fields: dict[str, str], header_bytes: int, pixel_bytes: int, compressed: bool
+) -> tuple[Path, int, int]:
+    """(file, offset, stored bytes) of the pixels, held against the file's size."""
+    name = fields["ElementDataFile"]
+    pixel_path, start = _pixel_file(path, name, header_bytes)
+    try:
+        file_bytes = pixel_path.stat().st_size
+    except OSError as error:
+        raise AcouslicError(f"{path} keeps its pixels in {pixel_path}, which could not be read: {error}") from None
+    header_size = _integer(path, fields, "HeaderSize", 0)
+    if header_size > 0:
+        start = header_size
+    elif header_size == -1 and not compressed:
+        start = file_bytes - pixel_bytes
+    elif header_size:
+        raise AcouslicError(f"{path}: HeaderSize = {header_size} is not supported here; {_CONVERT}")
+    stored_bytes = file_bytes - start
+    if compressed:
+        announced = _integer(path, fields, "CompressedDataSize", 0) or stored_bytes
+        possible = stored_bytes == announced and pixel_bytes <= stored_bytes * _MAX_INFLATION + _PIECE_BYTES
+        expected = f"{announced:,} compressed bytes that inflate to {pixel_bytes:,}"
+    else:
+        possible, expected = stored_bytes == pixel_bytes, f"{pixel_bytes:,} bytes of pixels"
+    if not possible or start < (header_bytes if pixel_path == path else 0):
+        raise AcouslicError(
+            f"{path}: the header announces {expected}, but {pixel_path.name} holds {max(stored_bytes, 0):,} bytes of "
+            "pixels; the file is truncated or its header is wrong"
+        )
+    return pixel_path, start, stored_bytes
+
+
+def _pixel_file(path: Path, name: str, header_bytes: int) -> tuple[Path, int]:
+    """The file that ElementDataFile names, and where its pixels start."""
+    if name.upper() == "LOCAL":
+        return path, header_bytes
+    if name.upper().startswith("LIST") or "%" in name or (len(name.split()) > 1 and name.split()[-1].isdigit()):
+        raise AcouslicError(f"{path}: its pixels are spread over several files ({name}); {_CONVERT}")
+    if not name or name in (".", "..") or "/" in name or "\\" in name:
+        raise AcouslicError(f"{path}: ElementDataFile must name a file in the same folder, not {name!r}")
+    return path.parent / name, 0
+
+
+def _required(path: Path, fields: dict[str, str], key: str) -> str:
+    if not fields.get(key):
+        raise AcouslicError(f"{path} is not a MetaImage that can be read: its header has no {key}")
+    return fields[key]
+
+
+def _boolean(path: Path, fields: dict[str, str], key: str, *, default: bool = False) -> bool:
+    text = fields.get(key)
+    if text is None:
+        return default
+    if text.lower() not in ("true", "false"):
+        raise AcouslicError(f"{path}: {key} must be True or False, not {text!r}")
+    return text.lower() == "true"
+
+
+def _integer(path: Path, fields: dict[str, str], key: str, default: int) -> int:
+    try:
+        return int(fields.get(key, default))
+    except ValueError:
+        raise AcouslicError(f"{path}: {key} must be a whole number, not {fields[key]!r}") from None
