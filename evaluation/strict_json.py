@@ -14,26 +14,26 @@ _LONGEST_NUMBER = 40
 _SHOWN_CHARACTERS = 80
 
 
-def read_json(path: Path, *, limit_bytes: int, what: str) -> Any:
+def read_strict_json(path: Path, limit_bytes: int, what: str) -> Any:
     """The content of a UTF-8 JSON file.
 
-    `what` opens the sentence of every error and names the case and the file ("case 'x': the score file"). Raises
-    AcouslicError where the file is missing, not a regular file, larger than `limit_bytes` (found before it is read),
+    `what` opens the sentence of every error, followed by the path ("case x"). Raises AcouslicError where the file is missing, not a regular file, larger than `limit_bytes` (found before it is read),
     not UTF-8, not JSON, nested too deeply, or holds NaN, an infinite number or one of more than 40 characters.
     """
-    content = _read_bounded(path, limit_bytes, what)
+    where = f"{what}: {path}"
+    content = _read_bounded(path, limit_bytes, where)
     try:
         return json.loads(
             content.decode("utf-8"), parse_int=_bounded_int, parse_float=_finite_float, parse_constant=_no_constant
         )
     except RecursionError:
-        raise AcouslicError(f"{what} is nested too deeply to be read") from None
+        raise AcouslicError(f"{where} is nested too deeply to be read") from None
     except UnicodeDecodeError as error:
-        raise AcouslicError(f"{what} is not UTF-8 text: byte {error.start} cannot be decoded") from None
+        raise AcouslicError(f"{where} is not UTF-8 text: byte {error.start} cannot be decoded") from None
     except json.JSONDecodeError as error:
-        raise AcouslicError(f"{what} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+        raise AcouslicError(f"{where} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
     except ValueError as error:
-        raise AcouslicError(f"{what} holds {error}") from None
+        raise AcouslicError(f"{where} holds {error}") from None
 
 
 def shown(value: object) -> str:
@@ -47,23 +47,23 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
 
 
-def _read_bounded(path: Path, limit_bytes: int, what: str) -> bytes:
+def _read_bounded(path: Path, limit_bytes: int, where: str) -> bytes:
     try:
         # Not blocking: opening a pipe that nobody writes to would wait for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
-        raise AcouslicError(f"{what} is missing") from None
+        raise AcouslicError(f"{where} is missing") from None
     except (OSError, ValueError) as error:
-        raise AcouslicError(f"{what} cannot be opened: {_reason(error)}") from None
+        raise AcouslicError(f"{where} cannot be opened: {_reason(error)}") from None
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise AcouslicError(f"{what} is not a regular file")
+            raise AcouslicError(f"{where} is not a regular file")
         if status.st_size > limit_bytes:
-            raise AcouslicError(f"{what} has {status.st_size:,} bytes, more than the {limit_bytes:,} allowed")
+            raise AcouslicError(f"{where} has {status.st_size:,} bytes, more than the {limit_bytes:,} allowed")
         content = file.read(limit_bytes + 1)
     if len(content) > limit_bytes:
-        raise AcouslicError(f"{what} has more than the {limit_bytes:,} bytes allowed")
+        raise AcouslicError(f"{where} has more than the {limit_bytes:,} bytes allowed")
     return content
 
 
