@@ -179,6 +179,17 @@ def tower_from_state(config: TowerConfig, state: Mapping[str, Tensor]) -> Tower:
     return tower.eval()
 
 
+def linear_shapes(config: TowerConfig) -> dict[str, tuple[int, int]]:
+    """Every linear layer of the tower, all of which adapters can act on: name to (out_features, in_features)."""
+    with torch.device("meta"):
+        modules = dict(Tower(config).named_modules())
+    return {
+        name: (module.out_features, module.in_features)
+        for name, module in modules.items()
+        if isinstance(module, nn.Linear)
+    }
+
+
 def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
     """Raises AcouslicError unless `state` has exactly the names and shapes of `expected`; `where` names its source."""
     missing = sorted(set(expected) - set(state))

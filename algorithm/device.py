@@ -1,0 +1,102 @@
+"""Where and in which precision to compute: decided here, each decision with the reason that goes into the log."""
+
+import os
+import warnings
+from pathlib import Path
+
+import torch
+
+CGROUP_CPU_FILES = (
+    Path("/sys/fs/cgroup/cpu.max"),  # version 2: "quota period" or "max period"
+    Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"),  # version 1, with cpu.cfs_period_us beside it
+)
+
+
+def choose_device(wanted: str | None = None) -> tuple[torch.device, str]:
+    """The first usable GPU, else the CPU; `wanted` ("cpu", "cuda", "cuda:1") overrides. With the reason.
+
+    A GPU is usable where a small product on it comes out right: a driver that is too old, a torch without CUDA, or a
+    torch without kernels for the card all end on the CPU, and the reason says which.
+    """
+    if wanted is not None:
+        return torch.device(wanted), f"{wanted} was asked for"
+    if torch.version.cuda is None and torch.version.hip is None:
+        return torch.device("cpu"), "this torch is built without GPU support"
+    # An old driver is announced as a warning, which would end up on stderr: it belongs into the reason.
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        available = torch.cuda.is_available()
+    if not available:
+        told = (
+            str(caught[0].message).split("(Triggered")[0].strip().replace("\n", " ") if caught else "no GPU was found"
+        )
+        return torch.device("cpu"), told
+    device = torch.device("cuda", torch.cuda.current_device())
+    name = torch.cuda.get_device_name(device)
+    try:
+        ones = torch.ones(8, 8, device=device, dtype=torch.float16)
+        works = bool((ones @ ones == 8).all())
+    except RuntimeError as error:
+        return torch.device("cpu"), f"{name} cannot be used by this torch: {str(error).splitlines()[0]}"
+    if not works:
+        return torch.device("cpu"), f"{name} computes wrong products"
+    return device, f"{name} is there"
+
+
+def choose_precision(device: torch.device) -> tuple[torch.dtype, str]:
+    """The fastest type that keeps the parity bounds on `device`, with the reason."""
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        if major >= 8:
+            return torch.bfloat16, f"compute capability {major}.{minor} has bfloat16 tensor cores"
+        if (major, minor) >= (5, 3):
+            return torch.float16, f"compute capability {major}.{minor} has float16 but no bfloat16 tensor cores"
+        return torch.float32, f"compute capability {major}.{minor} has no fast half precision"
+    flags = cpu_flags()
+    native = sorted({"avx512_bf16", "amx_bf16"} & flags)
+    if not torch.backends.mkldnn.is_available():
+        return torch.float32, "this torch is built without oneDNN"
+    if not native:
+        return torch.float32, "the CPU has no bfloat16 instructions"
+    return torch.bfloat16, f"the CPU has {', '.join(native)}"
+
+
+def set_cpu_threads() -> tuple[int, str]:
+    """Let torch use as many threads as this process may use cores; returns their number and the reason.
+
+    Torch itself counts the machine's cores; in a container with a quota that is too many, and oversubscribed threads
+    wait for each other.
+    """
+    affinity = len(os.sched_getaffinity(0))
+    quota = cgroup_cpus()
+    threads = affinity if quota is None else max(1, min(affinity, int(quota)))
+    torch.set_num_threads(threads)
+    limit = "no cgroup quota" if quota is None else f"a cgroup quota of {quota:g}"
+    return threads, f"{affinity} cores by affinity, {limit}"
+
+
+def cgroup_cpus(files: tuple[Path, ...] = CGROUP_CPU_FILES) -> float | None:
+    """How many CPUs' time the cgroup grants, or None where it sets no limit."""
+    for path in files:
+        try:
+            words = path.read_text().split()
+            if path.name != "cpu.max":
+                words.append((path.parent / "cpu.cfs_period_us").read_text().strip())
+            quota, period = words[0], float(words[1])
+        except (OSError, IndexError, ValueError):
+            continue
+        if quota in ("max", "-1"):
+            return None
+        return float(quota) / period
+    return None
+
+
+def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
+    """The instruction set extensions of the first CPU; empty where the system does not say."""
+    try:
+        for line in path.read_text().splitlines():
+            if line.startswith("flags"):
+                return set(line.partition(":")[2].split())
+    except OSError:
+        pass
+    return set()
