@@ -1,0 +1,50 @@
+"""`python -m training COMMAND ...`: from the raw release to a submitted artifact."""
+
+import importlib
+import sys
+
+from acouslic.errors import AcouslicError
+
+# Module and one line of help by command. A module is imported only when its command runs: `generate` and `split` work
+# without torch.
+COMMANDS = {
+    "generate": ("training.generate", "draw blind sweeps of our own making, as a release"),
+    "prepare": ("training.prepare", "raw release to the cache that training reads"),
+    "split": ("training.split", "divide the cases: the published split, or folds by subject"),
+    "fit": ("training.fit", "train one member"),
+    "table": ("training.table", "every row of the paper's table, five trials each"),
+    "export": ("training.export", "trained members to an artifact"),
+    "import": ("training.import_published", "checkpoints of the published code to an artifact"),
+    "pack": ("training.pack", "an artifact to model.tar.gz"),
+    "demo": ("training.demo", "rebuild model/demo"),
+}
+
+
+def usage() -> str:
+    """The list of commands."""
+    lines = ["usage: python -m training COMMAND [--help] ...", ""]
+    lines += [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; an AcouslicError becomes the last line of stderr and exit code 1."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else 2
+    command, *rest = arguments
+    if command not in COMMANDS:
+        print(f"unknown command {command!r}: expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        return importlib.import_module(COMMANDS[command][0]).main(rest)
+    except AcouslicError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
