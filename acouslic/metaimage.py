@@ -7,12 +7,13 @@ of ITK; the forms nobody writes for a sweep (ASCII, lists and patterns of files)
 """
 
 import math
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -28,8 +29,6 @@ PIXEL_TYPES = {
     "MET_FLOAT": "f4",
     "MET_DOUBLE": "f8",
 }
-MAX_PIXEL_BYTES = 8 << 30
-"""No sweep comes near this; a header that asks for more is damaged."""
 
 _MAX_HEADER_BYTES = 4 << 20
 _PIECE_BYTES = 256 << 10
@@ -105,11 +104,6 @@ def read_header(path: Path) -> MetaImageHeader:
     msb = _boolean(path, fields, "BinaryDataByteOrderMSB") or _boolean(path, fields, "ElementByteOrderMSB")
     dtype = np.dtype(PIXEL_TYPES[pixel_type]).newbyteorder(">" if msb else "<")
     pixel_bytes = math.prod(dim_size) * dtype.itemsize
-    if pixel_bytes > MAX_PIXEL_BYTES:
-        raise AcouslicError(
-            f"{path}: DimSize {' '.join(map(str, dim_size))} asks for {pixel_bytes:,} bytes; at most "
-            f"{MAX_PIXEL_BYTES:,} are read"
-        )
     compressed = _boolean(path, fields, "CompressedData")
     pixel_path, offset, stored_bytes = _locate_pixels(path, fields, header_bytes, pixel_bytes, compressed)
     return MetaImageHeader(
@@ -139,7 +133,7 @@ def open_pixels(header: MetaImageHeader) -> Iterator["PixelStream"]:
 class PixelStream:
     """Decoded pixel bytes in order. Raises AcouslicError as soon as the stored ones are damaged or end."""
 
-    def __init__(self, header: MetaImageHeader, file: BinaryIO) -> None:
+    def __init__(self, header: MetaImageHeader, file: FileIO) -> None:
         self._header, self._file = header, file
         self._stored_left = header.stored_bytes
         # 32 + 15: a zlib or a gzip wrapper, as MetaIO itself accepts.
@@ -150,15 +144,16 @@ class PixelStream:
         filled = 0
         while filled < len(destination):
             if self._inflater is None:
-                count = self._file.readinto(destination[filled:])  # type: ignore[attr-defined]
+                count = self._file.readinto(destination[filled:])
             else:
                 piece = self._inflate(min(_PIECE_BYTES, len(destination) - filled))
                 count = len(piece)
                 destination[filled : filled + count] = piece
             if not count:
+                what = "file is truncated" if self._inflater is None or not self._inflater.eof else "header is wrong"
                 raise AcouslicError(
-                    f"{self._header.pixel_path} ends early: its header announces {self._header.pixel_bytes:,} bytes of "
-                    "pixels; the file is truncated, copy it again"
+                    f"{self._header.pixel_path}: the pixels end early, before the {self._header.pixel_bytes:,} bytes "
+                    f"that the header announces; the {what}"
                 )
             filled += count
 
@@ -231,8 +226,8 @@ def _dim_size(path: Path, fields: dict[str, str]) -> tuple[int, ...]:
     dimensions = _required(path, fields, "NDims")
     if dimensions not in ("2", "3"):
         raise AcouslicError(f"{path}: expected a stack of frames with NDims = 3, got NDims = {dimensions}")
-    if len(texts) != int(dimensions) or not all(text.isascii() and text.isdigit() for text in texts):
-        raise AcouslicError(f"{path}: DimSize must be {dimensions} whole numbers, not {' '.join(texts)!r}")
+    if len(texts) != int(dimensions) or not all(re.fullmatch("[0-9]{1,9}", text) for text in texts):
+        raise AcouslicError(f"{path}: DimSize must be {dimensions} whole numbers, not {' '.join(texts)!r:.80}")
     sizes = tuple(map(int, texts))
     if 0 in sizes:
         what = "no frames" if sizes[-1] == 0 and len(sizes) == 3 else "no pixels"
@@ -289,7 +284,7 @@ def _pixel_file(path: Path, name: str, header_bytes: int) -> tuple[Path, int]:
     """The file that ElementDataFile names, and where its pixels start."""
     if name.upper() == "LOCAL":
         return path, header_bytes
-    if name.upper().startswith("LIST") or "%" in name or (len(name.split()) > 1 and name.split()[-1].isdigit()):
+    if name.split()[:1] == ["LIST"] or "%" in name:
         raise AcouslicError(f"{path}: its pixels are spread over several files ({name}); {_CONVERT}")
     if not name or name in (".", "..") or "/" in name or "\\" in name:
         raise AcouslicError(f"{path}: ElementDataFile must name a file in the same folder, not {name!r}")

@@ -53,7 +53,8 @@ def find_sweep_input(input_dir: Path) -> SweepInput:
         raise AcouslicError(f"{folder}: expected exactly one image ({', '.join(STACK_SUFFIXES)}), found {names}")
     image = entry.get("image")
     name = image.get("name") if isinstance(image, dict) else None
-    return SweepInput(images[0], case_name(name if isinstance(name, str) and name else images[0].name))
+    case = case_name(name) if isinstance(name, str) else ""
+    return SweepInput(images[0], case if case.strip(".") else images[0].stem)
 
 
 def case_name(image_name: str) -> str:
@@ -80,7 +81,7 @@ def _sweep_entry(path: Path) -> dict[str, Any]:
 
 def _socket(entry: dict[str, Any]) -> dict[str, Any]:
     """New jobs say `socket`, old ones `interface`, those between say both alike."""
-    socket = entry.get("socket", entry.get("interface"))
+    socket = entry.get("socket") or entry.get("interface")
     return socket if isinstance(socket, dict) else {}
 
 

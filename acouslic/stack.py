@@ -23,6 +23,8 @@ from acouslic.sockets import STACK_SUFFIXES
 from acouslic.tiff import TiffHeader, read_tiff_header, read_tiff_pages
 
 CHUNK_FRAMES = 16
+MAX_STACK_BYTES = 8 << 30
+"""No sweep comes near this; a header that asks for more is damaged."""
 _PLAUSIBLE_MM = (0.05, 2.0)
 _UNKNOWN_MM = 1.0
 _DEFAULT_DOTS_PER_INCH = (72, 96, 300)
@@ -102,23 +104,24 @@ def open_stack(path: Path, *, allow_single_frame_2d: bool = False) -> StackReade
     A 2-D image is refused, or with `allow_single_frame_2d` taken as a stack of one frame. Raises AcouslicError, naming
     what was found and what is expected, for any other file.
     """
-    suffix = path.suffix.lower()
+    suffix, kind = path.suffix.lower(), _kind_of(path)
     if suffix not in STACK_SUFFIXES:
-        raise AcouslicError(f"{path} is {_kind_of(path)}; expected a sweep stack ({', '.join(STACK_SUFFIXES)})")
-    source: MetaImageHeader | TiffHeader
-    if suffix in (".tif", ".tiff"):
-        source = read_tiff_header(path)
-    else:
-        kind = _kind_of(path)
-        if kind.isidentifier():
-            raise AcouslicError(f"{path} is {kind} inside; expected a MetaImage, as its suffix says")
-        source = read_header(path)
+        found = f"{path} holds {kind}" if kind else f"{path} is no image of a known kind"
+        raise AcouslicError(f"{found}; expected a sweep stack ({', '.join(STACK_SUFFIXES)})")
+    expected_kind = "TIFF" if suffix in (".tif", ".tiff") else None
+    if kind != expected_kind:
+        raise AcouslicError(f"{path} holds {kind or 'no TIFF'}; expected what its suffix {path.suffix} says")
+    source = read_tiff_header(path) if expected_kind == "TIFF" else read_header(path)
     if len(source.dim_size) == 2 and not allow_single_frame_2d:
         raise AcouslicError(
             f"{path} is a single 2-D image of {source.dim_size[1]} x {source.dim_size[0]} pixels; expected a stack of "
             "frames (3-D)"
         )
     columns, rows, frames = (*source.dim_size, 1)[:3]
+    if frames * rows * columns > MAX_STACK_BYTES:
+        raise AcouslicError(
+            f"{path}: {frames} x {rows} x {columns} pixels are more than the {MAX_STACK_BYTES:,} allowed"
+        )
     spacing_mm, note = _in_plane_spacing(source)
     frame_spacing = source.element_spacing[2] if source.element_spacing and len(source.dim_size) == 3 else 1.0
     header = StackHeader(path, frames, rows, columns, spacing_mm, note, source.pixel_type, frame_spacing)
@@ -165,7 +168,7 @@ def _fill_from_tiff(
 def _narrow(values: np.ndarray, destination: np.ndarray, first_frame: int, path: Path) -> None:
     """Copy values (frames, rows, columns) or (rows, columns) of any type into uint8, refusing what does not fit."""
     with np.errstate(invalid="ignore"):  # NaN and what is out of range is found by comparing
-        destination[...] = values.astype(np.uint8)
+        np.copyto(destination, values, casting="unsafe")
     if values.dtype == np.uint8:
         return
     wrong = destination != values
@@ -196,8 +199,8 @@ def _in_plane_spacing(source: MetaImageHeader | TiffHeader) -> tuple[tuple[float
     return (SPACING_MM, SPACING_MM), f"{source.path.name} {why}; {SPACING_MM} mm is assumed"
 
 
-def _kind_of(path: Path) -> str:
-    """What the first bytes of a file look like: the name of a format, or `not of a known kind`."""
+def _kind_of(path: Path) -> str | None:
+    """The format that the first bytes of a file belong to; None for a MetaImage and everything unknown."""
     try:
         with path.open("rb") as file:
             start = file.read(512)
@@ -205,7 +208,9 @@ def _kind_of(path: Path) -> str:
         raise AcouslicError(f"{path} does not exist") from None
     except OSError as error:
         raise AcouslicError(f"{path} could not be read: {error.strerror or error}") from error
+    if path.name.lower().endswith(".nii.gz"):
+        return "NIfTI"
     for offset, signature, kind in _SIGNATURES:
         if start[offset : offset + len(signature)] == signature:
             return kind
-    return "not of a known kind"
+    return None

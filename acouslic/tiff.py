@@ -1,10 +1,12 @@
-"""Multi-page TIFF: SimpleITK says what is in the file, OpenCV decodes its pages a few at a time.
+"""Multi-page TIFF: OpenCV decodes the pages, a few at a time; SimpleITK says how large a pixel is.
 
-SimpleITK alone would decode the whole stack into a buffer of its own, a second copy. OpenCV starts at any page and its
+SimpleITK alone would decode the whole stack into a buffer of its own, a second copy. OpenCV starts at any page, and its
 pages are equal to SimpleITK's (but for white-is-zero files, which only OpenCV turns the right way round).
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,50 +19,76 @@ from acouslic.errors import AcouslicError
 
 @dataclass(frozen=True)
 class TiffHeader:
-    """What the first page and the list of pages say."""
+    """What the list of pages and the first page say."""
 
     path: Path
     dim_size: tuple[int, ...]
     """Fastest axis first: (columns, rows) or (columns, rows, pages)."""
-    element_spacing: tuple[float, ...] | None
-    """As `dim_size`, in mm. SimpleITK gives 1 where the file has no resolution."""
+    element_spacing: tuple[float, ...]
+    """(column, row, 1) spacing in mm; 1 where the file has no resolution."""
     pixel_type: str
+    """The numpy name of the first page's type."""
 
 
 def read_tiff_header(path: Path) -> TiffHeader:
-    """Read and check the header of a TIFF. Raises AcouslicError where it is none, is damaged or has colour."""
-    if not path.is_file():
-        raise AcouslicError(f"{path} does not exist")
+    """Read and check what the first page says. Raises AcouslicError where the file is damaged or has colour."""
+    first = _decode(path, range(1))[0]
+    with _silent_opencv():
+        pages = cv2.imcount(str(path), cv2.IMREAD_UNCHANGED)
+    dim_size = (first.shape[1], first.shape[0], pages) if pages > 1 else (first.shape[1], first.shape[0])
+    return TiffHeader(path, dim_size, (*_pixel_spacing(path), 1.0), first.dtype.name)
+
+
+def read_tiff_pages(header: TiffHeader, indices: range) -> list[np.ndarray]:
+    """The pages at `indices`: (rows, columns) each, in the file's own type. Raises AcouslicError for a damaged one."""
+    pages = _decode(header.path, indices)
+    columns, rows = header.dim_size[:2]
+    for frame_index, page in zip(indices, pages, strict=True):
+        if page.shape != (rows, columns):
+            raise AcouslicError(
+                f"{header.path}: expected all frames to be {rows} x {columns} as the first, got "
+                f"{page.shape[0]} x {page.shape[1]} in frame {frame_index} (counted from 0)"
+            )
+    return pages
+
+
+def _decode(path: Path, indices: range) -> list[np.ndarray]:
+    try:
+        with _silent_opencv():
+            read, pages = cv2.imreadmulti(str(path), indices.start, len(indices), flags=cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise AcouslicError(f"{path}: frames could not be decoded: {error.err}") from error
+    if not read or len(pages) != len(indices):
+        raise AcouslicError(
+            f"{path}: frames {indices.start} to {indices.stop - 1} (counted from 0) could not be decoded; the file is "
+            "truncated, damaged or compressed in an unusual way"
+        )
+    if any(page.ndim != 2 for page in pages):
+        raise AcouslicError(f"{path}: expected one grey channel, got colour")
+    return list(pages)
+
+
+def _pixel_spacing(path: Path) -> tuple[float, float]:
+    """(column, row) in mm."""
     reader = SimpleITK.ImageFileReader()
+    reader.SetImageIO("TIFFImageIO")
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise AcouslicError(f"{path} is not a TIFF that can be read: {reason}") from error
-    dim_size, spacing = tuple(reader.GetSize()), tuple(reader.GetSpacing())
-    if reader.GetNumberOfComponents() != 1:
-        raise AcouslicError(f"{path}: expected one grey channel, got {reader.GetNumberOfComponents()} (colour?)")
-    if not all(math.isfinite(value) and value > 0 for value in spacing):
-        raise AcouslicError(f"{path}: its resolution gives a pixel spacing of {spacing} mm, expected positive numbers")
-    header = TiffHeader(path, dim_size, spacing, "")
-    first = read_tiff_pages(header, range(1))[0]
-    return TiffHeader(path, dim_size, spacing, first.dtype.name)
+    column_mm, row_mm = reader.GetSpacing()[:2]
+    if not all(math.isfinite(value) and value > 0 for value in (column_mm, row_mm)):
+        raise AcouslicError(f"{path}: expected a positive resolution, got pixels of {row_mm} x {column_mm} mm")
+    return column_mm, row_mm
 
 
-def read_tiff_pages(header: TiffHeader, indices: range) -> list[np.ndarray]:
-    """The pages at `indices`: (rows, columns) each, in the file's own type. Raises AcouslicError for a damaged one."""
-    columns, rows = header.dim_size[:2]
+@contextmanager
+def _silent_opencv() -> Iterator[None]:
+    """OpenCV prints a warning for every tag it does not know to stderr, which the platform shows to the user."""
+    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
-        read, pages = cv2.imreadmulti(str(header.path), indices.start, len(indices), flags=cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:
-        raise AcouslicError(f"{header.path}: frames {indices.start}.. could not be decoded: {error.err}") from error
-    if not read or len(pages) != len(indices):
-        raise AcouslicError(
-            f"{header.path}: frames {indices.start} to {indices.stop - 1} could not be decoded; the file is truncated "
-            "or damaged"
-        )
-    for frame_index, page in zip(indices, pages, strict=True):
-        if page.shape != (rows, columns):
-            raise AcouslicError(f"{header.path}: frame {frame_index} is {page.shape}, expected {(rows, columns)}")
-    return list(pages)
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(level)
