@@ -1,18 +1,12 @@
-"""MetaImage (`.mha`, `.mhd` with `.raw` or `.zraw`): its header, and its pixels as a stream.
+"""MetaImage (`.mha`, `.mhd` with `.raw` or `.zraw`): what its header says, held against the size of its file.
 
-A decoder of our own, because SimpleITK hands over an image only when all of it is decoded, in a buffer of its own.
-This one decodes 351 MB straight into the caller's array, hands frames out while the rest is still decoding, accepts
-exactly the number of bytes the header announces, and never inflates more than that. Format: the MetaIO documentation
-of ITK; the forms nobody writes for a sweep (ASCII, lists and patterns of files) are refused.
+`pixel_stream.py` decodes the pixels. Format: the MetaIO documentation of ITK; the forms nobody writes for a sweep (text,
+lists and patterns of files) are refused.
 """
 
 import math
 import re
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +25,6 @@ PIXEL_TYPES = {
 }
 
 _MAX_HEADER_BYTES = 4 << 20
-_PIECE_BYTES = 256 << 10
 _MAX_INFLATION = 1032
 """Deflate cannot do better: 258 bytes for two bits."""
 _CONVERT = "convert it with SimpleITK: SimpleITK.WriteImage(SimpleITK.ReadImage(old), new_mha, True)"
@@ -99,7 +92,7 @@ def read_header(path: Path) -> MetaImageHeader:
     pixel_type = _required(path, fields, "ElementType")
     if pixel_type not in PIXEL_TYPES:
         raise AcouslicError(
-            f"{path}: ElementType {pixel_type} is not one of {', '.join(PIXEL_TYPES)}; write the frames as uint8"
+            f"{path}: ElementType {pixel_type!r:.80} is not one of {', '.join(PIXEL_TYPES)}; write the frames as uint8"
         )
     msb = _boolean(path, fields, "BinaryDataByteOrderMSB") or _boolean(path, fields, "ElementByteOrderMSB")
     dtype = np.dtype(PIXEL_TYPES[pixel_type]).newbyteorder(">" if msb else "<")
@@ -119,75 +112,6 @@ def read_header(path: Path) -> MetaImageHeader:
     )
 
 
-@contextmanager
-def open_pixels(header: MetaImageHeader) -> Iterator["PixelStream"]:
-    """The pixels, to be read in order with `PixelStream.read_into`."""
-    try:
-        with header.pixel_path.open("rb", buffering=0) as file:
-            file.seek(header.pixel_offset)
-            yield PixelStream(header, file)
-    except OSError as error:
-        raise AcouslicError(f"{header.pixel_path} could not be read: {error.strerror or error}") from error
-
-
-class PixelStream:
-    """Decoded pixel bytes in order. Raises AcouslicError as soon as the stored ones are damaged or end."""
-
-    def __init__(self, header: MetaImageHeader, file: FileIO) -> None:
-        self._header, self._file = header, file
-        self._stored_left = header.stored_bytes
-        # 32 + 15: a zlib or a gzip wrapper, as MetaIO itself accepts.
-        self._inflater = zlib.decompressobj(32 + zlib.MAX_WBITS) if header.compressed else None
-
-    def read_into(self, destination: memoryview) -> None:
-        """Fill `destination` (bytes) with the next decoded bytes."""
-        filled = 0
-        while filled < len(destination):
-            if self._inflater is None:
-                count = self._file.readinto(destination[filled:])
-            else:
-                piece = self._inflate(min(_PIECE_BYTES, len(destination) - filled))
-                count = len(piece)
-                destination[filled : filled + count] = piece
-            if not count:
-                what = "file is truncated" if self._inflater is None or not self._inflater.eof else "header is wrong"
-                raise AcouslicError(
-                    f"{self._header.pixel_path}: the pixels end early, before the {self._header.pixel_bytes:,} bytes "
-                    f"that the header announces; the {what}"
-                )
-            filled += count
-
-    def finish(self) -> None:
-        """Check, after the last pixel, that nothing follows."""
-        if self._inflater is None:
-            return
-        if self._inflate(1):
-            raise AcouslicError(
-                f"{self._header.pixel_path}: the compressed pixels inflate past the {self._header.pixel_bytes:,} bytes "
-                "that the header announces"
-            )
-        if not self._inflater.eof:
-            raise AcouslicError(f"{self._header.pixel_path}: the compressed pixels end early, without their checksum")
-        if self._stored_left or self._inflater.unused_data:
-            raise AcouslicError(f"{self._header.pixel_path}: something follows the end of the compressed pixels")
-
-    def _inflate(self, limit: int) -> bytes:
-        """At most `limit` more bytes; none only at the end."""
-        assert self._inflater is not None
-        while not self._inflater.eof:
-            stored = self._inflater.unconsumed_tail
-            if not stored:
-                stored = self._file.read(min(_PIECE_BYTES, self._stored_left))
-                self._stored_left -= len(stored)
-            try:
-                piece = self._inflater.decompress(stored, limit)
-            except zlib.error as error:
-                raise AcouslicError(f"{self._header.pixel_path}: the compressed pixels are damaged: {error}") from error
-            if piece or not stored:
-                return piece
-        return b""
-
-
 def _read_fields(path: Path) -> tuple[dict[str, str], int]:
     """The `Key = Value` lines up to ElementDataFile, and the number of bytes they take."""
     fields: dict[str, str] = {}
@@ -202,7 +126,7 @@ def _read_fields(path: Path) -> tuple[dict[str, str], int]:
                         "the file is truncated or of another kind"
                     )
                 if key.strip() in fields:
-                    raise AcouslicError(f"{path}: its header has two lines {key.strip()}")
+                    raise AcouslicError(f"{path}: its header has two lines {key.strip()!r:.80}")
                 fields[key.strip()] = value.strip()
             return fields, file.tell()
     except FileNotFoundError:
@@ -213,19 +137,21 @@ def _read_fields(path: Path) -> tuple[dict[str, str], int]:
 
 def _refuse_exotic(path: Path, fields: dict[str, str]) -> None:
     if fields.get("ObjectType", "Image") != "Image":
-        raise AcouslicError(f"{path}: ObjectType is {fields['ObjectType']}, expected Image")
+        raise AcouslicError(f"{path}: ObjectType is {fields['ObjectType']!r:.80}, expected Image")
     if not _boolean(path, fields, "BinaryData", default=True):
         raise AcouslicError(f"{path}: its pixels are written as text (BinaryData = False); {_CONVERT}")
     channels = fields.get("ElementNumberOfChannels", "1")
     if channels != "1":
-        raise AcouslicError(f"{path}: expected one grey channel, got ElementNumberOfChannels = {channels} (colour?)")
+        raise AcouslicError(
+            f"{path}: expected one grey channel, got ElementNumberOfChannels = {channels!r:.80} (colour?)"
+        )
 
 
 def _dim_size(path: Path, fields: dict[str, str]) -> tuple[int, ...]:
     texts = _required(path, fields, "DimSize").split()
     dimensions = _required(path, fields, "NDims")
     if dimensions not in ("2", "3"):
-        raise AcouslicError(f"{path}: expected a stack of frames with NDims = 3, got NDims = {dimensions}")
+        raise AcouslicError(f"{path}: expected a stack of frames with NDims = 3, got NDims = {dimensions!r:.80}")
     if len(texts) != int(dimensions) or not all(re.fullmatch("[0-9]{1,9}", text) for text in texts):
         raise AcouslicError(f"{path}: DimSize must be {dimensions} whole numbers, not {' '.join(texts)!r:.80}")
     sizes = tuple(map(int, texts))
@@ -244,7 +170,7 @@ def _spacing(path: Path, fields: dict[str, str], dimensions: int) -> tuple[float
     except ValueError:
         values = ()
     if len(values) != dimensions or not all(math.isfinite(value) and value > 0 for value in values):
-        raise AcouslicError(f"{path}: {key} must be {dimensions} positive numbers in mm, not {fields[key]!r}")
+        raise AcouslicError(f"{path}: {key} must be {dimensions} positive numbers in mm, not {fields[key]!r:.80}")
     return values
 
 
@@ -268,7 +194,7 @@ def _locate_pixels(
     stored_bytes = file_bytes - start
     if compressed:
         announced = _integer(path, fields, "CompressedDataSize", 0) or stored_bytes
-        possible = stored_bytes == announced and pixel_bytes <= stored_bytes * _MAX_INFLATION + _PIECE_BYTES
+        possible = stored_bytes == announced and pixel_bytes <= stored_bytes * _MAX_INFLATION
         expected = f"{announced:,} compressed bytes that inflate to {pixel_bytes:,}"
     else:
         possible, expected = stored_bytes == pixel_bytes, f"{pixel_bytes:,} bytes of pixels"
@@ -285,9 +211,9 @@ def _pixel_file(path: Path, name: str, header_bytes: int) -> tuple[Path, int]:
     if name.upper() == "LOCAL":
         return path, header_bytes
     if name.split()[:1] == ["LIST"] or "%" in name:
-        raise AcouslicError(f"{path}: its pixels are spread over several files ({name}); {_CONVERT}")
+        raise AcouslicError(f"{path}: its pixels are spread over several files ({name!r:.80}); {_CONVERT}")
     if not name or name in (".", "..") or "/" in name or "\\" in name:
-        raise AcouslicError(f"{path}: ElementDataFile must name a file in the same folder, not {name!r}")
+        raise AcouslicError(f"{path}: ElementDataFile must name a file in the same folder, not {name!r:.80}")
     return path.parent / name, 0
 
 
@@ -302,7 +228,7 @@ def _boolean(path: Path, fields: dict[str, str], key: str, *, default: bool = Fa
     if text is None:
         return default
     if text.lower() not in ("true", "false"):
-        raise AcouslicError(f"{path}: {key} must be True or False, not {text!r}")
+        raise AcouslicError(f"{path}: {key} must be True or False, not {text!r:.80}")
     return text.lower() == "true"
 
 
@@ -310,4 +236,4 @@ def _integer(path: Path, fields: dict[str, str], key: str, default: int) -> int:
     try:
         return int(fields.get(key, default))
     except ValueError:
-        raise AcouslicError(f"{path}: {key} must be a whole number, not {fields[key]!r}") from None
+        raise AcouslicError(f"{path}: {key} must be a whole number, not {fields[key]!r:.80}") from None

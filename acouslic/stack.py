@@ -1,6 +1,6 @@
 """Reading a sweep stack: header first, then frames, in chunks, into an array of the caller's.
 
-Two kinds of file are read: MetaImage, decoded by `metaimage.py`, and multi-page TIFF, whose header SimpleITK reads and
+Two kinds of file are read: MetaImage, decoded by `pixel_stream.py`, and multi-page TIFF, whose header SimpleITK reads and
 whose pages OpenCV decodes a few at a time (SimpleITK would hold the whole stack a second time). Frames are uint8; other
 pixel types are accepted where every value is a whole number in 0..255.
 
@@ -18,7 +18,8 @@ import numpy as np
 
 from acouslic.errors import AcouslicError
 from acouslic.geometry import SPACING_MM
-from acouslic.metaimage import MetaImageHeader, open_pixels, read_header
+from acouslic.metaimage import MetaImageHeader, read_header
+from acouslic.pixel_stream import open_pixels
 from acouslic.sockets import STACK_SUFFIXES
 from acouslic.tiff import TiffHeader, read_tiff_header, read_tiff_pages
 
@@ -129,10 +130,16 @@ def open_stack(path: Path, *, allow_single_frame_2d: bool = False) -> StackReade
 
 
 def read_stack(path: Path, *, allow_single_frame_2d: bool = False) -> SweepStack:
-    """A whole stack at once. Raises AcouslicError as `open_stack` and `StackReader.read_into`."""
+    """A whole stack at once.
+
+    Raises AcouslicError as `open_stack` and `StackReader.read_into`, and where it does not fit into memory.
+    """
     reader = open_stack(path, allow_single_frame_2d=allow_single_frame_2d)
     header = reader.header
-    frames = np.empty((header.frames, header.rows, header.columns), dtype=np.uint8)
+    try:
+        frames = np.empty((header.frames, header.rows, header.columns), dtype=np.uint8)
+    except MemoryError as error:
+        raise AcouslicError(f"{path} does not fit into memory: {error}") from error
     for _ in reader.read_into(frames):
         pass
     return SweepStack(frames, header)

@@ -87,8 +87,9 @@ def check_outputs(output_dir: Path, stack: StackHeader) -> None:
             f"{mask_path}: expected MET_UCHAR of {expected} after writing, got {got.pixel_type} of "
             f"{(got.frames, got.rows, got.columns)}"
         )
-    if got.spacing_mm != stack.spacing_mm:
-        raise AcouslicError(f"{mask_path}: expected spacing {stack.spacing_mm} after writing, got {got.spacing_mm}")
+    got_spacing, expected_spacing = (*got.spacing_mm, got.frame_spacing), (*stack.spacing_mm, stack.frame_spacing)
+    if got_spacing != expected_spacing:
+        raise AcouslicError(f"{mask_path}: expected spacing {expected_spacing} after writing, got {got_spacing}")
     for indices, masks in reader.iter_chunks():
         for frame_index, mask in zip(indices, masks, strict=True):
             highest = int(mask.max())
