@@ -17,14 +17,19 @@ _SHOWN_CHARACTERS = 80
 def read_strict_json(path: Path, limit_bytes: int, what: str) -> Any:
     """The content of a UTF-8 JSON file.
 
-    `what` opens the sentence of every error, followed by the path ("case x"). Raises AcouslicError where the file is missing, not a regular file, larger than `limit_bytes` (found before it is read),
-    not UTF-8, not JSON, nested too deeply, or holds NaN, an infinite number or one of more than 40 characters.
+    `what` opens the sentence of every error, followed by the path ("case x"). Raises AcouslicError where the file is
+    missing, not a regular file, larger than `limit_bytes` (found before it is read), not UTF-8, not JSON, nested too
+    deeply, or holds NaN, an infinite number or one of more than 40 characters.
     """
     where = f"{what}: {path}"
     content = _read_bounded(path, limit_bytes, where)
     try:
         return json.loads(
-            content.decode("utf-8"), parse_int=_bounded_int, parse_float=_finite_float, parse_constant=_no_constant
+            content.decode("utf-8"),
+            object_pairs_hook=_object_without_repeats,
+            parse_int=_bounded_int,
+            parse_float=_finite_float,
+            parse_constant=_no_constant,
         )
     except RecursionError:
         raise AcouslicError(f"{where} is nested too deeply to be read") from None
@@ -55,12 +60,13 @@ def _read_bounded(path: Path, limit_bytes: int, where: str) -> bytes:
         raise AcouslicError(f"{where} is missing") from None
     except (OSError, ValueError) as error:
         raise AcouslicError(f"{where} cannot be opened: {_reason(error)}") from None
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_size > limit_bytes:
+        os.close(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise AcouslicError(f"{where} is not a regular file")
-        if status.st_size > limit_bytes:
-            raise AcouslicError(f"{where} has {status.st_size:,} bytes, more than the {limit_bytes:,} allowed")
+        raise AcouslicError(f"{where} has {status.st_size:,} bytes, more than the {limit_bytes:,} allowed")
+    with os.fdopen(descriptor, "rb") as file:
         content = file.read(limit_bytes + 1)
     if len(content) > limit_bytes:
         raise AcouslicError(f"{where} has more than the {limit_bytes:,} bytes allowed")
@@ -69,6 +75,15 @@ def _read_bounded(path: Path, limit_bytes: int, where: str) -> bytes:
 
 def _reason(error: Exception) -> str:
     return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else type(error).__name__
+
+
+def _object_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for key, item in pairs:
+        if key in value:
+            raise ValueError(f"the key {shown(key)} twice in one object")
+        value[key] = item
+    return value
 
 
 def _bounded_int(text: str) -> int:
