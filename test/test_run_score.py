@@ -1,0 +1,242 @@
+"""Exhaustive and gated scoring, with an ensemble whose answer can be read off a frame's grey level."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from acouslic.errors import AcouslicError
+from acouslic.geometry import sweep_ranges
+from algorithm.manifest import (
+    DecoderConfig,
+    Manifest,
+    MemberConfig,
+    PreprocessingConfig,
+    Provenance,
+    ScoringConfig,
+    SelectionConfig,
+    Thresholds,
+    TowerConfig,
+)
+from algorithm.score import choose_batch_frames, choose_refined, gate_frames, interpolate_in_sweeps, score_case
+
+TOWER = TowerConfig(image_size=28, patch_size=14, width=8, layers=2, heads=2, mlp_width=16, output_dim=4)
+MEMBER = MemberConfig(adapter=False, presence=True, optimality=True, decoder=DecoderConfig((1, 1, 1, 1), 2, 2))
+MANIFEST = Manifest(
+    schema_version=1,
+    name="fake",
+    tower=TOWER,
+    preprocessing=PreprocessingConfig(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+    members=(MEMBER, MEMBER),
+    thresholds=Thresholds(),
+    scoring=ScoringConfig(),
+    selection=SelectionConfig(smoothing_sigma_frames=0.0),
+    provenance=Provenance("", "", "", "", ""),
+)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """As the ensemble's."""
+
+    presence_probability: torch.Tensor
+    optimality_probability: torch.Tensor
+
+
+class GreyEnsemble:
+    """Member 0 says the grey level (0..1), member 1 half of it; the gate says the grey level minus 0.1."""
+
+    dtype = torch.float32
+
+    def __init__(self, manifest=MANIFEST, most_frames=10**9, optimality=True):
+        self.manifest = manifest
+        self.most_frames = most_frames
+        self.optimality = optimality
+        self.batches = []
+        self.gate_batches = []
+
+    def _grey(self, images):
+        if len(images) > self.most_frames:
+            raise torch.OutOfMemoryError("no room")
+        assert images.shape[1:] == (3, 28, 28)
+        return images.mean(dim=(1, 2, 3))
+
+    def score(self, images):
+        grey = self._grey(images)
+        self.batches.append(len(images))
+        optimality = torch.stack([1 - grey]) if self.optimality else torch.empty(0, len(images))
+        return Scores(torch.stack([grey, grey / 2]), optimality)
+
+    def score_gate(self, images):
+        grey = (self._grey(images) - 0.1).clamp(0)
+        self.gate_batches.append(len(images))
+        return Scores(grey[None], torch.empty(0, len(images)))
+
+
+def grey_frames(levels):
+    """Frames of constant grey."""
+    return torch.tensor(levels, dtype=torch.uint8)[:, None, None].expand(-1, 28, 28).contiguous()
+
+
+LEVELS = np.random.default_rng(5).integers(0, 256, 50)
+
+
+def test_exhaustive_is_the_mean_over_members_of_every_frame():
+    """Members say grey and half of grey: their mean is three quarters; optimality is the one member's that has it."""
+    scores = score_case(GreyEnsemble(), grey_frames(LEVELS), ScoringConfig())
+    grey = LEVELS / 255
+    assert scores.presence_probability == pytest.approx(grey * 0.75, abs=1e-6)
+    assert scores.optimality_probability == pytest.approx(1 - grey, abs=1e-6)
+    assert np.allclose(scores.member_presence, np.stack([grey, grey / 2]), atol=1e-6)
+    assert scores.refined.all()
+    assert (
+        score_case(GreyEnsemble(optimality=False), grey_frames(LEVELS), ScoringConfig()).optimality_probability is None
+    )
+
+
+@pytest.mark.parametrize("mode", ["exhaustive", "gated"])
+def test_scores_do_not_depend_on_the_batch(mode):
+    """Batches of 1, 7 and 64 give the same scores and the same refined frames."""
+    config = ScoringConfig(mode=mode, max_refined_fraction=0.4)
+    results = [
+        score_case(GreyEnsemble(), grey_frames(LEVELS), config, batch_frames=batch_frames)
+        for batch_frames in (1, 7, 64)
+    ]
+    for other in results[1:]:
+        assert np.allclose(results[0].presence_probability, other.presence_probability, atol=1e-6)
+        assert np.array_equal(results[0].refined, other.refined)
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(caplog):
+    """Room for 5 frames: 32 -> 16 -> 8 -> 4, nothing lost, said in the log, and the small batch is kept."""
+    ensemble = GreyEnsemble(most_frames=5)
+    caplog.set_level("INFO")
+    scores = score_case(ensemble, grey_frames(LEVELS), ScoringConfig(), batch_frames=32)
+    assert ensemble.batches == [4] * 12 + [2]
+    assert scores.presence_probability == pytest.approx(LEVELS / 255 * 0.75, abs=1e-6)
+    assert "going on with batches of 4" in caplog.text
+
+
+def test_no_room_for_one_frame_is_an_error():
+    """Where not even one frame fits, the message says what to do."""
+    with pytest.raises(AcouslicError, match="does not hold the model and one frame"):
+        score_case(GreyEnsemble(most_frames=0), grey_frames(LEVELS), ScoringConfig(), batch_frames=4)
+
+
+def test_gated_equals_exhaustive_where_everything_is_refined():
+    """A ratio of 0 refines every frame: scores are then those of the exhaustive run, to the bit."""
+    config = ScoringConfig(mode="gated", stride=3, refine_ratio=0.0, max_refined_fraction=1.0)
+    gated = score_case(GreyEnsemble(), grey_frames(LEVELS), config)
+    exhaustive = score_case(GreyEnsemble(), grey_frames(LEVELS), ScoringConfig())
+    assert gated.refined.all()
+    assert np.array_equal(gated.presence_probability, exhaustive.presence_probability)
+    assert np.array_equal(gated.optimality_probability, exhaustive.optimality_probability)
+    assert np.array_equal(gated.member_presence, exhaustive.member_presence)
+
+
+def test_gated_refines_the_peak_and_keeps_the_gate_elsewhere():
+    """A bright run 20..22 in the dark: with 19 and 23, interpolated to half, and three more on each side it is refined."""
+    levels = np.zeros(50, int)
+    levels[20:23] = 250
+    ensemble = GreyEnsemble()
+    scores = score_case(ensemble, grey_frames(levels), ScoringConfig(mode="gated", stride=2))
+    assert np.flatnonzero(scores.refined).tolist() == list(range(16, 27))
+    assert sum(ensemble.gate_batches) == 26
+    assert sum(ensemble.batches) == 11
+    assert scores.presence_probability[21] == pytest.approx(250 / 255 * 0.75, abs=1e-6)
+    assert scores.presence_probability[30] == 0
+    assert np.isnan(scores.member_presence[:, ~scores.refined]).all()
+    assert not np.isnan(scores.member_presence[:, scores.refined]).any()
+    # The gate here has no optimality head, the ensemble has one.
+    assert scores.optimality_probability[30] == 0
+    assert scores.optimality_probability[21] == pytest.approx(1 - 250 / 255, abs=1e-6)
+
+
+def test_unrefined_frames_are_interpolated_from_the_gate():
+    """Stride 2 over the ramp 102, 104, ...: an odd frame's score is the mean of its neighbours'."""
+    levels = 102 + np.arange(50)
+    config = ScoringConfig(mode="gated", stride=2, refine_presence=(0.0, 0.0), max_refined_fraction=0.1)
+    scores = score_case(GreyEnsemble(), grey_frames(levels), config)
+    assert scores.refined.sum() == 5
+    assert scores.presence_probability[11] == pytest.approx(113 / 255 - 0.1, abs=1e-6)
+
+
+def test_gate_frames_hold_the_last_of_each_sweep():
+    """Sweeps of 5 and 4 frames at stride 2 and 3."""
+    sweeps = [range(5), range(5, 9)]
+    assert gate_frames(sweeps, 2).tolist() == [0, 2, 4, 5, 7, 8]
+    assert gate_frames(sweeps, 3).tolist() == [0, 3, 4, 5, 8]
+    assert gate_frames(sweeps, 100).tolist() == [0, 4, 5, 8]
+    assert gate_frames([range(1)], 2).tolist() == [0]
+
+
+def test_interpolation_does_not_cross_sweeps():
+    """Between the last frame of one sweep (1.0) and the first of the next (0.0) nothing is mixed."""
+    sweeps = [range(3), range(3, 6)]
+    values = interpolate_in_sweeps(np.array([0.0, 1.0, 0.0, 0.5]), np.array([0, 2, 3, 5]), sweeps)
+    assert values.tolist() == [0.0, 0.5, 1.0, 0.0, 0.25, 0.5]
+
+
+def refined(presence, **settings):
+    """choose_refined over two sweeps of 20, without optimality and smoothing."""
+    config = dataclasses.replace(ScoringConfig(mode="gated", max_refined_fraction=1.0), **settings)
+    presence = np.asarray(presence, float)
+    return choose_refined(presence, presence, presence, [range(20), range(20, 40)], config).tolist()
+
+
+def test_refined_are_those_that_could_win_with_a_margin_within_their_sweep():
+    """Best 1.0 at frame 19, ratio 0.5: 0.5 at frame 25 could win, 0.49 at 10 not; margins stop at sweep ends."""
+    presence = np.zeros(40)
+    presence[[19, 25, 10]] = [1.0, 0.5, 0.49]
+    assert refined(presence, refine_presence=(0.95, 0.96)) == [16, 17, 18, 19, *range(22, 29)]
+
+
+def test_ambiguous_frames_are_refined_alone():
+    """Frame 10 at 0.3 cannot win against 1.0, but it decides F1: it is refined, its neighbours are not."""
+    presence = np.zeros(40)
+    presence[[19, 10]] = [1.0, 0.3]
+    assert refined(presence, margin_frames=1) == [10, 18, 19]
+    assert refined(presence, margin_frames=1, refine_presence=(0.4, 0.9)) == [18, 19]
+
+
+def test_the_limit_keeps_the_best_first():
+    """Room for 4 of 40: the best peak with its margin, then one frame of the second peak, no ambiguous one."""
+    presence = np.zeros(40)
+    presence[[5, 30, 12]] = [1.0, 0.8, 0.4]
+    assert refined(presence, margin_frames=1, max_refined_fraction=0.1) == [4, 5, 6, 29]
+    assert refined(np.zeros(40), max_refined_fraction=0.01) == [0]
+
+
+def test_frames_are_waited_for_before_they_are_looked_at():
+    """Each batch asks for exactly the frames it needs, so that scoring starts while the stack is still decoding."""
+    asked = []
+    score_case(GreyEnsemble(), grey_frames(LEVELS), ScoringConfig(), batch_frames=20, wait_for=asked.append)
+    assert asked == [20, 40, 50]
+
+
+def test_progress_ends_at_one():
+    """Shares of the work grow to 1 in both modes."""
+    for mode in ("exhaustive", "gated"):
+        shares = []
+        score_case(GreyEnsemble(), grey_frames(LEVELS), ScoringConfig(mode=mode), progress=shares.append)
+        assert shares == sorted(shares)
+        assert shares[-1] == 1
+
+
+def test_batches_on_a_cpu_are_small():
+    """8 frames a batch, whatever the model; on a GPU a power of two from its free memory."""
+    assert choose_batch_frames(TOWER, 5, torch.device("cpu"), torch.float32) == 8
+
+
+@pytest.mark.gpu
+def test_batches_on_a_gpu_are_powers_of_two():
+    """At least one frame, at most 128, a power of two."""
+    batch_frames = choose_batch_frames(TOWER, 5, torch.device("cuda"), torch.float16)
+    assert batch_frames in {2**k for k in range(8)}
+
+
+def test_sweeps_of_a_short_stack_are_cut_every_140():
+    """What the tests above rely on: 50 frames are one sweep."""
+    assert sweep_ranges(50) == [range(50)]
