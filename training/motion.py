@@ -60,8 +60,8 @@ class Subject:
 
 
 def draw_subject(rng: np.random.Generator) -> Subject:
-    """A fetus with an abdominal circumference of 150 to 330 mm."""
-    mean_radius_px = float(np.clip(rng.normal(232, 46), 150, 330)) / SPACING_MM / (2 * math.pi)
+    """A fetus with an abdominal circumference of 172 to 345 mm at the full section."""
+    mean_radius_px = float(np.clip(rng.normal(232, 46), 172, 345)) / SPACING_MM / (2 * math.pi)
     ratio = rng.uniform(0.80, 0.98)
     semi_axes_px = (mean_radius_px / math.sqrt(ratio), mean_radius_px * math.sqrt(ratio))
     return Subject(draw_abdomen(rng), draw_head(rng), draw_limb(rng), semi_axes_px)
