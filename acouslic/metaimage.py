@@ -1,7 +1,7 @@
 """MetaImage (`.mha`, `.mhd` with `.raw` or `.zraw`): what its header says, held against the size of its file.
 
-`pixel_stream.py` decodes the pixels. Format: the MetaIO documentation of ITK; the forms nobody writes for a sweep (text,
-lists and patterns of files) are refused.
+`pixel_stream.py` decodes the pixels. Format: the MetaIO documentation of ITK; the forms nobody writes for a sweep
+(text, lists and patterns of files) are refused.
 """
 
 import math

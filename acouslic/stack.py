@@ -1,8 +1,7 @@
 """Reading a sweep stack: header first, then frames, in chunks, into an array of the caller's.
 
-Two kinds of file are read: MetaImage, decoded by `pixel_stream.py`, and multi-page TIFF, whose header SimpleITK reads and
-whose pages OpenCV decodes a few at a time (SimpleITK would hold the whole stack a second time). Frames are uint8; other
-pixel types are accepted where every value is a whole number in 0..255.
+Two kinds of file are read: MetaImage, decoded by `pixel_stream.py`, and multi-page TIFF, decoded by OpenCV a few pages
+at a time. Frames are uint8; other pixel types are accepted where every value is a whole number in 0..255.
 
 In-plane spacing. A header that states a spacing that cannot be (zero, negative, NaN) is damaged and refused. One that
 states none, exactly 1 (what writers put that know nothing), or one no ultrasound scanner has (outside 0.05..2 mm) is
