@@ -7,7 +7,7 @@
                        labels.npy        uint8 (F,), 0 nothing, 1 optimal plane, 2 suboptimal plane
                        padding.npy       uint8 (F,), 0 a frame of its own, 1 black, 2 equal to the frame before it
                        mask_frames.npy   int32 (A,), the annotated frames, ascending: where labels are not 0
-                       masks.npy         uint8 (A, S, S), labels 0, 1, 2 of the annotated frames on the grid of the frames
+                       masks.npy         uint8 (A, S, S), their labels 0, 1, 2, on the grid of `frames`
 
 F is 840 in the release, S the training size (224). A case is 42 MB and 50 kB an annotated frame: 300 cases take 13 GB.
 """
@@ -25,6 +25,7 @@ from acouslic.errors import AcouslicError
 from acouslic.geometry import sweep_ranges
 
 SCHEMA_VERSION = 1
+INDEX_FILE = "index.json"
 NOT_PADDING, BLACK, REPEATED = 0, 1, 2
 
 
@@ -138,6 +139,18 @@ class CachedCase:
             raise AcouslicError(f"{path} cannot be read: {error}; delete its folder and prepare again") from None
 
 
+@dataclass(frozen=True)
+class CacheIndex:
+    """What `index.json` holds, besides its schema version. It is written when `prepare` starts."""
+
+    image_size: int
+    """S, side of the frames."""
+    antialias: bool
+    """The one setting of the resize."""
+    cases: tuple[str, ...]
+    """The uuids in the order of the csv."""
+
+
 class Cache:
     """A prepared cache.
 
@@ -147,24 +160,42 @@ class Cache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        index = _read_json(folder / "index.json", "prepare the release first: python -m training prepare")
-        if index.get("schema_version") != SCHEMA_VERSION:
-            raise AcouslicError(
-                f"{folder / 'index.json'}: schema_version is {index.get('schema_version')!r}, this program reads "
-                f"{SCHEMA_VERSION}; prepare into a new folder"
-            )
-        self.image_size: int = index["image_size"]
-        self.antialias: bool = index["antialias"]
+        self.index = read_index(folder)
         self.cases = tuple(
-            CachedCase(folder / "cases" / uuid, read_record(folder / "cases" / uuid)) for uuid in index["cases"]
+            CachedCase(folder / "cases" / uuid, read_record(folder / "cases" / uuid)) for uuid in self.index.cases
         )
         self._by_uuid = {case.uuid: case for case in self.cases}
+
+    @property
+    def image_size(self) -> int:
+        """S, side of the frames."""
+        return self.index.image_size
 
     def case(self, uuid: str) -> CachedCase:
         """One case by its uuid. Raises AcouslicError where the cache does not hold it."""
         if uuid not in self._by_uuid:
             raise AcouslicError(f"{self.folder} holds no case {uuid}; prepare the release that has it")
         return self._by_uuid[uuid]
+
+
+def read_index(folder: Path) -> CacheIndex:
+    """The `index.json` of a cache. Raises AcouslicError where it is missing, damaged or of another schema."""
+    path = folder / INDEX_FILE
+    content = _read_json(path, "prepare the release first: python -m training prepare")
+    if content.get("schema_version") != SCHEMA_VERSION:
+        raise AcouslicError(
+            f"{path}: schema_version is {content.get('schema_version')!r}, this program reads {SCHEMA_VERSION}; "
+            "prepare into a new folder"
+        )
+    try:
+        return CacheIndex(content["image_size"], content["antialias"], tuple(content["cases"]))
+    except (KeyError, TypeError) as error:
+        raise AcouslicError(f"{path} is not a cache's index: {error}; prepare into a new folder") from None
+
+
+def index_to_json(index: CacheIndex) -> dict[str, Any]:
+    """The content of `index.json`."""
+    return {"schema_version": SCHEMA_VERSION, **asdict(index)}
 
 
 def read_record(case_folder: Path) -> CaseRecord:

@@ -33,6 +33,8 @@ from acouslic.sockets import SWEEP_FOLDER, SWEEP_SLUG
 from acouslic.write import write_bytes, write_json
 from training.draw_case import GeneratedCase, generate_case
 
+SMALLEST_ROWS = 80
+"""In frames with fewer, a pixel would be more than 2 mm, which readers rightly take for a damaged header."""
 SHARED_SUBJECT_SHARE = 0.07
 """So many cases are of the same subject as the case before."""
 
@@ -135,8 +137,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--frames-per-sweep", type=_positive, default=FRAMES_PER_SWEEP)
     parser.add_argument("--rows", type=_positive, default=ROWS, help="562 is the challenge's; columns follow")
     options = parser.parse_args(arguments)
-    if options.sweeps > SWEEPS_PER_CASE or options.seed < 0:
-        parser.error(f"--sweeps must be at most {SWEEPS_PER_CASE} and --seed 0 or more")
+    if options.sweeps > SWEEPS_PER_CASE or options.seed < 0 or options.rows < SMALLEST_ROWS:
+        parser.error(f"--sweeps must be at most {SWEEPS_PER_CASE}, --seed 0 or more, --rows {SMALLEST_ROWS} or more")
     table = Release(options.out).circumferences_path
     if table.exists():
         raise AcouslicError(f"{table} exists already: choose another --out, or delete the old release")
