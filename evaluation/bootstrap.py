@@ -64,18 +64,36 @@ def f1_interval(counts: Sequence[ConfusionCounts], weights: np.ndarray) -> Inter
     estimate = sum(counts, ConfusionCounts()).f1
     if estimate is None:
         return None
-    return _interval(estimate, resampled_f1(counts, weights))
+    return _interval(estimate, _resampled_f1(counts, weights))
 
 
-def resampled_f1(counts: Sequence[ConfusionCounts], weights: np.ndarray, *, keep_undefined: bool = False) -> np.ndarray:
-    """F1 of each resample, float; the undefined ones left out, or NaN where they are to be kept."""
-    doubled_tp = weights @ np.array([2 * c.tp for c in counts], dtype=int)
-    total = doubled_tp + weights @ np.array([c.fp + c.fn for c in counts], dtype=int)
-    f1 = np.divide(doubled_tp, total, out=np.full(len(total), np.nan), where=total > 0)
-    return f1 if keep_undefined else f1[total > 0]
+def paired_mean_interval(values_a: np.ndarray, values_b: np.ndarray, weights: np.ndarray) -> Interval:
+    """Of the mean of B - A over the same cases, float (n,) each, n at least 1, without NaN."""
+    interval = mean_interval(values_b - values_a, weights)
+    if interval is None:
+        raise ValueError("no cases, or NaN")
+    return interval
+
+
+def paired_f1_interval(
+    counts_a: Sequence[ConfusionCounts], counts_b: Sequence[ConfusionCounts], weights: np.ndarray
+) -> Interval | None:
+    """Of F1 of B - F1 of A over the same cases; undefined as in `f1_interval`."""
+    f1_a, f1_b = sum(counts_a, ConfusionCounts()).f1, sum(counts_b, ConfusionCounts()).f1
+    if f1_a is None or f1_b is None:
+        return None
+    return _interval(f1_b - f1_a, _resampled_f1(counts_b, weights) - _resampled_f1(counts_a, weights))
+
+
+def _resampled_f1(counts: Sequence[ConfusionCounts], weights: np.ndarray) -> np.ndarray:
+    """F1 of each resample, float (resamples,), NaN where it is undefined."""
+    doubled_tp = weights @ np.array([2 * case.tp for case in counts], dtype=int)
+    total = doubled_tp + weights @ np.array([case.fp + case.fn for case in counts], dtype=int)
+    return np.divide(doubled_tp, total, out=np.full(len(total), np.nan), where=total > 0)
 
 
 def _interval(estimate: float, resampled: np.ndarray) -> Interval | None:
+    resampled = resampled[~np.isnan(resampled)]
     if not len(resampled):
         return None
     lower, upper = np.percentile(resampled, _PERCENTILES)

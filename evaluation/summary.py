@@ -52,7 +52,7 @@ def summarise(results: Sequence[CaseResult]) -> dict[str, Any]:
     leaves out the scores of its hard cases has no figure under the comparable name. `selection_f1` needs no scores.
     """
     metrics: dict[str, Any] = {
-        "cases": len(results),
+        "case_count": len(results),
         "cases_failed": sum(result.failure is not None for result in results),
         "subjects": len({result.subject_id for result in results if result.subject_id is not None}),
     }

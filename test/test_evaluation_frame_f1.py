@@ -208,7 +208,7 @@ def test_partial_scores_never_have_the_comparable_name(make_case_result: Build) 
     whole, part = summarise([scored]), summarise([scored, bare])
     assert whole["frame_f1"]["all_frames"] == part["frame_f1_of_scored_cases"]["all_frames"]
     assert not {"frame_f1", "optimal_f1", "calibration"} & set(part)
-    assert (part["cases_with_presence_scores"], part["cases"]) == (1, 2)
+    assert (part["cases_with_presence_scores"], part["case_count"]) == (1, 2)
     assert not any(name.startswith("frame_f1") for name in summarise([bare]))
     assert part["selection_f1"]["all_frames"]["tp"] == 2
 
