@@ -212,7 +212,7 @@ def _pixel_file(path: Path, name: str, header_bytes: int) -> tuple[Path, int]:
         return path, header_bytes
     if name.split()[:1] == ["LIST"] or "%" in name:
         raise AcouslicError(f"{path}: its pixels are spread over several files ({name!r:.80}); {_CONVERT}")
-    if not name or name in (".", "..") or "/" in name or "\\" in name:
+    if name in ("", ".", "..") or set(name) & set("/\\\0"):
         raise AcouslicError(f"{path}: ElementDataFile must name a file in the same folder, not {name!r:.80}")
     return path.parent / name, 0
 

@@ -9,6 +9,7 @@ taken to be silent: the challenge's 0.28 mm is assumed, and `spacing_note` says 
 and printers (72, 96, 300 dots per inch), which writers put by default, counts as silence too.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,7 +197,7 @@ def _in_plane_spacing(source: MetaImageHeader | TiffHeader) -> tuple[tuple[float
         dots_per_inch = {round(25.4 / value, 2) for value in (row_mm, column_mm)}
         if not all(_PLAUSIBLE_MM[0] <= value <= _PLAUSIBLE_MM[1] for value in (row_mm, column_mm)):
             why = f"states a pixel spacing of {stated}, which no ultrasound scanner has"
-        elif _UNKNOWN_MM in (row_mm, column_mm):
+        elif any(math.isclose(value, _UNKNOWN_MM, rel_tol=1e-6) for value in (row_mm, column_mm)):
             why = f"states a pixel spacing of {stated}, which stands for unknown"
         elif isinstance(source, TiffHeader) and dots_per_inch <= set(_DEFAULT_DOTS_PER_INCH):
             why = f"states a pixel spacing of {stated}, which is the resolution of a screen or printer"

@@ -1,0 +1,217 @@
+"""Opening a stack: TIFF, files of other kinds, and how much memory reading takes."""
+
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK
+import tifffile
+
+from acouslic.errors import AcouslicError
+from acouslic.stack import open_stack, read_stack
+
+FRAMES = np.random.default_rng(0).integers(0, 128, (21, 20, 30)).astype(np.uint8)
+
+
+def _tiff(path: Path, frames: np.ndarray = FRAMES, **options: object) -> Path:
+    tifffile.imwrite(path, frames, **({"photometric": "minisblack", "metadata": None} | options))
+    return path
+
+
+def _refused(path: Path) -> str:
+    with pytest.raises(AcouslicError) as caught:
+        read_stack(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib", "lzw"])
+@pytest.mark.parametrize("dtype", ["u1", "i1", "u2", "i2", "u4", "i4", "f4"])
+def test_tiff_pages_are_read_as_simpleitk_reads_them(tmp_path: Path, dtype: str, compression: str | None) -> None:
+    """Every pixel type with the usual compressions gives SimpleITK's values."""
+    path = _tiff(tmp_path / "x.tif", FRAMES.astype(dtype), compression=compression)
+
+    stack = read_stack(path)
+
+    assert np.array_equal(stack.frames, SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path))))
+    assert stack.header.pixel_type == np.dtype(dtype).name
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"bigtiff": True}, {"tile": (16, 16)}, {"rowsperstrip": 3}, {"byteorder": ">"}, {"metadata": {"axes": "TYX"}}],
+)
+def test_layouts_of_tiff_are_read(tmp_path: Path, options: dict[str, object]) -> None:
+    """Big files, tiles, strips, the other byte order and foreign metadata."""
+    assert np.array_equal(read_stack(_tiff(tmp_path / "x.TIFF", **options)).frames, FRAMES)
+
+
+def test_white_is_zero_is_turned(tmp_path: Path) -> None:
+    """A file that stores black as 255 is shown as it is meant."""
+    path = _tiff(tmp_path / "x.tif", 255 - FRAMES, photometric="miniswhite")
+
+    assert np.array_equal(read_stack(path).frames, FRAMES)
+
+
+def test_tiff_resolution_is_the_spacing(tmp_path: Path) -> None:
+    """Pixels per centimetre, columns and rows apart."""
+    path = _tiff(tmp_path / "x.tif", resolution=(10 / 0.3, 10 / 0.25), resolutionunit="CENTIMETER")
+
+    header = open_stack(path).header
+
+    assert header.spacing_mm == pytest.approx((0.25, 0.3), rel=1e-6)
+    assert header.spacing_note is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, *({"resolution": (dots, dots), "resolutionunit": "INCH"} for dots in (72, 96, 300, 25.4, 1))],
+)
+def test_tiff_without_a_scanners_resolution_is_assumed(tmp_path: Path, options: dict[str, object]) -> None:
+    """No resolution, a screen's or printer's, 1 mm and an inch a pixel are no scanner's."""
+    header = open_stack(_tiff(tmp_path / "x.tif", **options)).header
+
+    assert header.spacing_mm == (0.28, 0.28)
+    assert header.spacing_note is not None
+    assert header.spacing_note.startswith("x.tif states")
+
+
+def test_tiff_of_the_wrong_kind_is_refused(tmp_path: Path) -> None:
+    """One page, colour, a palette, pages of several sizes and 64-bit values each have their sentence."""
+    colour = np.zeros((5, 20, 30, 3), np.uint8)
+
+    assert "single 2-D image of 20 x 30" in _refused(_tiff(tmp_path / "a.tif", FRAMES[0]))
+    assert "got colour" in _refused(_tiff(tmp_path / "b.tif", colour, photometric="rgb"))
+    assert "64-bit" in _refused(_tiff(tmp_path / "d.tif", FRAMES.astype("f8")))
+    assert "got 300 (uint16) in frame 4" in _refused(_tiff(tmp_path / "e.tif", _with(FRAMES.astype("u2"), 4, 300)))
+    with tifffile.TiffWriter(tmp_path / "f.tif") as writer:
+        writer.write(FRAMES[0], metadata=None)
+        writer.write(FRAMES[0, 1:], metadata=None)
+    assert "got 19 x 30 in frame 1" in _refused(tmp_path / "f.tif")
+
+
+def _with(frames: np.ndarray, frame_index: int, value: int) -> np.ndarray:
+    frames[frame_index, 5, 5] = value
+    return frames
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.9])
+def test_truncated_tiff_is_refused(tmp_path: Path, share: float) -> None:
+    """However much is missing."""
+    path = _tiff(tmp_path / "x.tif", compression="zlib")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+
+    _refused(path)
+
+
+def test_reading_a_tiff_leaves_stderr_clean(tmp_path: Path) -> None:
+    """Tags that nobody knows are no reason to warn: the platform shows stderr to the user."""
+    path = _tiff(tmp_path / "x.tif", extratags=[(65000, "s", 0, "unknown", True)])
+    code = f"from pathlib import Path; from acouslic.stack import read_stack; read_stack(Path({str(path)!r}))"
+
+    run = subprocess.run([sys.executable, "-c", code], cwd=_root(), capture_output=True, text=True, check=True)
+
+    assert run.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("x.nii", bytes(344) + b"n+1\0", "NIfTI"),
+        ("x.nii.gz", b"\x1f\x8b\x08", "NIfTI"),
+        ("x.dcm", bytes(128) + b"DICM", "DICOM"),
+        ("x", bytes(128) + b"DICM", "DICOM"),
+        ("x.png", b"\x89PNG\r\n\x1a\n", "PNG"),
+        ("x.jpg", b"\xff\xd8\xff\xe0", "JPEG"),
+        ("x.zip", b"PK\x03\x04", "zip"),
+        ("x.txt", b"hello", "no image of a known kind"),
+        ("renamed.mha", bytes(344) + b"n+1\0", "NIfTI"),
+        ("renamed.mha", b"II*\0", "TIFF"),
+        ("renamed.tif", bytes(128) + b"DICM", "DICOM"),
+        ("renamed.tif", b"ObjectType = Image\n", "no TIFF"),
+    ],
+)
+def test_file_of_another_kind_is_named(tmp_path: Path, name: str, content: bytes, kind: str) -> None:
+    """What was found is named by its content, whatever the suffix says."""
+    path = tmp_path / name
+    path.write_bytes(content)
+
+    message = _refused(path)
+
+    assert kind in message
+    assert "expected" in message
+
+
+@pytest.mark.parametrize("name", ["x.mha", "x.mhd", "x.tif", "x.png"])
+def test_missing_file_and_folder_are_refused(tmp_path: Path, name: str) -> None:
+    """A path that leads nowhere, or to a folder."""
+    assert "does not exist" in _refused(tmp_path / name)
+    (tmp_path / name).mkdir()
+    assert "could not be read" in _refused(tmp_path / name)
+
+
+def _root() -> Path:
+    return Path(__file__).resolve().parents[1]
+
+
+_MEASURE = """
+import sys
+from pathlib import Path
+import acouslic.stack
+def peak_mib():  # not getrusage, whose peak an exec'd child inherits
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+before = peak_mib()
+path, how = Path(sys.argv[1]), sys.argv[2]
+if how == "whole":
+    frames = acouslic.stack.read_stack(path).frames
+    assert frames[-1, -1, -1] == 7
+else:
+    for _, frames in acouslic.stack.open_stack(path).iter_chunks():
+        pass
+    assert frames[-1, -1, -1] == 7
+print(peak_mib() - before)
+"""
+
+
+@pytest.mark.parametrize("kind", ["raw.mha", "compressed.mha", "short.mha", "pages.tif"])
+def test_reading_never_holds_a_second_copy(tmp_path: Path, kind: str) -> None:
+    """200 MB of pixels: reading whole takes them once plus at most 100 MiB, in chunks at most 100 MiB in all."""
+    shape = (420, 600, 800)
+    stack_mib = 420 * 600 * 800 / 2**20
+    path = tmp_path / kind
+    frame = np.arange(600 * 800, dtype=np.uint32).reshape(600, 800).astype(np.uint8) % 200
+    frame[-1, -1] = 7
+    if kind == "pages.tif":
+        tifffile.imwrite(path, np.broadcast_to(frame, shape), photometric="minisblack")
+    else:
+        element, stored = ("MET_SHORT", frame.astype("<i2")) if kind == "short.mha" else ("MET_UCHAR", frame)
+        compressor = zlib.compressobj(1) if kind == "compressed.mha" else None
+        with path.open("wb") as file:
+            file.write(
+                f"NDims = 3\nDimSize = 800 600 420\nElementType = {element}\nElementSpacing = 0.28 0.28 1\n"
+                f"CompressedData = {compressor is not None}\nElementDataFile = LOCAL\n".encode()
+            )
+            for _ in range(420):
+                file.write(compressor.compress(stored.tobytes()) if compressor else stored.tobytes())
+            file.write(compressor.flush() if compressor else b"")
+
+    taken_mib = {
+        how: float(
+            subprocess.run(
+                [sys.executable, "-c", _MEASURE, str(path), how],
+                cwd=_root(),
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+        )
+        for how in ("whole", "chunks")
+    }
+
+    assert stack_mib - 1 < taken_mib["whole"] < stack_mib + 100
+    assert taken_mib["chunks"] < 100
