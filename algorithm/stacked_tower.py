@@ -1,0 +1,343 @@
+"""The tower for several members at once: merged weights stacked, everything before the first adapter shared.
+
+A layer that some member adapts holds one merged weight a row, (rows, out, in); any other layer holds one for all. A
+row is a member or a mixture of members. Activations carry a leading row axis that stays 1 until the first stacked
+weight: so whole blocks before the first adapter, and in an adapted block whatever does not depend on it, are computed
+once, exactly. From there on the rows run batched (one product for all) or one after another.
+
+Merging happens in float32, layer by layer, and is cast once. LayerScale is folded into the layer before it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from algorithm.lora import LoraAdapter
+from algorithm.manifest import TowerConfig
+from algorithm.packed_linear import PackedWeight, can_pack
+from algorithm.tower import activate
+
+Row = Sequence[tuple[float, LoraAdapter | None]]
+"""Adapters with their share; None is the bare tower."""
+RowOrder = Literal["batched", "sequential"]
+
+
+@dataclass(frozen=True)
+class StackedOutput:
+    """What the rows say about a batch of images."""
+
+    embedding: Tensor | None
+    """(rows, batch, output_dim) float32; None where only taps were asked for."""
+    taps: list[dict[int, Tensor]]
+    """One a row: block number to (batch, 1 + grid x grid, width), as `tower.TowerOutput.taps`."""
+
+
+class StackedLinear:
+    """A linear layer of all rows: its weight (rows or 1, out, in) and its shared bias (out,)."""
+
+    def __init__(self, weights: Sequence[Tensor], bias: Tensor, *, packed: bool) -> None:
+        self.adapted = len(weights) > 1
+        self.bias = bias
+        self.packed = [PackedWeight(weight) for weight in weights] if packed else None
+        self.stack = None if packed else _stack(weights)
+
+    def __call__(self, x: Tensor, rows: slice, *, activation: str | None = None, add: Tensor | None = None) -> Tensor:
+        """Apply the layer of `rows` to x (rows or 1, batch, tokens, in), then the activation or the addition."""
+        if self.packed is not None:
+            (packed,) = self.packed[rows] if self.adapted else self.packed
+            return packed.apply(x, self.bias, activation, add)
+        assert self.stack is not None
+        weight = self.stack[rows] if self.adapted else self.stack
+        if len(weight) == 1:
+            y = F.linear(x, weight[0], self.bias)
+        else:
+            flat = x.flatten(1, -2).expand(len(weight), -1, -1)
+            y = torch.baddbmm(self.bias, flat, weight.transpose(1, 2)).unflatten(1, x.shape[1:-1])
+        if activation is not None:
+            y = activate(y, activation)
+        return y if add is None else add + y
+
+
+@dataclass(frozen=True)
+class _State:
+    """Activations between two steps; each has a leading row axis of its own, 1 while it is shared."""
+
+    x: Tensor
+    """The residual stream (rows, batch, tokens, width)."""
+    class_token_only: bool
+    """Of the last block only the class token's output is wanted."""
+    branch: Tensor | None = None
+    q: Tensor | None = None
+    k: Tensor | None = None
+    v: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One operation on the state. The first adapted step is where the rows part."""
+
+    block: int
+    """Number of its block, from 1."""
+    ends_block: bool
+    adapted: bool
+    apply: Callable[[_State, slice], _State]
+
+
+class StackedBlock:
+    """One block's weights, and its operations as steps."""
+
+    def __init__(self, number: int, weights: "_Weights", *, packed: bool) -> None:
+        config = weights.config
+        self.number, self.heads, self.width = number, config.heads, config.width
+        self.eps, self.activation = config.norm_eps, config.activation
+        self.is_last = number == config.layers
+        root = f"transformer.resblocks.{number - 1}."
+        self.norms = [
+            (weights.plain(f"{root}{name}.weight"), weights.plain(f"{root}{name}.bias")) for name in ("ln_1", "ln_2")
+        ]
+        self.projections: list[tuple[list[str], StackedLinear]] = []
+        for group in weights.fused_groups(root, self.is_last):
+            names = [f"{root}attn.{part}_proj" for part in group]
+            self.projections.append((group, weights.linear(names, None, packed=packed)))
+        ls_1, ls_2 = (f"{root}{name}.gamma" if config.layer_scale else None for name in ("ls_1", "ls_2"))
+        self.out_proj = weights.linear([f"{root}attn.out_proj"], ls_1, packed=packed)
+        self.c_fc = weights.linear([f"{root}mlp.c_fc"], None, packed=packed)
+        self.c_proj = weights.linear([f"{root}mlp.c_proj"], ls_2, packed=packed)
+
+    def steps(self) -> list[_Step]:
+        """The block's operations in order."""
+        steps = [_Step(self.number, False, False, self._normalise_attention)]
+        for group, linear in self.projections:
+            steps.append(_Step(self.number, False, linear.adapted, self._projection(group, linear)))
+        steps.append(_Step(self.number, False, False, self._attend))
+        steps.append(_Step(self.number, False, self.out_proj.adapted, self._add_attention))
+        steps.append(_Step(self.number, False, False, self._normalise_mlp))
+        steps.append(_Step(self.number, False, self.c_fc.adapted, self._expand))
+        steps.append(_Step(self.number, True, self.c_proj.adapted, self._add_mlp))
+        return steps
+
+    def _normalise_attention(self, state: _State, rows: slice) -> _State:  # noqa: ARG002 - every step's signature
+        return replace(state, branch=F.layer_norm(state.x, (self.width,), *self.norms[0], self.eps))
+
+    def _projection(self, group: list[str], linear: StackedLinear) -> Callable[[_State, slice], _State]:
+        """The step that computes the queries, keys or values of `group` in one product."""
+
+        def project(state: _State, rows: slice) -> _State:
+            assert state.branch is not None
+            narrow = self.is_last and state.class_token_only and group == ["q"]
+            y = linear(state.branch[:, :, :1] if narrow else state.branch, rows)
+            parts = dict(zip(group, y.chunk(len(group), dim=-1), strict=True))
+            return replace(state, q=parts.get("q", state.q), k=parts.get("k", state.k), v=parts.get("v", state.v))
+
+        return project
+
+    def _attend(self, state: _State, rows: slice) -> _State:  # noqa: ARG002 - every step's signature
+        assert state.q is not None
+        assert state.k is not None
+        assert state.v is not None
+        parts = (state.q, state.k, state.v)
+        count, batch = max(len(part) for part in parts), state.q.shape[1]
+        q, k, v = (
+            part.expand(count, -1, -1, -1).flatten(0, 1).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in parts
+        )
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).unflatten(0, (count, batch))
+        return replace(state, branch=attended, q=None, k=None, v=None)
+
+    def _add_attention(self, state: _State, rows: slice) -> _State:
+        assert state.branch is not None
+        x = state.x[:, :, :1] if self.is_last and state.class_token_only else state.x
+        return replace(state, x=self.out_proj(state.branch, rows, add=x), branch=None)
+
+    def _normalise_mlp(self, state: _State, rows: slice) -> _State:  # noqa: ARG002 - every step's signature
+        return replace(state, branch=F.layer_norm(state.x, (self.width,), *self.norms[1], self.eps))
+
+    def _expand(self, state: _State, rows: slice) -> _State:
+        assert state.branch is not None
+        return replace(state, branch=self.c_fc(state.branch, rows, activation=self.activation))
+
+    def _add_mlp(self, state: _State, rows: slice) -> _State:
+        assert state.branch is not None
+        return replace(state, x=self.c_proj(state.branch, rows, add=state.x), branch=None)
+
+
+class StackedTower:
+    """The tower of `config` for `rows`, on `device` in `dtype`.
+
+    `packed` keeps weights in oneDNN's blocked layout, which only the sequential order can use.
+    """
+
+    def __init__(
+        self,
+        config: TowerConfig,
+        state: Mapping[str, Tensor],
+        rows: Sequence[Row],
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        packed: bool,
+    ) -> None:
+        self.config, self.rows, self.device, self.dtype = config, len(rows), device, dtype
+        weights = _Weights(config, state, rows, device, dtype)
+        packed = packed and can_pack(device, dtype)
+        self.packed = packed
+        kept = config.kept_patches
+        self.kept_patches = None if kept is None else torch.tensor(kept, device=device)
+        self.patch_weight = weights.plain("conv1.weight").flatten(1)
+        positions = state["positional_embedding"].float()
+        self.class_token = (state["class_embedding"].float() + positions[0]).to(device, dtype)
+        patch_positions = positions[1:] if kept is None else positions[1:][list(kept)]
+        self.patch_positions = patch_positions.to(device, dtype)
+        self.ln_pre = (weights.plain("ln_pre.weight"), weights.plain("ln_pre.bias")) if config.pre_norm else None
+        blocks = [StackedBlock(number, weights, packed=packed) for number in range(1, config.layers + 1)]
+        self.steps = [step for block in blocks for step in block.steps()]
+        adapted = [index for index, step in enumerate(self.steps) if step.adapted]
+        self.parting = adapted[0] if adapted else len(self.steps)
+        """Index of the first step that differs between rows."""
+        self.ln_post_weight = state["ln_post.weight"].to(device, torch.float32)
+        self.ln_post_bias = state["ln_post.bias"].to(device, torch.float32)
+        self.proj = state["proj"].to(device, torch.float32)
+
+    def run(
+        self,
+        images: Tensor,
+        rows: Sequence[int],
+        *,
+        taps: Sequence[int] = (),
+        order: RowOrder = "sequential",
+        embed: bool = True,
+    ) -> StackedOutput:
+        """Embeddings and taps of `rows` for normalised images (batch, 3, image_size, image_size).
+
+        Batched order needs rows in sequence; the result's rows are in the order asked for. Without `embed` nothing
+        after the last tap is computed.
+        """
+        class_token_only = self.config.pool == "tok" and self.config.layers not in taps
+        state = _State(self.embed_patches(images), class_token_only)
+        steps = self.steps if embed else [step for step in self.steps if step.block <= max(taps)]
+        trunk, tail = steps[: self.parting], steps[self.parting :]
+        shared: dict[int, Tensor] = {}
+        state = self._advance(state, trunk, slice(0, 1), taps, shared)
+        if order == "batched":
+            chosen = slice(rows[0], rows[-1] + 1)
+            assert list(rows) == list(range(chosen.start, chosen.stop))
+            runs = [chosen]
+        else:
+            runs = [slice(row, row + 1) for row in rows] if tail else [slice(0, 1)]
+        embeddings, tapped = [], []
+        for chosen in runs:
+            own: dict[int, Tensor] = {}
+            ended = self._advance(state, tail, chosen, taps, own)
+            if embed:
+                embeddings.append(self._pool(ended.x))
+            for index in range(chosen.stop - chosen.start if tail else 1):
+                of_row = {number: tap[min(index, len(tap) - 1)] for number, tap in (shared | own).items()}
+                tapped.append(of_row)
+        if not tail:
+            tapped = tapped * len(rows)
+        embedding = torch.cat(embeddings).expand(len(rows), -1, -1) if embed else None
+        return StackedOutput(embedding, tapped)
+
+    def embed_patches(self, images: Tensor) -> Tensor:
+        """Tokens before the first block, (1, batch, 1 + kept patches, width)."""
+        side, grid = self.config.patch_size, self.config.grid_size
+        images = images.to(self.dtype)
+        patches = images.unflatten(3, (grid, side)).unflatten(2, (grid, side)).permute(0, 2, 4, 1, 3, 5)
+        patches = patches.flatten(3).flatten(1, 2)
+        if self.kept_patches is not None:
+            patches = patches[:, self.kept_patches]
+        tokens = F.linear(patches, self.patch_weight) + self.patch_positions
+        tokens = torch.cat([self.class_token.expand(len(images), 1, -1), tokens], dim=1)
+        if self.ln_pre is not None:
+            tokens = F.layer_norm(tokens, (self.config.width,), *self.ln_pre, self.config.norm_eps)
+        return tokens[None]
+
+    def _advance(
+        self, state: _State, steps: Sequence[_Step], rows: slice, taps: Sequence[int], tapped: dict[int, Tensor]
+    ) -> _State:
+        """Run `steps` for `rows`, putting the outputs of the blocks in `taps` into `tapped`."""
+        for step in steps:
+            state = step.apply(state, rows)
+            if step.ends_block and step.block in taps:
+                tapped[step.block] = self._to_full_grid(state.x)
+        return state
+
+    def _pool(self, x: Tensor) -> Tensor:
+        """The embedding (rows, batch, output_dim) in float32, as `Tower.pool`."""
+        if self.config.pool == "tok":
+            pooled = self._normalise_last(x[:, :, 0])
+        elif self.config.norm_after_pool:
+            pooled = self._normalise_last(x[:, :, 1:].float().mean(dim=2))
+        else:
+            pooled = self._normalise_last(x[:, :, 1:]).mean(dim=2)
+        return pooled @ self.proj
+
+    def _normalise_last(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x.float(), (x.shape[-1],), self.ln_post_weight, self.ln_post_bias, self.config.norm_eps)
+
+    def _to_full_grid(self, x: Tensor) -> Tensor:
+        """As `Tower.to_full_grid`, with the row axis in front."""
+        if self.kept_patches is None:
+            return x
+        full = x.new_zeros(*x.shape[:2], 1 + self.config.grid_size**2, x.shape[-1])
+        full[:, :, 0] = x[:, :, 0]
+        return full.index_copy(2, self.kept_patches + 1, x[:, :, 1:])
+
+
+class _Weights:
+    """Takes merged weights out of the tower's state, one layer at a time."""
+
+    def __init__(
+        self,
+        config: TowerConfig,
+        state: Mapping[str, Tensor],
+        rows: Sequence[Row],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.config, self.state, self.rows, self.device, self.dtype = config, state, rows, device, dtype
+        self.adapted = {name for row in rows for _, adapter in row if adapter is not None for name in adapter.factors}
+
+    def plain(self, name: str) -> Tensor:
+        """A tensor as it is, cast."""
+        return self.state[name].to(self.device, self.dtype)
+
+    def fused_groups(self, root: str, is_last: bool) -> list[list[str]]:
+        """Which of queries, keys and values are computed in one product.
+
+        Those that are adapted and those that are not stay apart, so that the latter are computed once for all rows;
+        in the last block the queries stay apart, since only the class token's may be needed.
+        """
+        groups = []
+        for parts in (["q"], ["k", "v"]) if is_last else (["q", "k", "v"],):
+            adapted = [part for part in parts if f"{root}attn.{part}_proj" in self.adapted]
+            groups += [[part for part in parts if part not in adapted], adapted]
+        return sorted(filter(None, groups), key=lambda group: f"{root}attn.{group[0]}_proj" in self.adapted)
+
+    def linear(self, names: Sequence[str], layer_scale: str | None, *, packed: bool) -> StackedLinear:
+        """The layers `names`, adapted all or none, fused into one along their outputs."""
+        gamma = None if layer_scale is None else self.state[layer_scale].to(self.device, torch.float32)
+        bias = torch.cat([self.state[f"{name}.bias"].to(self.device, torch.float32) for name in names])
+        rows = self.rows if names[0] in self.adapted else [()]
+        weights = []
+        bases = {name: self.state[f"{name}.weight"].to(self.device, torch.float32) for name in names}
+        for row in rows:
+            merged = torch.cat([self._merged(bases[name], name, row) for name in names])
+            weights.append((merged if gamma is None else merged * gamma[:, None]).to(self.dtype))
+        return StackedLinear(weights, (bias if gamma is None else bias * gamma).to(self.dtype), packed=packed)
+
+    def _merged(self, base: Tensor, name: str, row: Row) -> Tensor:
+        """The float32 weight of layer `name` with the row's adapters added in."""
+        merged = base
+        for share, adapter in row:
+            if adapter is not None and name in adapter.factors:
+                merged = merged + adapter.factors[name].delta(self.device) * share
+        return merged
+
+
+def _stack(weights: Sequence[Tensor]) -> Tensor:
+    return weights[0][None] if len(weights) == 1 else torch.stack(list(weights))
