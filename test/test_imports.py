@@ -1,0 +1,129 @@
+"""Imports run one way: training -> algorithm -> acouslic, evaluation -> acouslic; two packages never load torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGES = ("acouslic", "algorithm", "evaluation", "training")
+ALLOWED = {
+    "acouslic": set(),
+    "algorithm": {"acouslic"},
+    "evaluation": {"acouslic"},
+    "training": {"acouslic", "algorithm"},
+}
+"""What each package may import of the others."""
+
+_COMPUTED = "a computed name"
+_TRAINING_ONLY = {"open_clip", "peft", "timm", "torchvision", "lightning", "kornia", "jsonargparse"}
+BANNED = {
+    "acouslic": _TRAINING_ONLY | {"torch", "safetensors", _COMPUTED},
+    "algorithm": _TRAINING_ONLY | {_COMPUTED},
+    "evaluation": _TRAINING_ONLY | {"torch", "safetensors", _COMPUTED},
+    "training": set(),  # its command line imports the command's own module by a computed name
+}
+"""What each package may never import from outside: its image does not hold it, or it would load torch."""
+
+
+def imported_packages(source: str, package: str) -> set[str]:
+    """The top-level packages that a module of `package` imports anywhere in its source, in functions as well."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(package if node.level else (node.module or "").partition(".")[0])
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            argument = node.args[0] if node.args else None
+            is_name = isinstance(argument, ast.Constant) and isinstance(argument.value, str)
+            found.add(argument.value.partition(".")[0] if is_name else _COMPUTED)
+    return found
+
+
+def violations(root: Path) -> list[str]:
+    """`file imports package`, for every import under `root` that goes the wrong way."""
+    found = []
+    for package in PACKAGES:
+        forbidden = set(PACKAGES) - ALLOWED[package] - {package} | BANNED[package] | {"test", "bench"}
+        for path in sorted((root / package).rglob("*.py")):
+            wrong = imported_packages(path.read_text(encoding="utf-8"), package) & forbidden
+            found += [f"{path.relative_to(root)} imports {name}" for name in sorted(wrong)]
+    return found
+
+
+def _modules(root: Path, package: str) -> list[str]:
+    paths = sorted((root / package).rglob("*.py"))
+    return [".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__") for path in paths]
+
+
+def test_no_import_goes_the_wrong_way(repository: Path) -> None:
+    """The whole source keeps to the rule."""
+    assert violations(repository) == []
+    assert all(_modules(repository, package) for package in PACKAGES)
+
+
+@pytest.mark.parametrize(
+    ("package", "source", "name"),
+    [
+        ("acouslic", "import torch", "torch"),
+        ("acouslic", "from algorithm.tower import Tower", "algorithm"),
+        ("algorithm", "import evaluation.official as official", "evaluation"),
+        ("algorithm", "def late():\n    from training import fit", "training"),
+        ("algorithm", "if True:\n    import open_clip", "open_clip"),
+        ("algorithm", "from peft.tuners import lora", "peft"),
+        ("algorithm", "import importlib\nimportlib.import_module('timm.models')", "timm"),
+        ("evaluation", "import numpy, torch.nn", "torch"),
+        ("evaluation", "from algorithm import outputs", "algorithm"),
+        ("training", "from evaluation.official import score", "evaluation"),
+        ("training", "import bench", "bench"),
+        ("algorithm", "name = 'x'\n__import__(name)", _COMPUTED),
+    ],
+)
+def test_walker_finds_a_wrong_import(tmp_path: Path, package: str, source: str, name: str) -> None:
+    """The walk can fail: made-up modules with one wrong import each are found, deep ones as well."""
+    folder = tmp_path / package / "deep"
+    folder.mkdir(parents=True)
+    (folder / "module.py").write_text(source)
+
+    assert violations(tmp_path) == [f"{package}/deep/module.py imports {name}"]
+
+
+def test_walker_passes_what_is_allowed(tmp_path: Path) -> None:
+    """Imports along the arrows, of oneself and of permitted packages are no violations."""
+    for package, source in {
+        "acouslic": "import numpy\nfrom . import fov\nfrom acouslic.errors import AcouslicError",
+        "algorithm": "import torch\nfrom acouslic.stack import open_stack",
+        "evaluation": "from acouslic.ellipse import fit_ellipse",
+        "training": "import peft, open_clip\nfrom algorithm.tower import Tower",
+    }.items():
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "module.py").write_text(source)
+
+    assert violations(tmp_path) == []
+
+
+def _loads_torch(folder: Path, modules: list[str]) -> bool:
+    """Whether importing these modules in a fresh interpreter leaves torch loaded."""
+    code = (
+        f"import importlib, sys\nsys.path.insert(0, {str(folder)!r})\n"
+        f"for name in {modules!r}: importlib.import_module(name)\nprint('torch' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    return run.stdout.strip() == "True"
+
+
+@pytest.mark.parametrize("package", ["acouslic", "evaluation"])
+def test_light_packages_leave_torch_unloaded(repository: Path, package: str) -> None:
+    """Importing every module of the torch-free packages, with all that they import, never loads torch."""
+    assert not _loads_torch(repository, _modules(repository, package))
+
+
+def test_torch_check_can_fail(tmp_path: Path) -> None:
+    """A module that loads something named torch, if only by way of another, is found."""
+    (tmp_path / "torch.py").touch()
+    (tmp_path / "other.py").write_text("import torch")
+    (tmp_path / "module.py").write_text("import other")
+
+    assert _loads_torch(tmp_path, ["module"])
