@@ -1,5 +1,6 @@
 """What all tests share: the policy for missing data, and the data itself."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -79,3 +80,118 @@ def chromium() -> str:
             return path
     skip_or_fail("no Chromium is installed, so no report can be opened")
     raise AssertionError("not reached")
+
+
+class SmallChallenge:
+    """A phase in small, in the platform's layout: ground truth, input and output folders, stacks of 150 x 40 x 60.
+
+    Frames 0..139 are sweep 1, 140..149 sweep 2. Nothing is written before it is asked for.
+    """
+
+    frames, rows, columns = 150, 40, 60
+
+    def __init__(self, root: Path) -> None:
+        self.input_dir, self.output_dir = root / "input", root / "output"
+        self.ground_truth_dir = root / "ground_truth_of_phase"
+        self.jobs: list[dict[str, Any]] = []
+        for folder in (self.input_dir, self.output_dir, self.ground_truth_dir):
+            folder.mkdir(parents=True)
+
+    def disc(self, x: float = 30, y: float = 20, semi_axes: tuple[float, float] = (14, 10)) -> np.ndarray:
+        """A filled upright ellipse, bool (rows, columns)."""
+        rows, columns = np.mgrid[: self.rows, : self.columns]
+        return ((columns - x) / semi_axes[0]) ** 2 + ((rows - y) / semi_axes[1]) ** 2 <= 1
+
+    def stack(self, masks: dict[int, np.ndarray]) -> np.ndarray:
+        """uint8 (frames, rows, columns) with these masks (or label images) in these frames."""
+        stack = np.zeros((self.frames, self.rows, self.columns), np.uint8)
+        for frame_index, mask in masks.items():
+            stack[frame_index] = mask
+        return stack
+
+    def write_image(self, path: Path, pixels: np.ndarray, spacing_mm: float = 0.28) -> Path:
+        """Any image SimpleITK can write, square pixels, compressed."""
+        import SimpleITK
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = SimpleITK.GetImageFromArray(pixels)
+        image.SetSpacing((spacing_mm, spacing_mm, 1.0)[: image.GetDimension()])
+        SimpleITK.WriteImage(image, str(path), True)
+        return path
+
+    def add_truth(self, case: str, labels: dict[int, int], sweep_ac_mm: tuple[float | None, ...] = (20.0,)) -> None:
+        """A case's reference: the disc with a label in each of these frames; six sweeps, those not given null."""
+        folder = self.ground_truth_dir / case
+        label_stack = self.stack({frame_index: label * self.disc() for frame_index, label in labels.items()})
+        self.write_image(folder / "fetal_abdomen_stacked_masks" / f"{case}.mha", label_stack)
+        values = (*sweep_ac_mm, *[None] * 6)[:6]
+        circumferences = {f"sweep_{number}_ac_mm": value for number, value in enumerate(values, start=1)}
+        (folder / "fetal_abdominal_circumference.json").write_text(json.dumps(circumferences))
+
+    def add_job(self, case: str, frame_number: int, mask: np.ndarray | None = None) -> dict[str, Any]:
+        """A succeeded job with its output files; by default the disc in the chosen frame. Returns the job's entry."""
+        pk = f"job-of-{case}"
+        output = self.input_dir / pk / "output"
+        mask = self.disc() if mask is None else mask
+        masks = {frame_number: mask} if 0 <= frame_number < self.frames else {}
+        self.write_image(output / "images/fetal-abdomen-segmentation/abc.mha", self.stack(masks))
+        (output / "fetal-abdomen-frame-number.json").write_text(json.dumps(frame_number))
+        image, value = "images/stacked-fetal-ultrasound", "fetal-abdomen-frame-number"
+        job = {
+            "pk": pk,
+            "inputs": [
+                {
+                    "socket": {"slug": "stacked-fetal-ultrasound", "relative_path": image},
+                    "image": {"name": f"{case}.mha"},
+                }
+            ],
+            "outputs": [
+                {"socket": {"slug": value, "relative_path": f"{value}.json"}, "value": frame_number},
+                {
+                    "socket": {
+                        "slug": "fetal-abdomen-segmentation",
+                        "relative_path": "images/fetal-abdomen-segmentation",
+                    },
+                    "image": {"name": "output.mha"},
+                },
+            ],
+            "status": "Succeeded",
+            "exec_duration": "P0DT00H00M42.5S",
+            "invoke_duration": None,
+        }
+        self.jobs.append(job)
+        return job
+
+    def output_of(self, case: str) -> Path:
+        """The output folder of a case's job."""
+        return self.input_dir / f"job-of-{case}" / "output"
+
+    def save(self) -> None:
+        """Write `predictions.json` from `jobs`."""
+        (self.input_dir / "predictions.json").write_text(json.dumps(self.jobs))
+
+    def environment(self) -> dict[str, str]:
+        """Where the container finds its folders."""
+        return {
+            "INPUT_DIR": str(self.input_dir),
+            "OUTPUT_DIR": str(self.output_dir),
+            "GROUND_TRUTH_DIR": str(self.ground_truth_dir),
+        }
+
+    def score(self) -> list[Any]:
+        """The results of all cases, in this process: what the container does between its folders, without workers."""
+        from evaluation.case_evaluation import CaseTask, evaluate_case
+        from evaluation.ground_truth import find_official
+        from evaluation.predictions import check_cases, read_platform_predictions
+
+        self.save()
+        sources = find_official(self.ground_truth_dir)
+        submissions = read_platform_predictions(self.input_dir)
+        check_cases([submission.case for submission in submissions], sources)
+        return [evaluate_case(CaseTask(sources[item.case], item, None, False, None)) for item in submissions]
+
+
+@pytest.fixture
+def challenge(tmp_path: Path) -> SmallChallenge:
+    """An empty small phase."""
+    return SmallChallenge(tmp_path)
