@@ -119,6 +119,9 @@ def write_artifact(
         files = {name: FileRecord(hash_file(partial / name), (partial / name).stat().st_size) for name in names}
         manifest = dataclasses.replace(manifest, files=files)
         (partial / MANIFEST_FILE).write_text(manifest_to_json(manifest), encoding="utf-8")
+        for path in [partial, *partial.rglob("*")]:
+            # safetensors writes for the owner alone, but a container mounts the folder and runs as another user.
+            path.chmod(0o755 if path.is_dir() else 0o644)
         load_artifact(partial, verify_hashes=False)
         replaced = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
         if folder.exists():
