@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# Finds, outlines and measures the fetal abdomen in a blind sweep, on this machine, from any folder:
+#
+#   ./run.sh                        a case that is generated first, into results/
+#   ./run.sh SWEEP [OUTPUT_DIR]     a stack of your own (.mha, .mhd, .tif, .tiff), or a folder of stacks
+#
+# MODEL_DIR           the model (default: model/demo, which was trained on generated sweeps and is for show only)
+# PYTHON, PIP_...     for the virtual environment, see requirements/set_up.sh
+#
+# What is missing (a virtual environment with pinned packages) is set up the first time.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+demo_seed=20260
+
+fail() {
+    echo "$*" >&2
+    exit 1
+}
+
+usage() {
+    echo "Usage: ./run.sh [SWEEP [OUTPUT_DIR]]   (./run.sh --help says more)" >&2
+    exit 2
+}
+
+case ${1:-} in
+    -h | --help)
+        sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
+        exit 0
+        ;;
+    -*) usage ;;
+esac
+[ $# -le 2 ] || usage
+if [ $# -gt 0 ]; then
+    [ -e "$1" ] || fail "$1 is not there: give a sweep stack (.mha, .mhd, .tif, .tiff), or a folder of them."
+    sweep=$1
+fi
+model=${MODEL_DIR:-$root/model/demo}
+output=${2:-$root/results/$(date +%Y%m%d-%H%M%S)}
+
+"$root/requirements/set_up.sh" runtime
+python=$root/.venv/bin/python
+export PYTHONSAFEPATH=1 # a folder called `algorithm` where the user stands is not ours
+
+if [ $# -eq 0 ]; then
+    case_dir=$root/results/generated-case-$demo_seed
+    if [ ! -d "$case_dir" ]; then
+        echo "Generating a case of six sweeps (once; about a minute)"
+        # Into a folder that only becomes the case's own when it is complete.
+        unfinished=$case_dir.unfinished.$$
+        trap 'rm -rf "$unfinished"' EXIT
+        "$python" -m training generate --out "$unfinished" --cases 1 --seed "$demo_seed"
+        mv "$unfinished" "$case_dir"
+    fi
+    sweep=$case_dir/images/stacked_fetal_ultrasound
+fi
+
+"$python" -m algorithm predict "$sweep" --model "$model" --output "$output"
+
+echo
+echo "Results are in $output:"
+echo "  results.csv                               one line a case"
+echo "  <case>/preview.png                        the chosen frame with mask and ellipse"
+echo "  <case>/fetal-abdomen-frame-number.json    the frame, counted from 0"
+echo "  <case>/fetal-abdominal-circumference.json the measurement in mm, and how sure it is"
+echo "  <case>/frame-quality-scores.json          every frame's probabilities, every sweep's best frame"
+echo "  <case>/images/.../output.mha              the mask, as a stack of the input's shape"
+previews=("$output"/*/preview.png)
+if [ -f "${previews[0]}" ]; then
+    echo "Look at: ${previews[0]}"
+    if [ -t 1 ] && [ -n "${DISPLAY:-}${WAYLAND_DISPLAY:-}" ] && command -v xdg-open >/dev/null; then
+        xdg-open "${previews[0]}" >/dev/null 2>&1 &
+    fi
+fi
