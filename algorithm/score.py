@@ -13,6 +13,7 @@ from torch import Tensor
 
 from acouslic.errors import AcouslicError
 from acouslic.geometry import sweep_ranges
+from algorithm.ensemble import GateScores, MemberScores
 from algorithm.manifest import Manifest, ScoringConfig, TowerConfig
 from algorithm.preprocess import normalise
 from algorithm.select_frame import Values, frame_quality, smooth_in_sweeps
@@ -24,18 +25,6 @@ _MEMORY_SHARE = 0.4
 """Of a GPU's free memory: the estimate of a frame's activations is rough, and running out costs a repeated batch."""
 
 log = logging.getLogger(__name__)
-
-
-class MemberScores(Protocol):
-    """Calibrated probabilities of one batch, float32; a row a member that has the head."""
-
-    @property
-    def presence_probability(self) -> Tensor:
-        """(members, batch)."""
-
-    @property
-    def optimality_probability(self) -> Tensor:
-        """(members with an optimality head, batch); no rows where none has."""
 
 
 class Scorer(Protocol):
@@ -52,8 +41,8 @@ class Scorer(Protocol):
     def score(self, images: Tensor) -> MemberScores:
         """All members on (batch, 3, S, S)."""
 
-    def score_gate(self, images: Tensor) -> MemberScores:
-        """The gate of the manifest's scoring section on (batch, 3, S, S): one row each."""
+    def gate(self, images: Tensor) -> GateScores:
+        """The gate of the manifest's scoring section on (batch, 3, S, S)."""
 
 
 def _nothing(_: float) -> None:
@@ -176,7 +165,7 @@ def _score_gated(run: "_Batches", config: ScoringConfig, progress: Callable[[flo
     sweeps = sweep_ranges(count)
     start = time.monotonic()
     at = gate_frames(sweeps, config.stride)
-    gate_presence, gate_optimality = run.score(run.ensemble.score_gate, at, lambda share: progress(share / 3))
+    gate_presence, gate_optimality = run.score(run.gate, at, lambda share: progress(share / 3))
     presence = interpolate_in_sweeps(gate_presence.mean(0, dtype=np.float64), at, sweeps)
     optimality = None
     if len(gate_optimality):
@@ -217,6 +206,14 @@ class _Batches:
         self._batch_frames = batch_frames
         self._wait_for = wait_for
 
+    def gate(self, images: Tensor) -> MemberScores:
+        """The gate as an ensemble of one."""
+        scores = self.ensemble.gate(images)
+        presence, optimality = scores.presence_probability, scores.optimality_probability
+        return MemberScores(
+            presence[None], presence.new_empty(0, len(images)) if optimality is None else optimality[None]
+        )
+
     def score(
         self,
         network: Callable[[Tensor], MemberScores],
@@ -240,7 +237,13 @@ class _Batches:
             start = stop
             self._note_first_batch()
             progress(start / len(indices))
-        return torch.cat(presence, 1).float().cpu().numpy(), torch.cat(optimality, 1).float().cpu().numpy()
+        found = [torch.cat(parts, 1).float().cpu().numpy() for parts in (presence, optimality)]
+        if not all(np.isfinite(values).all() for values in found):
+            raise AcouslicError(
+                f"the model gives probabilities that are not numbers in {self.ensemble.dtype}: its weights overflow or "
+                "are damaged"
+            )
+        return found[0], found[1]
 
     def _try(self, network: Callable[[Tensor], MemberScores], at: Tensor) -> MemberScores | None:
         """One batch, or None where memory ran out. The failed batch's tensors are free once this has returned."""

@@ -1,7 +1,6 @@
 """Exhaustive and gated scoring, with an ensemble whose answer can be read off a frame's grey level."""
 
 import dataclasses
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ import torch
 
 from acouslic.errors import AcouslicError
 from acouslic.geometry import sweep_ranges
+from algorithm.ensemble import GateScores, MemberScores
 from algorithm.manifest import (
     DecoderConfig,
     Manifest,
@@ -37,14 +37,6 @@ MANIFEST = Manifest(
 )
 
 
-@dataclass(frozen=True)
-class Scores:
-    """As the ensemble's."""
-
-    presence_probability: torch.Tensor
-    optimality_probability: torch.Tensor
-
-
 class GreyEnsemble:
     """Member 0 says the grey level (0..1), member 1 half of it; the gate says the grey level minus 0.1."""
 
@@ -67,12 +59,12 @@ class GreyEnsemble:
         grey = self._grey(images)
         self.batches.append(len(images))
         optimality = torch.stack([1 - grey]) if self.optimality else torch.empty(0, len(images))
-        return Scores(torch.stack([grey, grey / 2]), optimality)
+        return MemberScores(torch.stack([grey, grey / 2]), optimality)
 
-    def score_gate(self, images):
+    def gate(self, images):
         grey = (self._grey(images) - 0.1).clamp(0)
         self.gate_batches.append(len(images))
-        return Scores(grey[None], torch.empty(0, len(images)))
+        return GateScores(grey, None)
 
 
 def grey_frames(levels):
@@ -125,6 +117,13 @@ def test_no_room_for_one_frame_is_an_error():
         score_case(GreyEnsemble(most_frames=0), grey_frames(LEVELS), ScoringConfig(), batch_frames=4)
 
 
+def test_a_model_that_overflows_is_an_error():
+    """A NaN probability is never averaged away or chosen."""
+    ensemble = GreyEnsemble(dataclasses.replace(MANIFEST, preprocessing=PreprocessingConfig(std=(1e-45, 1.0, 1.0))))
+    with pytest.raises(AcouslicError, match="not numbers"):
+        score_case(ensemble, grey_frames([0, 0, 255]), ScoringConfig())
+
+
 def test_gated_equals_exhaustive_where_everything_is_refined():
     """A ratio of 0 refines every frame: scores are then those of the exhaustive run, to the bit."""
     config = ScoringConfig(mode="gated", stride=3, refine_ratio=0.0, max_refined_fraction=1.0)
@@ -137,7 +136,7 @@ def test_gated_equals_exhaustive_where_everything_is_refined():
 
 
 def test_gated_refines_the_peak_and_keeps_the_gate_elsewhere():
-    """A bright run 20..22 in the dark: with 19 and 23, interpolated to half, and three more on each side it is refined."""
+    """A bright run 20..22: with 19 and 23, interpolated to half, and three more on each side it is refined."""
     levels = np.zeros(50, int)
     levels[20:23] = 250
     ensemble = GreyEnsemble()

@@ -1,0 +1,108 @@
+"""Outlines the best candidate frame that can be outlined, and says how sure its circumference is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from acouslic.ellipse import Ellipse, circumference_mm
+from acouslic.geometry import sweep_index, sweep_ranges
+from algorithm.manifest import Manifest
+from algorithm.preprocess import mask_to_frame, normalise
+from algorithm.segment import Mask, clean_mask
+
+INTERVAL_PERCENTILES = (2.5, 97.5)
+
+
+class Segmenter(Protocol):
+    """What outlining needs of `ensemble.Ensemble`."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the artifact."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the images it takes."""
+
+    def segment(self, images: Tensor) -> Tensor:
+        """(batch, 3, S, S) to mask probabilities (members with a decoder, batch, G, G), float32."""
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A chosen frame with its mask and what was measured on it."""
+
+    frame_index: int
+    mask: Mask
+    """(rows, columns)."""
+    ellipse: Ellipse | None
+    """The official fit to `mask`."""
+    circumference_mm: float | None
+    interval_mm: tuple[float, float] | None
+    """Contains the circumference; None where there is none."""
+
+
+def outline_best(
+    ensemble: Segmenter, frames: Tensor, candidates: Sequence[int], fov: Mask, spacing_mm: tuple[float, float]
+) -> Outline:
+    """The first of `candidates` (frame indices, at least one) whose mask has an ellipse, outlined and measured.
+
+    `frames` are the case's square images, uint8 (F, S, S), `fov` (rows, columns) is the field of view of a frame and
+    `spacing_mm` its (row, column) spacing. Where no candidate has an ellipse, the first is returned without one.
+    """
+    selection = ensemble.manifest.selection
+    outlines = []
+    for frame_index in candidates:
+        mask, ellipse = _clean(_segment(ensemble, frames, frame_index, fov).mean(0), ensemble, fov)
+        if ellipse is not None:
+            value_mm = circumference_mm(ellipse, spacing_mm)
+            sweep = sweep_ranges(len(frames))[sweep_index(frame_index, len(frames))]
+            reach = selection.neighbour_frames
+            near = range(max(sweep.start, frame_index - reach), min(sweep.stop, frame_index + reach + 1))
+            interval_mm = _interval(ensemble, frames, near, fov, spacing_mm, value_mm)
+            return Outline(frame_index, mask, ellipse, value_mm, interval_mm)
+        outlines.append(Outline(frame_index, mask, None, None, None))
+    return outlines[0]
+
+
+def interval_around(value: float, measured: Sequence[float]) -> tuple[float, float]:
+    """The middle 95 % of what was measured, widened where it must be to contain `value`."""
+    low, high = np.percentile([*measured, value], INTERVAL_PERCENTILES)
+    return min(float(low), value), max(float(high), value)
+
+
+def _interval(
+    ensemble: Segmenter,
+    frames: Tensor,
+    near: range,
+    fov: Mask,
+    spacing_mm: tuple[float, float],
+    value_mm: float,
+) -> tuple[float, float]:
+    """Each member alone outlines each frame of `near`; masks without an ellipse say nothing."""
+    measured_mm = []
+    for frame_index in near:
+        for probability in _segment(ensemble, frames, frame_index, fov):
+            _, ellipse = _clean(probability, ensemble, fov)
+            if ellipse is not None:
+                measured_mm.append(circumference_mm(ellipse, spacing_mm))
+    return interval_around(value_mm, measured_mm)
+
+
+def _segment(ensemble: Segmenter, frames: Tensor, frame_index: int, fov: Mask) -> NDArray[np.float32]:
+    """Each decoder's probabilities on the frame itself: (members, rows, columns)."""
+    with torch.inference_mode():
+        frame = frames[frame_index : frame_index + 1]
+        images = normalise(frame, ensemble.manifest.preprocessing, ensemble.dtype)
+        probabilities = ensemble.segment(images)[:, 0]
+        return np.asarray(mask_to_frame(probabilities, *fov.shape).cpu().numpy())
+
+
+def _clean(probability: NDArray[np.float32], ensemble: Segmenter, fov: Mask) -> tuple[Mask, Ellipse | None]:
+    manifest = ensemble.manifest
+    return clean_mask(probability, fov, manifest.thresholds.mask, manifest.selection.mask_shape)

@@ -1,0 +1,248 @@
+"""One case from its stack to its files, by a model that is loaded once."""
+
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from acouslic.errors import AcouslicError
+from acouslic.fov import field_of_view
+from acouslic.geometry import sweep_ranges
+from acouslic.stack import StackHeader
+from algorithm.artifact import load_artifact
+from algorithm.device import choose_device, choose_precision, set_cpu_threads
+from algorithm.ensemble import Ensemble
+from algorithm.frame_stream import FrameStream
+from algorithm.measure import Outline, outline_best
+from algorithm.outputs import CaseResult, prepare_output, removed_on_failure, write_result
+from algorithm.resized_frames import ResizedFrames
+from algorithm.score import FrameScores, choose_batch_frames, score_case
+from algorithm.select_frame import Values, choose_candidates, frame_quality, smooth_in_sweeps
+from algorithm.timing import RunTimings, peak_rss_bytes
+
+log = logging.getLogger(__name__)
+case_log = logging.getLogger("algorithm.case")
+"""What is said of each case, apart, because `predict` says it in a line of its own."""
+
+
+def _ignore(_: float) -> None:
+    """Nobody watches the progress."""
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A loaded model, ready for any number of cases, one at a time."""
+
+    ensemble: Ensemble
+    batch_frames: int
+    import_s: float
+    load_s: float
+
+    @classmethod
+    def load(
+        cls, model_dir: Path, *, device: str | None = None, batch_frames: int | None = None, import_s: float = 0.0
+    ) -> "Pipeline":
+        """Load the artifact in `model_dir` on the best device, or on `device` ("cpu" or "cuda"), and say why there.
+
+        `batch_frames` overrides the batch chosen for the device; `import_s` is only handed on to the timings.
+        Raises AcouslicError where the artifact is missing, damaged or for another schema, where a GPU that was asked
+        for cannot be used, or where its memory does not hold the model.
+        """
+        start = time.monotonic()
+        threads, threads_reason = set_cpu_threads()
+        # Creating a GPU's context takes about as long as reading the weights.
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            choosing = pool.submit(_choose_device, device)
+            artifact = load_artifact(model_dir)
+            chosen, device_reason = choosing.result()
+        dtype, dtype_reason = choose_precision(chosen)
+        try:
+            ensemble = Ensemble.from_artifact(artifact, chosen, dtype)
+        except torch.OutOfMemoryError:
+            raise AcouslicError(
+                f"the memory of {chosen} does not hold the model in {model_dir}: free some, or use the CPU"
+            ) from None
+        if batch_frames is None:
+            batch_frames = choose_batch_frames(artifact.manifest.tower, ensemble.members, chosen, dtype)
+        log.info("model: %s, %d members, from %s", artifact.manifest.name, ensemble.members, model_dir)
+        log.info("device: %s (%s); %d CPU threads (%s)", chosen, device_reason, threads, threads_reason)
+        log.info("precision: %s (%s)", str(dtype).removeprefix("torch."), dtype_reason)
+        log.info("members run %s (%s); batches of %d frames", ensemble.order, ensemble.order_reason, batch_frames)
+        return cls(ensemble, batch_frames, import_s, time.monotonic() - start)
+
+    def run(self, sweep_path: Path, output_dir: Path, case: str) -> CaseResult:
+        """Analyse the stack at `sweep_path` and write the result files into `output_dir`; see `run_stream`."""
+        prepare_output(output_dir)
+        with removed_on_failure(output_dir), contextlib.closing(FrameStream(sweep_path)) as stream:
+            return self.run_stream(stream, output_dir, case)
+
+    def run_stream(
+        self,
+        stream: FrameStream,
+        output_dir: Path,
+        case: str,
+        *,
+        started_at: float | None = None,
+        progress: Callable[[float], None] = _ignore,
+        writing: AbstractContextManager[object] | None = None,
+    ) -> CaseResult:
+        """Analyse a stack that is being decoded, write its result files and log the timings as one line of JSON.
+
+        `output_dir` has been prepared by `outputs.prepare_output`. `started_at` (`time.monotonic`) is where
+        `total_s` and `first_frame_s` count from, by default now; `progress` gets the share of frames scored;
+        `writing` is entered around the writing of files.
+        Raises AcouslicError where the stack is damaged or a file cannot be written; no file stays then.
+        """
+        started_at = time.monotonic() if started_at is None else started_at
+        header = stream.header
+        case_log.info(
+            "case %s: %d frames of %d x %d from %s", case, header.frames, header.rows, header.columns, header.path
+        )
+        manifest = self.ensemble.manifest
+        resized = ResizedFrames(stream, manifest.tower.image_size, manifest.preprocessing, self.ensemble.device)
+        scores = score_case(
+            self.ensemble,
+            resized.frames,
+            manifest.scoring,
+            batch_frames=self.batch_frames,
+            wait_for=resized.fill,
+            progress=progress,
+        )
+        scored = time.monotonic()
+        result = self._conclude(case, header, resized, scores)
+        segmented = time.monotonic()
+        with writing or contextlib.nullcontext():
+            write_result(result, output_dir)
+        written = time.monotonic()
+        timings = RunTimings(
+            import_s=self.import_s,
+            load_s=self.load_s,
+            read_s=stream.read_s,
+            wait_s=resized.waited_s,
+            preprocess_s=resized.preprocess_s,
+            gate_s=scores.gate_s,
+            refine_s=scores.refine_s,
+            segment_s=segmented - scored,
+            write_s=written - segmented,
+            first_frame_s=scores.first_batch_at - started_at,
+            total_s=written - started_at,
+            peak_rss_bytes=peak_rss_bytes(),
+            peak_device_bytes=_peak_device_bytes(self.ensemble.device),
+        )
+        self._log(result, timings)
+        return result
+
+    def _conclude(self, case: str, header: StackHeader, resized: ResizedFrames, scores: FrameScores) -> CaseResult:
+        """Choose, outline and judge the frame of a scored case."""
+        manifest = self.ensemble.manifest
+        blank = resized.blank()
+        presence, optimality = self._smooth(scores, blank)
+        notes = [] if header.spacing_note is None else [header.spacing_note]
+        outline = self._outline(resized, header, presence, optimality, blank)
+        suitable = True
+        if blank.all():
+            suitable = False
+            notes.append("all frames are black")
+        elif outline.ellipse is None:
+            suitable = False
+            notes.append("none of the candidate frames has a mask that an ellipse can be fitted to")
+        if presence[outline.frame_index] < manifest.thresholds.suitable:
+            suitable = False
+            notes.append(
+                f"the presence probability of the best frame, {presence[outline.frame_index]:.3f}, does not reach "
+                f"{manifest.thresholds.suitable}"
+            )
+        if not suitable and manifest.selection.when_unsuitable == "no_frame":
+            named, outline = None, Outline(0, np.zeros_like(outline.mask), None, None, None)
+        else:
+            named = outline.frame_index
+        return CaseResult(
+            case=case,
+            header=header,
+            frame_index=named,
+            suitable=suitable,
+            mask=outline.mask,
+            ellipse=outline.ellipse,
+            circumference_mm=outline.circumference_mm,
+            interval_mm=outline.interval_mm,
+            presence_probability=presence,
+            optimality_probability=optimality,
+            refined=scores.refined,
+            thresholds=manifest.thresholds,
+            notes=tuple(notes),
+        )
+
+    def _smooth(self, scores: FrameScores, blank: np.ndarray) -> tuple[Values, Values | None]:
+        """Probabilities smoothed along sweeps. A black frame shows nothing, whatever a network makes of it: 0."""
+        sweeps = sweep_ranges(len(blank))
+        sigma_frames = self.ensemble.manifest.selection.smoothing_sigma_frames
+        presence = smooth_in_sweeps(np.where(blank, 0.0, scores.presence_probability), sweeps, sigma_frames)
+        if scores.optimality_probability is None:
+            return presence, None
+        return presence, smooth_in_sweeps(scores.optimality_probability, sweeps, sigma_frames)
+
+    def _outline(
+        self,
+        resized: ResizedFrames,
+        header: StackHeader,
+        presence: Values,
+        optimality: Values | None,
+        blank: np.ndarray,
+    ) -> Outline:
+        """The best frame that can be outlined; of black frames only, the best guess with an empty mask."""
+        selection = self.ensemble.manifest.selection
+        quality = frame_quality(presence, optimality, selection.suboptimal_credit)
+        sweeps = sweep_ranges(header.frames)
+        if blank.all():
+            (guess,) = choose_candidates(presence, sweeps, 1)
+            return Outline(guess, np.zeros((header.rows, header.columns), dtype=bool), None, None, None)
+        # Smoothing lends a black frame its neighbours' probability, but it cannot be outlined.
+        candidates = choose_candidates(np.where(blank, -1.0, quality), sweeps, selection.candidates)
+        candidates = [index for index in candidates if not blank[index]]
+        fov = field_of_view(header.rows, header.columns)
+        return outline_best(self.ensemble, resized.frames, candidates, fov, header.spacing_mm)
+
+    def _log(self, result: CaseResult, timings: RunTimings) -> None:
+        for note in result.notes:
+            case_log.info("note: %s", note)
+        case_log.info(
+            json.dumps(
+                {
+                    "event": "case done",
+                    "case": result.case,
+                    "frames": result.header.frames,
+                    "refined_frames": int(result.refined.sum()),
+                    "members": self.ensemble.members,
+                    "frame_number": result.frame_number,
+                    "circumference_mm": result.circumference_mm,
+                    "suitable": result.suitable,
+                    "device": str(self.ensemble.device),
+                    "precision": str(self.ensemble.dtype).removeprefix("torch."),
+                    "batch_frames": self.batch_frames,
+                    "timings": {name: round(value, 4) for name, value in asdict(timings).items()},
+                },
+                ensure_ascii=False,
+            )
+        )
+
+
+def _choose_device(wanted: str | None) -> tuple[torch.device, str]:
+    """The device and why; a GPU that was asked for must be usable."""
+    if wanted == "cpu":
+        return choose_device(wanted)
+    device, reason = choose_device()
+    if wanted is not None and device.type != "cuda":
+        raise AcouslicError(f"a GPU was asked for but cannot be used: {reason}")
+    return device, reason
+
+
+def _peak_device_bytes(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0

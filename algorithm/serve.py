@@ -1,0 +1,140 @@
+"""Invoke mode: an HTTP server that analyses whatever lies in the input folder when it is asked to.
+
+`GET /health` answers 200 once the model is loaded, 503 before. `POST /invoke` answers 201 when the results are
+complete, 500 with a sentence where the case failed; one case runs at a time, a second request waits its turn.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import waitress
+
+from acouslic.errors import AcouslicError
+from acouslic.sockets import find_sweep_input
+from algorithm.frame_stream import FrameStream
+from algorithm.manifest import read_manifest
+from algorithm.messages import complain, explain
+from algorithm.outputs import prepare_output, remove_results, removed_on_failure
+from algorithm.timing import process_age_s
+
+if TYPE_CHECKING:
+    from algorithm.pipeline import Pipeline
+
+_THREADS = 8
+"""One case runs at a time; the others answer health checks beside it and hold requests that wait."""
+_STOP_PATIENCE_S = 3.0
+"""The platform kills what has not ended 5 s after SIGTERM."""
+
+log = logging.getLogger(__name__)
+
+
+class Service:
+    """The WSGI application. `pipeline` is set once the model is loaded."""
+
+    def __init__(self, input_dir: Path, output_dir: Path) -> None:
+        # Kept as given: the folder may be a symbolic link that leads elsewhere at the next request.
+        self._input_dir = input_dir
+        self._output_dir = output_dir
+        self._invoking = threading.Lock()
+        self.writing = threading.Lock()
+        """Held while files are written: whoever ends the process takes it, so that results are whole or absent."""
+        self.pipeline: Pipeline | None = None
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Answer one request."""
+        status, text, allowed = self._answer(environ["REQUEST_METHOD"], environ["PATH_INFO"])
+        body = text.encode("utf-8", errors="backslashreplace")
+        headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))]
+        if allowed is not None:
+            headers.append(("Allow", allowed))
+        start_response(f"{status.value} {status.phrase}", headers)
+        return [body]
+
+    def _answer(self, method: str, path: str) -> tuple[HTTPStatus, str, str | None]:
+        """Status, text, and the methods that would be allowed where this one is not."""
+        if path == "/health":
+            if method not in ("GET", "HEAD"):
+                return HTTPStatus.METHOD_NOT_ALLOWED, "GET /health\n", "GET, HEAD"
+            if self.pipeline is None:
+                return HTTPStatus.SERVICE_UNAVAILABLE, "the model is being loaded\n", None
+            return HTTPStatus.OK, "ready\n", None
+        if path == "/invoke":
+            if method != "POST":
+                return HTTPStatus.METHOD_NOT_ALLOWED, "POST /invoke\n", "POST"
+            return *self._invoke(), None
+        return HTTPStatus.NOT_FOUND, "there are GET /health and POST /invoke\n", None
+
+    def _invoke(self) -> tuple[HTTPStatus, str]:
+        if self.pipeline is None:
+            return HTTPStatus.SERVICE_UNAVAILABLE, "the model is being loaded\n"
+        with self._invoking:
+            try:
+                self._run_case(self.pipeline)
+            except Exception as error:
+                sentence = explain(error)
+                complain(sentence)
+                return HTTPStatus.INTERNAL_SERVER_ERROR, f"{sentence}\n"
+        return HTTPStatus.CREATED, ""
+
+    def _run_case(self, pipeline: "Pipeline") -> None:
+        with removed_on_failure(self._output_dir):
+            with self.writing:
+                prepare_output(self._output_dir)
+            sweep = find_sweep_input(self._input_dir)
+            with contextlib.closing(FrameStream(sweep.path)) as stream:
+                pipeline.run_stream(stream, self._output_dir, sweep.case, writing=self.writing)
+
+
+def serve(
+    input_dir: Path, output_dir: Path, model_dir: Path, *, port: int, device: str | None, batch_frames: int | None
+) -> NoReturn:
+    """Listen on `port`, load the model in `model_dir`, answer requests until SIGTERM or SIGINT ends the process.
+
+    Raises AcouslicError where the port is taken or the model cannot be loaded.
+    """
+    read_manifest(model_dir)
+    service = Service(input_dir, output_dir)
+    try:
+        server = waitress.create_server(service, host="0.0.0.0", port=port, threads=_THREADS, ident=None)
+    except OSError as error:
+        raise AcouslicError(f"port {port} cannot be listened on: {error.strerror}") from error
+    # A request that waits for its turn is not worth a line each second.
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
+    _stop_on_signals(service, output_dir)
+    threading.Thread(target=server.run, name="http", daemon=True).start()
+    log.info("listening on port %d; loading the model", port)
+
+    from algorithm.pipeline import Pipeline
+
+    service.pipeline = Pipeline.load(model_dir, device=device, batch_frames=batch_frames, import_s=process_age_s())
+    log.info("ready")
+    while True:
+        signal.pause()
+
+
+def _stop_on_signals(service: Service, output_dir: Path) -> None:
+    """End the process on SIGTERM and SIGINT, at once but for files that are being written.
+
+    A case that is being computed has written nothing yet and is dropped: its computation cannot be interrupted within
+    the time the platform grants, but the process can end.
+    """
+
+    def stop(number: int, _: FrameType | None) -> NoReturn:
+        if not service.writing.acquire(timeout=_STOP_PATIENCE_S):
+            with contextlib.suppress(AcouslicError):
+                remove_results(output_dir)
+        # Neither print nor log: the signal may have come in the middle of one of them.
+        os.write(sys.stdout.fileno(), f"stopped by {signal.Signals(number).name}\n".encode())
+        os._exit(0)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
