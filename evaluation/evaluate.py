@@ -28,7 +28,9 @@ _progress: Any = None
 _STARTED = 1
 
 
-def evaluate(tasks: Sequence[CaseTask], *, workers: int | None = None) -> list[CaseResult]:
+def evaluate(
+    tasks: Sequence[CaseTask], *, workers: int | None = None, case_limit_s: float = CASE_LIMIT_S
+) -> list[CaseResult]:
     """The results in the order of the tasks; a line of progress for each on stdout.
 
     `workers` is by default what CPU and memory limits allow. Raises AcouslicError for the first task, in their order,
@@ -40,10 +42,10 @@ def evaluate(tasks: Sequence[CaseTask], *, workers: int | None = None) -> list[C
     results: dict[int, CaseResult] = {}
     pending = list(range(len(tasks)))
     while pending:
-        suspects = _run(tasks, pending, workers, results)
+        suspects = _run(tasks, pending, workers, case_limit_s, results)
         # The pool says that a worker died, not on which case: those it had begun are tried one by one.
         for index in suspects:
-            if _run(tasks, [index], 1, results):
+            if _run(tasks, [index], 1, case_limit_s, results):
                 results[index] = _result_of_death(tasks[index])
         pending = [index for index in pending if index not in results]
         if pending and not suspects:
@@ -51,7 +53,13 @@ def evaluate(tasks: Sequence[CaseTask], *, workers: int | None = None) -> list[C
     return [results[index] for index in range(len(tasks))]
 
 
-def _run(tasks: Sequence[CaseTask], indices: list[int], workers: int, results: dict[int, CaseResult]) -> list[int]:
+def _run(
+    tasks: Sequence[CaseTask],
+    indices: list[int],
+    workers: int,
+    case_limit_s: float,
+    results: dict[int, CaseResult],
+) -> list[int]:
     """Add the results of the tasks at `indices`; returns those that were under way when a worker died, if one did."""
     # A fresh interpreter for each worker: forking a process that has used SimpleITK's threads can hang.
     context = multiprocessing.get_context("spawn")
@@ -60,7 +68,7 @@ def _run(tasks: Sequence[CaseTask], indices: list[int], workers: int, results: d
         min(workers, len(indices)), mp_context=context, initializer=_start_worker, initargs=(progress, os.getpid())
     )
     try:
-        futures = {index: executor.submit(_work, index, tasks[index]) for index in indices}
+        futures = {index: executor.submit(_work, index, tasks[index], case_limit_s) for index in indices}
         for index, future in futures.items():
             results[index] = future.result()
             print(f"[{len(results)}/{len(tasks)}] {results[index].case}: {_outcome(results[index])}", flush=True)
@@ -81,8 +89,7 @@ def _outcome(result: CaseResult) -> str:
 def _result_of_death(task: CaseTask) -> CaseResult:
     case = task.source.case
     failure = (
-        f"case {case}: the process that scored it died or did not end within {CASE_LIMIT_S} s; its mask or score file "
-        "is likely damaged"
+        f"case {case}: the process that scored it died or did not end in time; its mask or score file is likely damaged"
     )
     if not task.lenient or task.submission is None:
         raise AcouslicError(failure)
@@ -111,10 +118,10 @@ def _end_with_parent(parent_pid: int) -> None:
     os._exit(1)
 
 
-def _work(index: int, task: CaseTask) -> CaseResult:
+def _work(index: int, task: CaseTask, case_limit_s: float) -> CaseResult:
     _progress[index] = _STARTED
-    signal.alarm(CASE_LIMIT_S)
+    signal.setitimer(signal.ITIMER_REAL, case_limit_s)
     try:
         return evaluate_case(task)
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)

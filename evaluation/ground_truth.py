@@ -6,7 +6,9 @@ labels of all frames. It names the SHA-256 of the stack it was made of and is us
 
 import hashlib
 import io
+import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from acouslic.sockets import STACK_SUFFIXES
 from acouslic.stack import open_stack
 from acouslic.write import write_bytes
 from evaluation.case_result import CaseTruth
+from evaluation.safe_path import checked_name
 from evaluation.strict_json import read_strict_json
 
 OFFICIAL_FOLDER = "ground_truth"
@@ -74,7 +77,7 @@ def find_release(root: Path) -> dict[str, TruthSource]:
     release = Release(root)
     sources = {}
     for uuid, row in sorted(read_circumferences(release.circumferences_path).items()):
-        path = release.mask_path(uuid)
+        path = release.mask_path(checked_name(uuid, f"{release.circumferences_path}: a uuid"))
         if not path.is_file():
             raise AcouslicError(f"{path} is missing, but {release.circumferences_path} lists case {uuid}")
         sources[uuid] = TruthSource(uuid, path, row.sweep_ac_mm, row.subject_id, None)
@@ -90,7 +93,7 @@ def read_truth(source: TruthSource, cache_dir: Path | None = None) -> CaseTruth:
     damaged or holds another value than 0, 1 and 2.
     """
     digest = file_sha256(source.mask_path)
-    cached = None if cache_dir is None else cache_dir / f"{digest}.npz"
+    cached = None if cache_dir is None else cache_dir / f"{source.case}.npz"
     for path in (source.index_path, cached):
         if path is not None:
             index = _load_index(path, digest)
@@ -98,7 +101,10 @@ def read_truth(source: TruthSource, cache_dir: Path | None = None) -> CaseTruth:
                 return _truth(source, index)
     index = build_index(source.mask_path, digest)
     if cached is not None:
-        write_bytes(cached, index_bytes(index))
+        # Under a name of this process first: another run may be filling the same folder.
+        own = cached.with_name(f"{source.case}.{os.getpid()}.npz")
+        write_bytes(own, index_bytes(index))
+        own.replace(cached)
     return _truth(source, index)
 
 
@@ -198,9 +204,9 @@ def _read_subjects(path: Path) -> dict[str, str]:
 def _load_index(path: Path, digest: str) -> dict[str, np.ndarray] | None:
     """The arrays of an index; None where there is none, or it is damaged or of another stack: it is then made anew."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             index = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
     if int(index.get("version", -1)) != _INDEX_VERSION or str(index.get("sha256")) != digest:
         return None

@@ -1,0 +1,89 @@
+"""What a run leaves behind: `metrics.json` for the leaderboard, `per_case.csv` for people, `report.html`."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from acouslic.write import write_text
+from evaluation.case_result import CaseResult
+from evaluation.official import CASE_METRICS, aggregate
+from evaluation.report import write_report
+from evaluation.summary import per_case_columns, summarise
+
+METRICS_FILE = "metrics.json"
+PER_CASE_FILE = "per_case.csv"
+REPORT_FILE = "report.html"
+
+
+def write_outputs(output_dir: Path, results: Sequence[CaseResult], notes: Mapping[str, Any]) -> dict[str, Any]:
+    """Write all three files for the results, sorted by case, and return the metrics.
+
+    `notes` are further entries of `metrics.json`. Raises AcouslicError where a file cannot be written.
+    """
+    ordered = sorted(results, key=lambda result: result.case)
+    metrics = submission_metrics(ordered) | dict(notes)
+    check_metrics(metrics)
+    write_text(output_dir / PER_CASE_FILE, per_case_csv(ordered))
+    write_report(output_dir / REPORT_FILE, ordered, metrics)
+    # Last, so that metrics are only there where everything is.
+    write_text(output_dir / METRICS_FILE, json.dumps(metrics, allow_nan=False, ensure_ascii=False, indent=1) + "\n")
+    return metrics
+
+
+def submission_metrics(results: Sequence[CaseResult]) -> dict[str, Any]:
+    """The content of `metrics.json`: the official aggregates under their names at the top, so that `score.mean` is a
+    path for a leaderboard, then what is ours, then the cases.
+
+    The cases carry no reference value: whoever may see a submission's metrics need not be who may see the reference.
+    """
+    return {
+        **aggregate([result.official for result in results]),
+        "undefined_overlap_cases": sum(result.undefined_overlap for result in results),
+        "both_empty_cases": sum(result.both_empty for result in results),
+        **summarise(results),
+        "cases": [_case_metrics(result) for result in results],
+    }
+
+
+def per_case_csv(results: Sequence[CaseResult]) -> str:
+    """One row a case: `case`, `frame_number`, the official metrics by their names, then ours; None is an empty cell."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    for number, result in enumerate(results):
+        ours = per_case_columns(result)
+        if number == 0:
+            writer.writerow(["case", "frame_number", *CASE_METRICS, *ours])
+        official = [result.official[name] for name in CASE_METRICS]
+        writer.writerow([result.case, result.frame_number, *official, *ours.values()])
+    return buffer.getvalue()
+
+
+def check_metrics(value: Any, where: str = "metrics") -> None:
+    """Raises ValueError for a key with a dot, which no leaderboard path can name, and a number that is not finite."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str) or "." in key:
+                raise ValueError(f"{where} has the key {key!r}")
+            check_metrics(item, f"{where}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            check_metrics(item, f"{where}[{index}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} is {value}")
+
+
+def _case_metrics(result: CaseResult) -> dict[str, Any]:
+    return {
+        "case": result.case,
+        "frame_number": result.frame_number,
+        **result.official,
+        "score": result.score,
+        "predicted_ac_mm": result.predicted_ac_mm,
+        "undefined_overlap": result.undefined_overlap,
+        "exec_duration_s": result.exec_duration_s,
+        "failure": result.failure,
+    }
