@@ -7,6 +7,7 @@ are not saturated: heads are set to a standard deviation of about one logit on r
 """
 
 import argparse
+import copy
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,10 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     generator = torch.Generator().manual_seed(args.seed)
     tower = random_tower(config, generator, getattr(torch, args.precision))
     targets = args.targets.split(",")
+    embedding = speckle_embedding(tower, generator)
     members = [
         MemberState(
             random_adapter(config, range(max(0, config.layers - blocks), config.layers), targets, args.rank, generator),
-            random_heads(MemberConfig(True, True, True, decoder), tower, generator),
+            random_heads(MemberConfig(True, True, True, decoder), config, embedding, generator),
         )
         for _ in range(args.members)
     ]
@@ -140,17 +142,24 @@ def random_adapter(
 
 
 @torch.no_grad()
-def random_heads(member: MemberConfig, tower: Tower, generator: torch.Generator) -> dict[str, Tensor]:
-    """Heads with logits of about unit spread over random images, and a decoder with live batch statistics."""
-    torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
-    heads = Heads(member, tower.config)
+def speckle_embedding(tower: Tower, generator: torch.Generator) -> Tensor:
+    """Float32 embeddings of a few images of blobs and speckle, (images, output_dim)."""
     size = tower.config.image_size
-    coarse = torch.randn(8, 1, size // 8, size // 8, generator=generator)
-    speckle = torch.randn(8, 3, size, size, generator=generator)
+    coarse = torch.randn(4, 1, size // 8, size // 8, generator=generator)
+    speckle = torch.randn(4, 3, size, size, generator=generator)
     images = 0.5 * speckle + nn.functional.interpolate(coarse, (size, size))
-    embedding = tower.float()(images).embedding if member.presence or member.optimality else None
+    return copy.deepcopy(tower).float()(images).embedding
+
+
+@torch.no_grad()
+def random_heads(
+    member: MemberConfig, tower: TowerConfig, embedding: Tensor, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Heads with logits of about unit spread over `embedding`, and a decoder with live batch statistics."""
+    torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+    heads = Heads(member, tower)
     for head in (heads.presence, heads.optimality):
-        if head is not None and embedding is not None:
+        if head is not None:
             direction = torch.randn(embedding.shape[1], generator=generator)
             spread = (embedding @ direction).std().clamp(min=1e-3)
             head.weight.copy_(direction[None] / spread)
