@@ -52,10 +52,10 @@ def fit_ellipse(mask: np.ndarray, fov: np.ndarray) -> Ellipse | None:
     contours, _ = cv2.findContours(outline, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE, offset=offset)
     if not contours:
         return None
-    longest = max(contours, key=cv2.contourArea)
-    if len(longest) < _FEWEST_POINTS:
+    largest = max(contours, key=cv2.contourArea)
+    if len(largest) < _FEWEST_POINTS:
         return None
-    (x, y), (first_axis, second_axis), angle_degrees = cv2.fitEllipse(longest)
+    (x, y), (first_axis, second_axis), angle_degrees = cv2.fitEllipse(largest)
     values = (x, y, first_axis, second_axis, angle_degrees)
     if not all(map(math.isfinite, values)):
         return None

@@ -73,11 +73,12 @@ def test_ellipse_beyond_the_frame_is_cut_off() -> None:
     assert not draw_ellipse(Ellipse((-50, -50), (10, 10), 0), 20, 20).any()
 
 
-@pytest.mark.parametrize("pixels", [0, 1, 2])
-def test_mask_with_too_few_pixels_has_no_ellipse(pixels: int) -> None:
+@pytest.mark.parametrize("pixels", [[], [(0, 0)], [(0, 0), (0, 1)], [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]])
+def test_mask_with_too_few_pixels_has_no_ellipse(pixels: list[tuple[int, int]]) -> None:
     """An empty mask and masks whose outline has five points or fewer have none."""
     mask = np.zeros((50, 50), dtype=bool)
-    mask[20, 20 : 20 + pixels] = True
+    for row, column in pixels:
+        mask[20 + row, 20 + column] = True
 
     assert fit_ellipse(mask, _whole(mask)) is None
 
@@ -103,10 +104,11 @@ def test_outline_along_the_field_is_left_out() -> None:
     assert fitted.semi_axes_px == pytest.approx((60, 60), rel=0.02)
 
 
-def test_largest_of_two_components_is_measured() -> None:
-    """With two components the contour of larger area decides, wherever it lies."""
-    large, small = Ellipse((60, 60), (40, 30), 0), Ellipse((160, 160), (15, 15), 0)
-    mask = draw_ellipse(large, 200, 200) | draw_ellipse(small, 200, 200)
+def test_contour_of_largest_area_is_measured() -> None:
+    """The area decides, not the order nor the length: a long thin bar before and a disc after change nothing."""
+    large = Ellipse((60, 60), (40, 30), 0)
+    mask = draw_ellipse(large, 200, 200) | draw_ellipse(Ellipse((160, 160), (15, 15), 0), 200, 200)
+    mask[3, 1:199] = True
 
     fitted = fit_ellipse(mask, _whole(mask))
 

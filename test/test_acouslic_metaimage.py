@@ -209,6 +209,7 @@ def test_two_dimensions_need_permission(tmp_path: Path) -> None:
         ({"HeaderSize": "-2"}, "HeaderSize = -2 is not supported"),
         ({"HeaderSize": "x"}, "HeaderSize must be a whole number"),
         ({"HeaderSize": "3"}, "header is wrong"),
+        ({"HeaderSize": "-1", "DimSize": "30 4 106"}, "header is wrong"),
         ({"data_file": "LIST"}, "spread over several files"),
         ({"data_file": "slice%03d.raw 1 21 1"}, "spread over several files"),
         ({"data_file": "../x.raw"}, "in the same folder"),
@@ -331,11 +332,12 @@ def test_repeated_key_is_refused(tmp_path: Path) -> None:
 
 
 def test_endless_header_is_not_read_to_its_end(tmp_path: Path) -> None:
-    """A text without an ElementDataFile line is given up after four mebibytes."""
-    path = tmp_path / "x.mha"
-    path.write_bytes("".join(f"Key{number} = 1\n" for number in range(400_000)).encode())
+    """A text whose ElementDataFile line comes after more than four mebibytes is given up before."""
+    path = _write(tmp_path / "x.mha")
+    for filler in ("".join(f"Key{number} = 1\n" for number in range(400_000)), f"Key = {'1' * (5 << 20)}\n"):
+        path.write_bytes(filler.encode() + _write(path).read_bytes())
 
-    assert "not a MetaImage" in _refused(path)
+        assert "not a MetaImage" in _refused(path)
 
 
 def test_no_single_byte_of_a_header_crashes_the_reader(tmp_path: Path) -> None:

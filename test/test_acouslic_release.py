@@ -61,7 +61,7 @@ def test_damaged_table_is_refused_with_file_and_line(tmp_path: Path, text: str, 
 
 def test_missing_table_is_an_error(tmp_path: Path) -> None:
     """A folder that is not a release says which file is expected."""
-    with pytest.raises(AcouslicError, match="missing"):
+    with pytest.raises(AcouslicError, match=r"per_sweep\.csv is missing: expected"):
         Release(tmp_path).cases()
 
 

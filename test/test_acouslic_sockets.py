@@ -74,7 +74,7 @@ def test_relative_path_out_of_the_input_is_refused(tmp_path: Path, relative_path
     """A path that leaves the input folder, or is none, is an error."""
     entries = [{"socket": {"slug": SWEEP_SLUG, "relative_path": relative_path}}]
 
-    with pytest.raises(AcouslicError, match="relative_path"):
+    with pytest.raises(AcouslicError, match="leads out of the input folder"):
         find_sweep_input(_input(tmp_path, "x.mha", entries=entries))
 
 
