@@ -39,7 +39,8 @@ TOWERS = {
     "vit-s-14": TowerConfig(224, 14, 384, 12, 6, 1536, 384, pre_norm=False, layer_scale=True, norm_eps=1e-6),
     "tiny": TowerConfig(56, 14, 32, 4, 2, 64, 16),
 }
-TAPS = {"vit-l-14": (6, 8, 12, 24), "vit-s-14": (3, 6, 9, 12), "tiny": (1, 2, 3, 4)}
+# The published decoder's taps on 24 blocks; evenly spaced on any other tower.
+TAPS = {24: (6, 8, 12, 24)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -59,33 +60,65 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = TOWERS[args.config]
     if args.keep_share < 1:
         config = dataclasses.replace(config, kept_patches=central_patches(config.grid_size, args.keep_share))
-    blocks = config.layers if args.adapted_blocks == "all" else int(args.adapted_blocks)
-    decoder = DecoderConfig(TAPS[args.config], config.image_size // 16)
-    generator = torch.Generator().manual_seed(args.seed)
-    tower = random_tower(config, generator, getattr(torch, args.precision))
-    targets = args.targets.split(",")
+    write_random_artifact(
+        args.out,
+        config,
+        members=args.members,
+        adapted_blocks=config.layers if args.adapted_blocks == "all" else int(args.adapted_blocks),
+        targets=args.targets.split(","),
+        rank=args.rank,
+        scoring=ScoringConfig(mode=args.scoring),
+        dtype=getattr(torch, args.precision),
+        seed=args.seed,
+    )
+    size_bytes = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
+    print(f"wrote {args.out}: {args.config}, {args.members} members, {size_bytes / 1e6:.0f} MB")
+
+
+def write_random_artifact(
+    folder: Path,
+    config: TowerConfig,
+    *,
+    members: int = 3,
+    adapted_blocks: int = 2,
+    targets: Sequence[str] = ("c_fc", "c_proj"),
+    rank: int = 4,
+    scoring: ScoringConfig | None = None,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Manifest:
+    """Write an artifact to `folder` whose members have all heads and adapters on the last `adapted_blocks` blocks."""
+    quarter = max(1, config.layers // 4)
+    taps = TAPS.get(config.layers, (quarter, 2 * quarter, 3 * quarter, config.layers))
+    member = MemberConfig(
+        adapter=adapted_blocks > 0,
+        presence=True,
+        optimality=True,
+        decoder=DecoderConfig(taps, max(1, config.image_size // 16)),
+    )
+    generator = torch.Generator().manual_seed(seed)
+    tower = random_tower(config, generator, dtype)
     embedding = speckle_embedding(tower, generator)
-    members = [
+    blocks = range(max(0, config.layers - adapted_blocks), config.layers)
+    states = [
         MemberState(
-            random_adapter(config, range(max(0, config.layers - blocks), config.layers), targets, args.rank, generator),
-            random_heads(MemberConfig(True, True, True, decoder), config, embedding, generator),
+            random_adapter(config, blocks, targets, rank, generator) if blocks else None,
+            random_heads(member, config, embedding, generator),
         )
-        for _ in range(args.members)
+        for _ in range(members)
     ]
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
-        name=f"random {args.config}, {args.members} members",
+        name=f"random, {config.layers} blocks of width {config.width}, {members} members",
         tower=config,
         preprocessing=PreprocessingConfig(),
-        members=(MemberConfig(adapter=True, presence=True, optimality=True, decoder=decoder),) * args.members,
+        members=(member,) * members,
         thresholds=Thresholds(),
-        scoring=ScoringConfig(mode=args.scoring),
+        scoring=scoring or ScoringConfig(),
         selection=SelectionConfig(),
         provenance=Provenance("random numbers", "none needed", "none", "none needed", "bench/random_artifact.py"),
     )
-    write_artifact(args.out, manifest, tower.state_dict(), members)
-    size_bytes = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
-    print(f"wrote {args.out}: {args.config}, {args.members} members, {size_bytes / 1e6:.0f} MB")
+    return write_artifact(folder, manifest, tower.state_dict(), states)
 
 
 def central_patches(grid_size: int, share: float) -> tuple[int, ...]:
