@@ -23,8 +23,8 @@ from evaluation.report_sections import (
 from evaluation.report_tables import official_table
 
 TITLE = "Fetal abdomen in blind sweeps: evaluation"
-PICTURES = 12
-"""Of the worst cases."""
+PICTURES, OUTLINES = 12, 6
+"""Of the worst cases, and of the poorest outlines among the others."""
 _SECTIONS = (
     ("score", "Score"),
     ("circumference", "Circumference"),
@@ -47,9 +47,10 @@ def write_report(path: Path, results: Sequence[CaseResult], metrics: Mapping[str
 
 
 def report_page(results: Sequence[CaseResult], metrics: Mapping[str, Any]) -> str:
-    """The page as text. Of each case it holds a table row and two dots, of the worst 12 a picture."""
+    """The page as text. Of each case it holds a table row and two dots, of the worst a picture."""
     worst = sorted(results, key=lambda result: (result.score, result.case))[:PICTURES]
-    anchors = {result.case: f"case-{index}" for index, result in enumerate(worst, start=1)}
+    poor_outlines = _poor_outlines(results, {result.case for result in worst})
+    anchors = {result.case: f"case-{index}" for index, result in enumerate([*worst, *poor_outlines], start=1)}
     sections = [
         notices(results, metrics),
         score_section(results, metrics),
@@ -57,7 +58,7 @@ def report_page(results: Sequence[CaseResult], metrics: Mapping[str, Any]) -> st
         frames_section(results, metrics),
         calibration_section(results, metrics),
         sweeps_section(metrics),
-        worst_section(worst, anchors, len(results)),
+        worst_section(worst, poor_outlines, anchors, len(results)),
         section("official", "Official metrics", official_table(metrics)),
         cases_section(results, anchors),
     ]
@@ -74,6 +75,16 @@ def report_page(results: Sequence[CaseResult], metrics: Mapping[str, Any]) -> st
         script=script,
         script_hash=_content_hash(script),
     )
+
+
+def _poor_outlines(results: Sequence[CaseResult], shown: set[str]) -> list[CaseResult]:
+    """Cases that lose by their outline alone; the worst cases often chose no frame or a wrong one."""
+    outlined = [
+        result
+        for result in results
+        if result.case not in shown and result.annotated_distance_frames == 0 and result.predicted_outline_px
+    ]
+    return sorted(outlined, key=lambda result: (result.official["DiceCoefficient"], result.case))[:OUTLINES]
 
 
 def _lead(metrics: Mapping[str, Any]) -> str:

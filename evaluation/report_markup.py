@@ -30,7 +30,7 @@ def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
 
 def percent(value: float | None, digits: int = 0) -> str:
     """A share of 1 as per cent; a dash for None."""
-    return MISSING if value is None else f"{number(100 * value, digits)} %"
+    return MISSING if value is None else f"{number(100 * value, digits)}\u00a0%"
 
 
 def interval(metrics: Mapping[str, Any] | None, digits: int = 3) -> str:
@@ -54,8 +54,9 @@ def table(caption: str, headers: Sequence[str], rows: Iterable[Sequence[str]], *
     )
     body = "\n".join(_row(row, len(headers), text_columns) for row in rows)
     return (
-        f'<div class="scroll" role="region" aria-label="{caption}" tabindex="0"><table><caption>{caption}</caption>'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
+        f'<div class="captioned"><h3>{caption}</h3>'
+        f'<div class="scroll" role="region" aria-label="{caption}" tabindex="0">'
+        f'<table aria-label="{caption}"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div></div>'
     )
 
 

@@ -69,7 +69,8 @@ def _caption(result: CaseResult) -> list[str]:
         f"NAE {number(official['nae_circumference'])} · soft Dice {number(official['DiceCoefficientSoft'])} · "
         f"WFSS {number(official['wfss'], 1)}"
     )
-    lines.append(_circumferences(result))
+    if result.frame_number != NO_FRAME:
+        lines.append(_circumferences(result))
     reference_frame = result.reference_outline_frame_number
     if reference_frame == NO_FRAME:
         lines.append("The reference has no annotated frame.")

@@ -60,7 +60,7 @@ def case_bars(results: Sequence[CaseResult]) -> str:
     description = f"Scores of {plural(len(ordered), 'case')}, sorted"
     if ordered:
         description += f", from {number(ordered[0].score)} to {number(ordered[-1].score)}"
-    return drawing("".join(parts), description, 1000, 260)
+    return drawing("".join(parts), description, 1000, 260, "wide")
 
 
 def bland_altman(results: Sequence[CaseResult], agreement: Mapping[str, Any]) -> str:
@@ -133,13 +133,13 @@ def f1_plot(frame_f1: Mapping[str, Any], intervals: Mapping[str, Any], suffix: s
         for key, label, kind in (
             ("at_own_threshold", "own threshold", "own"),
             ("at_half", "threshold 0.5", "half"),
-            ("at_best_threshold_optimistic", "best threshold (optimistic)", "best"),
+            ("at_best_threshold_optimistic", "best (optimistic)", "best"),
         ):
             around = intervals.get(f"frame_f1_{protocol}{suffix}") if kind == "own" else None
             rows.append((kind, label, values.get(key, {}).get("f1"), around))
     row_height, left, width = 30.0, 190.0, 560.0
     height = len(rows) * row_height + 40
-    axes = Axes((0, 1), (0, 1), "", "", _UNIT_TICKS, (), width=width - 46, height=height, left=left, bottom=34)
+    axes = Axes((0, 1), (0, 1), "", "", _UNIT_TICKS, (), width=width - 60, height=height, left=left, bottom=34)
     parts, described = [axes.frame()], []
     for index, (kind, label, value, around) in enumerate(rows):
         y = 14 + (index + 0.5) * row_height
@@ -152,14 +152,15 @@ def f1_plot(frame_f1: Mapping[str, Any], intervals: Mapping[str, Any], suffix: s
             parts.append(f'<line class="whisker" {ends} y1="{y}" y2="{y}"/>')
         if value is not None:
             parts.append(f'<circle class="f1-{kind}" cx="{axes.x(value)}" cy="{y}" r="6"/>')
-        parts.append(f'<text class="row value" x="{width - 50}" y="{y + 5}">{number(value)}</text>')
+        parts.append(f'<text class="row value" x="{width - 64}" y="{y + 5}">{number(value)}</text>')
         described.append(f"{label} {number(value)}" + (f" ({interval(around)})" if around else ""))
-    return drawing("".join(parts), f"F1 of presence: {', '.join(described)}", width, height)
+    return drawing("".join(parts), f"F1 of presence: {', '.join(described)}", width, height, "plot f1")
 
 
 def reliability_plot(calibration: Mapping[str, Any]) -> str:
     """Observed share of positive frames over the submitted probability, by bin; dots grow with their frames."""
-    axes = Axes((0, 1), (0, 1), "submitted probability", "observed share of frames", _UNIT_TICKS, _UNIT_TICKS)
+    unit = (-0.03, 1.03)  # a margin for the dots at 0 and 1
+    axes = Axes(unit, unit, "submitted probability", "observed share of frames", _UNIT_TICKS, _UNIT_TICKS)
     bins = [values for values in calibration["reliability"].values() if values["frames"]]
     largest = max(values["frames"] for values in bins)
     points = [(values["mean_probability"], values["observed_fraction"]) for values in bins]

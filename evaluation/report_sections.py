@@ -18,6 +18,7 @@ from evaluation.report_tables import (
     PROTOCOL_WORDS,
     agreement_table,
     case_table,
+    choice_tables,
     f1_table,
     ranking_table,
     sweep_rows,
@@ -33,7 +34,8 @@ def notices(results: Sequence[CaseResult], metrics: Mapping[str, Any]) -> str:
     failed = [result for result in results if result.failure is not None]
     if failed:
         listed = "".join(
-            f"<li><strong>{escape(result.case, 80)}</strong>: {escape(result.failure)}</li>"
+            # The message names the case.
+            f"<li>{escape(result.failure)}</li>"
             for result in failed[:_FAILURES_LISTED]
         )
         more = f"<p>And {len(failed) - _FAILURES_LISTED:,} more.</p>" if len(failed) > _FAILURES_LISTED else ""
@@ -151,34 +153,14 @@ def frames_section(results: Sequence[CaseResult], metrics: Mapping[str, Any]) ->
             "F1 of presence. The bar is the 95 % interval at the submission's own threshold; the best threshold was "
             f"chosen on these very frames and flatters.{of}",
         )
-    choice = metrics["frame_choice"]
     return section(
         "frames",
         "Frames",
         paragraph(text),
-        f'<div class="pair wide-left">{figures}{_choice_list(choice)}</div>',
+        f'<div class="pair wide-left">{figures}{choice_tables(metrics["frame_choice"])}</div>',
         ranking_table(results, metrics),
         f1_table(results, metrics),
     )
-
-
-def _choice_list(choice: Mapping[str, Any]) -> str:
-    counts = choice["cases"]
-    lines = [
-        f"{counts['optimal']:,} times an optimal frame ({choice['cases_with_optimal_frame']:,} cases have one)",
-        f"{counts['suboptimal']:,} times a suboptimal frame",
-        f"{counts['unannotated_frame']:,} times another frame of an annotated sweep",
-        f"{counts['unannotated_sweep']:,} times a sweep without annotation",
-        f"{counts['no_frame']:,} times none",
-    ]
-    for key, name in (("to_annotated_frames", "annotated"), ("to_optimal_frames", "optimal")):
-        distances = choice[key]
-        if distances["cases"]:
-            lines.append(
-                f"to the nearest {name} frame of its sweep: mean {number(distances['mean'], 1)}, median "
-                f"{number(distances['median'], 1)} frames ({plural(distances['cases'], 'case')})"
-            )
-    return f"<div><h3>The chosen frame is</h3><ul>{''.join(f'<li>{line}</li>' for line in lines)}</ul></div>"
 
 
 def calibration_section(results: Sequence[CaseResult], metrics: Mapping[str, Any]) -> str:
@@ -207,8 +189,10 @@ def sweeps_section(metrics: Mapping[str, Any]) -> str:
     return section("sweeps", "Sweeps", sweep_rows(metrics["sweeps"]))
 
 
-def worst_section(worst: Sequence[CaseResult], anchors: Mapping[str, str], count: int) -> str:
-    """A picture of each of the worst cases, `anchors` being their ids; `count` is that of all cases."""
+def worst_section(
+    worst: Sequence[CaseResult], poor_outlines: Sequence[CaseResult], anchors: Mapping[str, str], count: int
+) -> str:
+    """A picture of each of the worst cases and of further poor outlines; `anchors` are their ids, `count` is of all."""
     title = "Worst cases" if len(worst) < count else "Cases, worst first"
     text = (
         "Outlines in the field of view of the scanner; the evaluation has no ultrasound to show behind them. The strip "
@@ -224,10 +208,15 @@ def worst_section(worst: Sequence[CaseResult], anchors: Mapping[str, str], count
         ('<path class="chosen-mark" d="M6 2h14l-7 10Z"/>', "chosen frame"),
     )
     key = "".join(f'<li><svg viewBox="0 0 26 14" aria-hidden="true">{mark}</svg>{name}</li>' for mark, name in lines)
-    pictures = "".join(case_picture(result, anchors[result.case]) for result in worst)
-    return section(
-        "worst", title, paragraph(text), f'<ul class="key">{key}</ul>', f'<div class="cases">{pictures}</div>'
-    )
+    parts = [paragraph(text), f'<ul class="key">{key}</ul>', _pictures(worst, anchors)]
+    if poor_outlines:
+        parts.append("<h3>Further outlines with the smallest Dice, in annotated frames</h3>")
+        parts.append(_pictures(poor_outlines, anchors))
+    return section("worst", title, *parts)
+
+
+def _pictures(results: Sequence[CaseResult], anchors: Mapping[str, str]) -> str:
+    return f'<div class="cases">{"".join(case_picture(result, anchors[result.case]) for result in results)}</div>'
 
 
 def cases_section(results: Sequence[CaseResult], anchors: Mapping[str, str]) -> str:

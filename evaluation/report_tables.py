@@ -13,11 +13,12 @@ from evaluation.report_markup import MISSING, escape, interval, number, percent,
 from evaluation.summary import F1_PREFIX, SELECTION_NAME, scored_suffix
 
 OFFICIAL_MEANINGS = {
-    "FalseNegativeError": "share of the reference's pixels that the prediction misses, in the chosen frame",
-    "FalsePositiveError": "pixels predicted in error, as a share of all pixels outside the reference",
+    "FalseNegativeError": "share of the prediction's pixels outside the reference, in the chosen frame: the official evaluator has "
+    "the two roles the other way round",
+    "FalsePositiveError": "the reference's pixels that the prediction misses, as a share of all pixels outside the prediction",
     "MeanOverlap": "the same as Dice",
     "UnionOverlap": "the same as Jaccard",
-    "VolumeSimilarity": "difference of the two areas over their mean; 0 is equal, the sign says which is larger",
+    "VolumeSimilarity": "difference of the two areas over their mean; 0 where they are equal, negative where the prediction is larger",
     "JaccardCoefficient": "pixels in both over pixels in either",
     "DiceCoefficient": "twice the pixels in both over the sum of the two areas, in the chosen frame",
     "DiceCoefficientNearestFrame": "Dice with the stand-in frame where the chosen one has no annotation",
@@ -51,7 +52,7 @@ def official_table(metrics: Mapping[str, Any]) -> str:
         )
         for name in AGGREGATED_METRICS
     ]
-    return table("Official metrics", ("Metric", "Meaning", "Mean", "SD over cases"), rows, text_columns=2)
+    return table("Over all cases", ("Metric", "Meaning", "Mean", "SD over cases"), rows, text_columns=2)
 
 
 def f1_table(results: Sequence[CaseResult], metrics: Mapping[str, Any]) -> str:
@@ -125,7 +126,7 @@ def agreement_table(agreement: Mapping[str, Any], intervals: Mapping[str, Any]) 
         ("", "of measured cases", "of all cases"),
         [
             (
-                f"within {limit} %",
+                f"within {limit}\u00a0%",
                 percent(agreement["share_of_measured_cases"][f"within_{limit}_percent"], 1),
                 percent(agreement["share_of_all_cases"][f"within_{limit}_percent"], 1),
             )
@@ -133,6 +134,30 @@ def agreement_table(agreement: Mapping[str, Any], intervals: Mapping[str, Any]) 
         ],
     )
     return f'<div class="pair">{errors}{shares}</div>'
+
+
+def choice_tables(choice: Mapping[str, Any]) -> str:
+    """What kinds of frame were chosen, and how far they are from the ones that were wanted."""
+    counts = choice["cases"]
+    total = sum(counts.values())
+    possible = choice["cases_with_optimal_frame"]
+    kinds = {
+        "optimal": f"an optimal frame (possible in {possible:,})",
+        "suboptimal": "a suboptimal frame",
+        "unannotated_frame": "another frame of an annotated sweep",
+        "unannotated_sweep": "in a sweep without annotation",
+        "no_frame": "none",
+    }
+    rows = [(name, f"{counts[key]:,}", percent(counts[key] / total)) for key, name in kinds.items()]
+    distances = []
+    for key, name in (("to_annotated_frames", "annotated"), ("to_optimal_frames", "optimal")):
+        values = choice[key]
+        numbers = (number(values.get("mean"), 1), number(values.get("median"), 1), number(values.get("max"), 0))
+        distances.append((f"nearest {name} frame", f"{values['cases']:,}", *numbers))
+    return (
+        f"<div>{table('The chosen frame is', ('', 'Cases', 'Share'), rows)}"
+        f"{table('Frames away, in the same sweep', ('', 'Cases', 'Mean', 'Median', 'Max'), distances)}</div>"
+    )
 
 
 def sweep_rows(sweeps: Mapping[str, Any]) -> str:
@@ -157,7 +182,7 @@ def sweep_rows(sweeps: Mapping[str, Any]) -> str:
         )
     headers = ("Sweep", "Cases annotated", "Cases chosen", "of these in an annotated frame", "Mean score of these")
     errors_and_frames = ("Mean abs. error (mm)", "Bias (mm)", "Presence F1", "Precision", "Recall")
-    return table("Sweep by sweep", (*headers, *errors_and_frames), rows)
+    return table("Where the choices fell and how they did", (*headers, *errors_and_frames), rows)
 
 
 Column = tuple[str, str, Callable[[CaseResult], float | str | None], int]
@@ -171,15 +196,14 @@ def case_columns() -> list[Column]:
         ("wfss", "WFSS", lambda result: result.official["wfss"], 1),
         ("dice", "Soft Dice", lambda result: result.official["DiceCoefficientSoft"], 3),
         ("nae", "NAE", lambda result: result.official["nae_circumference"], 3),
-        ("hausdorff", "Hausdorff (px)", lambda result: result.official["HausdorffDistance"], 1),
-        ("reference", "Reference (mm)", lambda result: result.reference_ac_mm, 1),
-        ("prediction", "Prediction (mm)", lambda result: result.predicted_ac_mm, 1),
+        ("reference", "Ref. (mm)", lambda result: result.reference_ac_mm, 1),
+        ("prediction", "Pred. (mm)", lambda result: result.predicted_ac_mm, 1),
         ("error", "Error (%)", ac_error_percent, 1),
         ("frame", "Frame", lambda result: None if result.frame_number == NO_FRAME else result.frame_number, 0),
         ("sweep", "Sweep", _sweep, 0),
         ("choice", "Chosen", lambda result: CHOICE_WORDS[choice_of(result)], -1),
         ("distance", "Frames off", lambda result: result.annotated_distance_frames, 0),
-        ("f1", "F1, all frames", _f1, 3),
+        ("f1", "F1 (all)", _f1, 3),
     ]
 
 
@@ -207,7 +231,7 @@ def case_table(results: Sequence[CaseResult], anchors: Mapping[str, str]) -> str
     body = "\n".join(_case_row(result, columns, anchors.get(result.case)) for result in results)
     return (
         '<div class="scroll tall" role="region" aria-label="All cases" tabindex="0">'
-        f'<table id="cases"><caption>All cases</caption><thead><tr>{head}</tr></thead>\n'
+        f'<table id="cases" aria-label="All cases"><thead><tr>{head}</tr></thead>\n'
         f"<tbody>{body}</tbody></table></div>"
     )
 
