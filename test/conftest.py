@@ -1,9 +1,11 @@
 """What all tests share: the policy for missing data, and the data itself."""
 
 import json
+import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -195,3 +197,101 @@ class SmallChallenge:
 def challenge(tmp_path: Path) -> SmallChallenge:
     """An empty small phase."""
     return SmallChallenge(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact of random weights: images of 56 x 56, two members with all heads. Copy it to change it."""
+    from bench.random_artifact import main
+
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    main(["--config", "tiny", "--members", "2", "--adapted-blocks", "2", "--out", str(folder)])
+    return folder
+
+
+class PlatformCase:
+    """`/input` and `/output` of one case of the platform, empty at first."""
+
+    def __init__(self, root: Path) -> None:
+        self.input_dir, self.output_dir = root / "input", root / "output"
+        self.sweep_dir = self.input_dir / "images" / "stacked-fetal-ultrasound"
+        self.sweep_dir.mkdir(parents=True)
+        self.output_dir.mkdir()
+
+    def write_sweep(
+        self, frames: np.ndarray, name: str = "f3a.mha", case: str = "case 1.mha", spacing_mm: float = 0.28
+    ) -> Path:
+        """A stack (frames, rows, columns) under any file name, and the `inputs.json` that names the case."""
+        import SimpleITK
+
+        image = SimpleITK.GetImageFromArray(frames)
+        image.SetSpacing((spacing_mm, spacing_mm, 1.0)[: image.GetDimension()])
+        path = self.sweep_dir / name
+        SimpleITK.WriteImage(image, str(path), True)
+        socket = {"slug": "stacked-fetal-ultrasound", "relative_path": "images/stacked-fetal-ultrasound"}
+        entry = {"socket": socket, "image": {"pk": "1", "name": case}, "value": None, "file": None}
+        (self.input_dir / "inputs.json").write_text(json.dumps([entry]))
+        return path
+
+    def written(self) -> list[str]:
+        """Every file below the output folder, hidden ones too, by its relative path."""
+        return sorted(
+            path.relative_to(self.output_dir).as_posix() for path in self.output_dir.rglob("*") if path.is_file()
+        )
+
+
+@pytest.fixture
+def platform_case(tmp_path: Path) -> PlatformCase:
+    """An empty case."""
+    return PlatformCase(tmp_path)
+
+
+@pytest.fixture
+def speckle() -> Callable[..., np.ndarray]:
+    """`speckle(frames, rows, columns)`: a uint8 stack of noise with a brighter ellipse in its middle frames."""
+
+    def draw(frames: int = 24, rows: int = 40, columns: int = 60, seed: int = 0) -> np.ndarray:
+        stack = np.random.default_rng(seed).integers(0, 120, (frames, rows, columns), dtype=np.uint8)
+        y, x = np.ogrid[:rows, :columns]
+        inside = ((x - columns / 2) / (columns * 0.3)) ** 2 + ((y - rows / 2) / (rows * 0.35)) ** 2 <= 1
+        stack[frames // 3 : 2 * frames // 3, inside] += 130
+        return stack
+
+    return draw
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What the algorithm's command line left behind."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run_algorithm(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Ended]]:
+    """`run_algorithm(*arguments, **environment)`: `python -m algorithm` without a new process."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+
+    def run(*arguments: object, **environment: object) -> Ended:
+        from algorithm.__main__ import main
+
+        monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
+        # Several threads gain nothing on images this small, and lose much where other tests run beside these.
+        monkeypatch.setattr("algorithm.device.cgroup_cpus", lambda: 1.0)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, str(value))
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        return Ended(code, *capsys.readouterr())
+
+    yield run
+    # The program owns its process and sets up logging for good; a test has to undo that.
+    logging.captureWarnings(False)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.getLogger("algorithm.case").setLevel(logging.NOTSET)
