@@ -76,21 +76,22 @@ def generate_case(
     circumference. Smaller frames of the fan's shape (rows x columns near 562 : 744) show the same scene in larger
     pixels; the time axis is compressed likewise into fewer frames a sweep. At least one sweep has labelled frames.
     """
-    rng = np.random.default_rng(list(seed))
-    subject = draw_subject(np.random.default_rng([*(subject_seed or seed), 1]))
+    # Three sources, so that what is drawn in a frame's own resolution does not change what the frame shows.
+    rng, scene, grain = (np.random.default_rng([*seed, stream]) for stream in range(3))
+    subject = draw_subject(np.random.default_rng([*(subject_seed or seed), 3]))
     grid = make_beam_grid(rows, columns)
-    tissue, speckle = draw_tissue(rng, grid), draw_speckle(rng, grid)
+    tissue, speckle = draw_tissue(scene, grid), draw_speckle(grain, grid)
     present = rng.random(SWEEPS_PER_CASE) < SWEEP_HAS_TARGET
     present[0] |= not present[:sweeps].any()
     frames = np.zeros((sweeps * frames_per_sweep, rows, columns), np.uint8)
     labels = np.zeros(frames.shape, np.uint8)
-    gain, noise = rng.uniform(0.45, 0.95), rng.uniform(1, 7)
+    gain, noise = scene.uniform(0.45, 0.95), scene.uniform(1, 7)
     sweep_ac_mm: list[float | None] = [None] * SWEEPS_PER_CASE
     for sweep in range(sweeps):
         part = slice(sweep * frames_per_sweep, (sweep + 1) * frames_per_sweep)
         passages = plan_sweep(rng, subject, bool(present[sweep]), frames_per_sweep)
-        look = Look(gain, noise, rng.uniform(0.3, 1.1), _probe_contact(rng, grid))
-        _draw_sweep(rng, grid, tissue, speckle, look, passages, frames[part])
+        look = Look(gain, noise, scene.uniform(0.3, 1.1), _probe_contact(scene, grid))
+        _draw_sweep(scene, grain, grid, tissue, speckle, look, passages, frames[part])
         sweep_ac_mm[sweep] = _label_sweep(grid, passages, labels[part])
         if rng.random() < PADDED_SWEEP_SHARE:
             _pad_sweep(rng, frames[part], labels[part])
@@ -115,7 +116,8 @@ def _probe_contact(rng: np.random.Generator, grid: BeamGrid) -> FloatArray:
 
 
 def _draw_sweep(
-    rng: np.random.Generator,
+    scene: np.random.Generator,
+    grain: np.random.Generator,
     grid: BeamGrid,
     tissue: Tissue,
     speckle: FloatArray,
@@ -126,13 +128,13 @@ def _draw_sweep(
     """Fill the frames (frame, row, column) of one sweep."""
     count = len(frames)
     lines, samples = grid.x_px.shape
-    start, end = rng.uniform(-0.9, 0.9, (2, 2)) * TISSUE_MARGIN_PX
-    phase = rng.uniform(0, math.pi)
+    start, end = scene.uniform(-0.9, 0.9, (2, 2)) * TISSUE_MARGIN_PX
+    phase = scene.uniform(0, math.pi)
     fluid = draw_fluid()
     base_loss = np.float32(look.loss / samples)
     for index in range(count):
         along = index / max(count - 1, 1)
-        pan = start + (end - start) * along + rng.normal(0, 0.6, 2)
+        pan = start + (end - start) * along + scene.normal(0, 0.6, 2)
         at_x = (grid.x_px + np.float32(TISSUE_MARGIN_PX + pan[0])) * np.float32(0.5)
         at_y = (grid.y_px + np.float32(TISSUE_MARGIN_PX + pan[1])) * np.float32(0.5)
         first, second = (
@@ -145,9 +147,9 @@ def _draw_sweep(
             _paint_passage(grid, echo, attenuation, passage, index, fluid)
         echo += tissue.layers
         echo *= look.contact
-        line, sample = (int(rng.integers(size)) for size in (lines, samples))
-        grain = speckle[line : line + lines, sample : sample + samples]
-        frames[index] = finish_frame(grid, echo, attenuation, grain, look.gain, look.noise)
+        line, sample = (int(grain.integers(size)) for size in (lines, samples))
+        window = speckle[line : line + lines, sample : sample + samples]
+        frames[index] = finish_frame(grid, echo, attenuation, window, look.gain, look.noise)
 
 
 def _paint_passage(

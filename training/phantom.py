@@ -145,8 +145,11 @@ def draw_tissue(rng: np.random.Generator, grid: BeamGrid) -> Tissue:
     at = 0.01
     for _ in range(int(rng.integers(3, 6))):
         at += rng.uniform(0.012, 0.035)
-        wave = at + 0.004 * smooth_noise(rng, lines, 8, max(8, lines // 5))[:, 4:5]
-        layers += np.float32(rng.uniform(0.1, 0.45)) * np.exp(-(((grid.depth - wave) / rng.uniform(0.003, 0.008)) ** 2))
+        knots = rng.standard_normal(9)
+        wave = at + 0.004 * np.interp(np.linspace(0, 8, lines), np.arange(9), knots)[:, None]
+        layers += np.float32(rng.uniform(0.1, 0.45)) * np.exp(
+            -(((grid.depth - wave) / rng.uniform(0.003, 0.008)) ** 2)
+        ).astype(np.float32)
     return Tissue((echoes[0], echoes[1]), layers)
 
 
