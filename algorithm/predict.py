@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import glob
 import io
 import logging
 import sys
@@ -108,12 +109,12 @@ def predict(
 
 
 def find_sweeps(paths: Sequence[Path]) -> list[SweepInput]:
-    """The stacks that files and folders stand for, in the order given.
+    """The stacks that files, folders and patterns stand for, in the order given.
 
     A folder is one of stacks, of stacks in the raw release's layout, or a case in the platform's layout. Raises
     AcouslicError where there is nothing in one, or where two cases would have the same name.
     """
-    sweeps = [sweep for path in paths for sweep in _sweeps_at(path)]
+    sweeps = [sweep for path in paths for match in _matches(path) for sweep in _sweeps_at(match)]
     counts = Counter(sweep.case for sweep in sweeps)
     for case, count in counts.items():
         if count > 1:
@@ -122,6 +123,13 @@ def find_sweeps(paths: Sequence[Path]) -> list[SweepInput]:
         if case in ("", ".", "..", RESULTS_FILE):
             raise AcouslicError(f"a stack's name gives the case name {case!r}, which no folder can have: rename it")
     return sweeps
+
+
+def _matches(path: Path) -> list[Path]:
+    """What a pattern stands for: a shell outside a container cannot expand one that is meant for the inside."""
+    if path.exists() or not glob.has_magic(str(path)):
+        return [path]
+    return [Path(match) for match in sorted(glob.glob(str(path)))] or [path]  # noqa: PTH207 - absolute patterns too
 
 
 def _sweeps_at(path: Path) -> list[SweepInput]:

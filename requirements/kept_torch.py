@@ -16,7 +16,9 @@ def installed_torch() -> dict[str, str]:
     try:
         distribution = importlib.metadata.distribution("torch")
     except importlib.metadata.PackageNotFoundError:
-        raise SystemExit("The base image has no torch: choose one that has, such as the Dockerfile's default.") from None
+        raise SystemExit(
+            "The base image has no torch: choose one that has, such as the Dockerfile's default."
+        ) from None
     record = distribution.read_text("RECORD") or ""
     return {"version": distribution.version, "record_sha256": hashlib.sha256(record.encode()).hexdigest()}
 
