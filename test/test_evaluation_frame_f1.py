@@ -56,7 +56,7 @@ def random_cases(make_case_result: Build, count: int = 6) -> list[CaseResult]:
     results = []
     for number in range(count):
         labels = generator.choice([0, 1, 2], size=FRAMES_PER_CASE, p=[0.9, 0.03, 0.07]).astype(np.uint8)
-        noisy = np.clip(0.4 * (labels > 0) + 0.7 * generator.random(FRAMES_PER_CASE), 0, 1)
+        noisy = np.clip(0.25 * (labels > 0) + 0.75 * generator.random(FRAMES_PER_CASE), 0, 1)
         results.append(
             make_case_result(
                 case=f"case {number}",
