@@ -19,7 +19,7 @@ from evaluation.case_evaluation import CaseTask, evaluate_case
 from evaluation.case_result import CaseResult
 from evaluation.limits import limit_own_memory, read_limits, worker_count
 
-CASE_LIMIT_S = 300
+CASE_LIMIT_S = 120
 """A case takes about one second. One that takes this long never ends, and its worker is ended."""
 _PARENT_CHECK_S = 2.0
 
