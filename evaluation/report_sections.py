@@ -139,25 +139,27 @@ def frames_section(results: Sequence[CaseResult], metrics: Mapping[str, Any]) ->
         "as the paper does (F1 0.757 for FetalCLIP with a linear head, on its own test split); <em>all frames</em> "
         "counts every frame, as a blind sweep demands, and is harder. Never compare one with the other."
     )
+    choices = choice_tables(metrics["frame_choice"])
     if frame_f1 is None:
         figures = paragraph(
             "The submission gives no frame scores. What remains is the chosen frame as a classifier of one frame a "
-            "case: its precision says how often the choice was right; its recall is small by nature.",
-            "small",
+            "case: its precision says how often the choice was right; its recall is small by nature."
         )
+        figures += f'<div class="pair">{choices}</div>'
     else:
         scored = metrics["cases_with_presence_scores"]
         of = "" if scored == len(results) else f" Over the {scored:,} of {len(results):,} cases with scores."
-        figures = figure(
+        plot = figure(
             f1_plot(frame_f1, metrics["intervals"], suffix),
             "F1 of presence. The bar is the 95 % interval at the submission's own threshold; the best threshold was "
             f"chosen on these very frames and flatters.{of}",
         )
+        figures = f'<div class="pair wide-left">{plot}<div>{choices}</div></div>'
     return section(
         "frames",
         "Frames",
         paragraph(text),
-        f'<div class="pair wide-left">{figures}{choice_tables(metrics["frame_choice"])}</div>',
+        figures,
         ranking_table(results, metrics),
         f1_table(results, metrics),
     )

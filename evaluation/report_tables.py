@@ -13,12 +13,14 @@ from evaluation.report_markup import MISSING, escape, interval, number, percent,
 from evaluation.summary import F1_PREFIX, SELECTION_NAME, scored_suffix
 
 OFFICIAL_MEANINGS = {
-    "FalseNegativeError": "share of the prediction's pixels outside the reference, in the chosen frame: the official evaluator has "
-    "the two roles the other way round",
-    "FalsePositiveError": "the reference's pixels that the prediction misses, as a share of all pixels outside the prediction",
+    "FalseNegativeError": "share of the prediction's pixels outside the reference, in the chosen frame: the official "
+    "evaluator has the two roles the other way round",
+    "FalsePositiveError": "the reference's pixels that the prediction misses, as a share of all pixels outside the "
+    "prediction",
     "MeanOverlap": "the same as Dice",
     "UnionOverlap": "the same as Jaccard",
-    "VolumeSimilarity": "difference of the two areas over their mean; 0 where they are equal, negative where the prediction is larger",
+    "VolumeSimilarity": "difference of the two areas over their mean; 0 where they are equal, negative where the "
+    "prediction is larger",
     "JaccardCoefficient": "pixels in both over pixels in either",
     "DiceCoefficient": "twice the pixels in both over the sum of the two areas, in the chosen frame",
     "DiceCoefficientNearestFrame": "Dice with the stand-in frame where the chosen one has no annotation",
@@ -155,8 +157,8 @@ def choice_tables(choice: Mapping[str, Any]) -> str:
         numbers = (number(values.get("mean"), 1), number(values.get("median"), 1), number(values.get("max"), 0))
         distances.append((f"nearest {name} frame", f"{values['cases']:,}", *numbers))
     return (
-        f"<div>{table('The chosen frame is', ('', 'Cases', 'Share'), rows)}"
-        f"{table('Frames away, in the same sweep', ('', 'Cases', 'Mean', 'Median', 'Max'), distances)}</div>"
+        f"{table('The chosen frame is', ('', 'Cases', 'Share'), rows)}"
+        f"{table('Frames away, in the same sweep', ('', 'Cases', 'Mean', 'Median', 'Max'), distances)}"
     )
 
 
