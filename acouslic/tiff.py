@@ -12,7 +12,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import SimpleITK
 
 from acouslic.errors import AcouslicError
 
@@ -70,6 +69,9 @@ def _decode(path: Path, indices: range) -> list[np.ndarray]:
 
 def _pixel_spacing(path: Path) -> tuple[float, float]:
     """(column, row) in mm."""
+    # Here, because it takes 0.15 s, and a container that starts for one .mha has no use for it.
+    import SimpleITK
+
     reader = SimpleITK.ImageFileReader()
     reader.SetImageIO("TIFFImageIO")
     reader.SetFileName(str(path))

@@ -162,6 +162,7 @@ def _root() -> Path:
 _MEASURE = """
 import sys
 from pathlib import Path
+import SimpleITK  # a library of 60 MB, which reading a TIFF imports
 import acouslic.stack
 def peak_mib():  # not getrusage, whose peak an exec'd child inherits
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
