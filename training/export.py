@@ -1,0 +1,277 @@
+"""Finished runs become an artifact: one tower, the members as they are, calibration, thresholds, provenance.
+
+    python -m training export RUN... --out model/ --tower "FetalCLIP ViT-L/14" --tower_licence "CC BY-NC 4.0" \
+                              --training_data "ACOUSLIC-AI 1.1" --training_data_licence "CC BY-NC-SA 4.0"
+
+Nothing is merged: inference does that. The artifact is read back by algorithm's own loader, and refused unless its
+probabilities and masks on validation frames are those of the networks that were trained.
+"""
+
+import argparse
+import shlex
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import peft
+import torch
+from jsonargparse import ArgumentParser
+from safetensors.torch import load_file
+from torch import Tensor
+
+from acouslic.errors import AcouslicError
+from algorithm.artifact import HEADS_FILE, MemberState, load_artifact, write_artifact
+from algorithm.ensemble import Ensemble
+from algorithm.heads import Heads
+from algorithm.lora import read_adapter
+from algorithm.manifest import (
+    SCHEMA_VERSION,
+    Manifest,
+    MemberConfig,
+    Provenance,
+    ScoringConfig,
+    SelectionConfig,
+)
+from algorithm.preprocess import normalise
+from algorithm.tower import linear_shapes, tower_from_state
+from training.cache import Cache
+from training.calibrate import Calibration, calibrate_member, choose_mask_threshold, choose_thresholds, judge_cases
+from training.dataset import table_of
+from training.model import FrameNetwork, all_rows, member_of_json
+from training.out_of_fold import OutOfFold, read_out_of_fold
+from training.run_folder import RunFolder, made_by, read_settings
+from training.tower_source import LoadedTower, hash_state, load_tower, tower_of_record
+
+PARITY_FRAMES = 16
+PARITY_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
+"""Largest difference of a probability: the float32 tower differs by the order of sums, the others by their rounding."""
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """What the manifest says beyond what was measured.
+
+    Args:
+        tower: which weights the tower has.
+        tower_licence: and under which licence.
+        training_data: what the members learned from.
+        training_data_licence: and under which licence.
+        name: of the artifact.
+        notes: for whoever reads the manifest.
+        tower_dtype: precision of the tower in the file.
+        scoring: which frames the whole ensemble sees.
+        selection: how the frame is chosen and outlined.
+    """
+
+    tower: str
+    tower_licence: str
+    training_data: str
+    training_data_licence: str
+    name: str = "fetal-abdomen-ensemble"
+    notes: str = ""
+    tower_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+
+
+@dataclass(frozen=True)
+class TrainedMember:
+    """One finished run, ready to be a member."""
+
+    folder: RunFolder
+    record: dict[str, Any]
+    config: MemberConfig
+    heads: dict[str, Tensor]
+    scored: OutOfFold
+    calibration: Calibration
+
+
+def export_runs(
+    runs: Sequence[RunFolder], out: Path, settings: ExportSettings, *, cache: Cache | None = None, command: str = ""
+) -> Manifest:
+    """Write the artifact of `runs`, in their order, to `out`.
+
+    `cache` is where their validation frames lie; None is where they lay in training. Raises AcouslicError where the
+    runs do not share one tower, one of them is not finished, or the artifact does not say what its members said.
+    """
+    members = [_read_member(run) for run in runs]
+    loaded = _shared_tower(members)
+    cache = cache or Cache(Path(members[0].record["cache"]))
+    scored = [member.scored for member in members]
+    mask_threshold, mask_error = choose_mask_threshold(scored, cache)
+    cases = judge_cases(scored, [member.calibration for member in members], settings.selection.smoothing_sigma_frames)
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=settings.name,
+        tower=loaded.config,
+        preprocessing=loaded.preprocessing,
+        members=tuple(_calibrated_config(member) for member in members),
+        thresholds=choose_thresholds(cases, settings.selection, mask_threshold),
+        scoring=settings.scoring,
+        selection=settings.selection,
+        provenance=_provenance(members, settings, command),
+    )
+    print(f"thresholds {manifest.thresholds}; circumference error at the mask's {mask_error:.2%}", flush=True)
+    state = {name: tensor.to(_DTYPES[settings.tower_dtype]) for name, tensor in loaded.state.items()}
+    shapes = linear_shapes(loaded.config)
+    states = [
+        MemberState(read_adapter(m.folder.member, shapes) if m.config.adapter else None, _shifted_heads(m))
+        for m in members
+    ]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.parity-", dir=out.parent) as folder:
+        candidate = Path(folder) / "artifact"
+        write_artifact(candidate, manifest, state, states)
+        _refuse_unless_equal(candidate, members, loaded, cache, PARITY_TOLERANCE[settings.tower_dtype])
+        shutil.rmtree(candidate)
+    manifest = write_artifact(out, manifest, state, states)
+    size_mib = sum(record.size_bytes for record in manifest.files.values()) / 2**20
+    print(f"wrote {out}: {len(members)} members, {size_mib:.1f} MiB", flush=True)
+    return manifest
+
+
+def _read_member(run: RunFolder) -> TrainedMember:
+    record = run.read_record()
+    config = member_of_json(run.member / "member.json")
+    scored = read_out_of_fold(run.out_of_fold)
+    heads = load_file(run.member / HEADS_FILE)
+    return TrainedMember(run, record, config, heads, scored, calibrate_member(scored, shift=config.presence))
+
+
+def _shared_tower(members: Sequence[TrainedMember]) -> LoadedTower:
+    """The one tower of all members, as it was when they were trained."""
+    first = members[0]
+    for member in members[1:]:
+        for what in ("tower_sha256", "tower"):
+            if member.record[what] != first.record[what]:
+                raise AcouslicError(
+                    f"{member.folder.root} and {first.folder.root} have different towers; an artifact has one"
+                )
+    settings = read_settings(first.folder.settings_path)
+    if settings.tower.train_all:
+        loaded = tower_of_record(first.record["tower"], load_file(first.folder.tower / "tower.safetensors"))
+    else:
+        cache_record = Cache(Path(first.record["cache"])).cases[0].record
+        antialias = bool(first.record["tower"]["preprocessing"]["antialias"])
+        loaded = load_tower(settings.tower, (cache_record.rows, cache_record.columns), antialias)
+    if hash_state(loaded.state) != first.record["tower_sha256"]:
+        raise AcouslicError(f"{settings.tower.weights} is not the tower that {first.folder.root} was trained on")
+    return loaded
+
+
+def _calibrated_config(member: TrainedMember) -> MemberConfig:
+    return replace(
+        member.config,
+        presence_temperature=member.calibration.presence_temperature,
+        optimality_temperature=member.calibration.optimality_temperature,
+    )
+
+
+def _shifted_heads(member: TrainedMember) -> dict[str, Tensor]:
+    """The heads with the calibration's shift in their biases."""
+    heads = {name: tensor.clone() for name, tensor in member.heads.items()}
+    for name, shift in (
+        ("presence", member.calibration.presence_shift),
+        ("optimality", member.calibration.optimality_shift),
+    ):
+        if f"{name}.bias" in heads:
+            heads[f"{name}.bias"] += shift
+    return heads
+
+
+def _provenance(members: Sequence[TrainedMember], settings: ExportSettings, command: str) -> Provenance:
+    origin = made_by()
+    splits = {member.record["split_sha256"] for member in members}
+    return Provenance(
+        tower=settings.tower,
+        tower_licence=settings.tower_licence,
+        training_data=settings.training_data,
+        training_data_licence=settings.training_data_licence,
+        made_by=f"{command or 'python -m training export'}, version {origin['version']}, commit {origin['commit']}",
+        notes=settings.notes,
+        split_sha256=splits.pop() if len(splits) == 1 else None,
+    )
+
+
+def _refuse_unless_equal(
+    folder: Path, members: Sequence[TrainedMember], loaded: LoadedTower, cache: Cache, tolerance: float
+) -> None:
+    """Hold the artifact, read by algorithm's loader, against the trained networks on the tower they were trained on."""
+    ensemble = Ensemble.from_artifact(load_artifact(folder), torch.device("cpu"), torch.float32)
+    table = table_of(cache, members[0].record["validation_cases"])
+    annotated = torch.nonzero(torch.from_numpy(table.label > 0))[:, 0]
+    others = torch.nonzero(torch.from_numpy(table.label == 0))[:, 0]
+    half = PARITY_FRAMES // 2
+    rows = torch.cat([part[torch.linspace(0, len(part) - 1, half).long()] for part in (annotated, others)])
+    images = normalise(table.read(rows.numpy()).frames, loaded.preprocessing, torch.float32)
+    scores, masks = ensemble.score(images), ensemble.segment(images)
+    difference = 0.0
+    decoder_row, optimality_row = 0, 0
+    for k, member in enumerate(members):
+        network = rebuild_network(member, loaded)
+        with torch.inference_mode():
+            output = network(images, all_rows(images) if member.config.decoder else None)
+            presence = network.presence_of(output)
+        calibration = member.calibration
+        expected = ((presence + calibration.presence_shift) / calibration.presence_temperature).sigmoid()
+        if member.config.presence:  # a judgement by the mask jumps with single pixels: the mask itself is compared
+            difference = max(difference, float((scores.presence_probability[k] - expected).abs().max()))
+        if output.optimality is not None:
+            expected = (output.optimality + calibration.optimality_shift) / calibration.optimality_temperature
+            found = scores.optimality_probability[optimality_row]
+            difference = max(difference, float((found - expected.sigmoid()).abs().max()))
+            optimality_row += 1
+        if output.mask is not None:
+            size = masks.shape[-2:]
+            expected = torch.nn.functional.interpolate(output.mask.sigmoid()[:, None], size, mode="bilinear")[:, 0]
+            difference = max(difference, float((masks[decoder_row] - expected).abs().mean()))
+            decoder_row += 1
+    if not difference <= tolerance:
+        raise AcouslicError(
+            f"not exported: the artifact's probabilities differ from the trained networks' by {difference:.2g}, more than "
+            f"{tolerance:g}"
+        )
+    print(f"read back: probabilities within {difference:.2g} of the trained networks'", flush=True)
+
+
+def rebuild_network(member: TrainedMember, loaded: LoadedTower) -> FrameNetwork:
+    """The network of a finished run as training had it, with peft's adapter unmerged; for evaluation."""
+    tower: torch.nn.Module = tower_from_state(loaded.config, loaded.state)
+    if member.config.adapter:
+        tower = peft.PeftModel.from_pretrained(tower, str(member.folder.member))
+    heads = Heads(member.config, loaded.config)
+    heads.load_state_dict(member.heads)
+    return FrameNetwork(tower, member.config, heads, detach_decoder=False).eval()
+
+
+def main(arguments: list[str]) -> int:
+    """The command `python -m training export`."""
+    parser = ArgumentParser(
+        prog="python -m training export", description=(__doc__ or "").splitlines()[0], exit_on_error=False
+    )
+    parser.add_argument("runs", nargs="+", help="folders of finished runs, or folders that hold fold_1, fold_2, ...")
+    parser.add_argument("--out", required=True, help="folder of the artifact")
+    parser.add_argument("--cache", help="where the validation frames lie now, if not where they lay in training")
+    parser.add_class_arguments(ExportSettings, None)
+    try:
+        options = parser.instantiate(parser.parse_args(arguments))
+    except argparse.ArgumentError as error:
+        raise AcouslicError(f"export: {' '.join(str(error).split())}") from None
+    names = ExportSettings.__dataclass_fields__
+    settings = ExportSettings(**{name: getattr(options, name) for name in names})
+    runs = [run for path in options.runs for run in find_runs(Path(path))]
+    cache = None if options.cache is None else Cache(Path(options.cache))
+    command = shlex.join(["python", "-m", "training", "export", *arguments])
+    export_runs(runs, Path(options.out), settings, cache=cache, command=command)
+    return 0
+
+
+def find_runs(path: Path) -> list[RunFolder]:
+    """The run in `path`, or the runs of all folds in it."""
+    folds = sorted(path.glob("fold_*"), key=lambda fold: int(fold.name.removeprefix("fold_")))
+    return [RunFolder(fold) for fold in folds] if folds else [RunFolder(path)]

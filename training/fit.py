@@ -1,0 +1,92 @@
+"""Trains members: one fold, or every fold of a split.
+
+    python -m training fit --cache CACHE --split SPLIT --out RUN --tower.weights FILE [--fold K] [--config X.yaml]
+                           [--faithful [cls|seg]] [--check] [--SECTION.SETTING VALUE ...]
+
+`--fold 1` trains the member that validates on the first fold; without `--fold` every fold of a split by subject is
+trained, in RUN/fold_1, RUN/fold_2, ... . Settings come from the defaults (our recipe) or from `--faithful` (the
+published one), then from `--config`, then from the command line; unknown ones are refused. The same command goes on
+where an ended run stopped, and says so where it is finished. `--check` takes one batch through everything and leaves
+nothing behind.
+"""
+
+import argparse
+import shlex
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+
+from acouslic.errors import AcouslicError
+from training.cache import Cache
+from training.run_folder import RunFolder
+from training.run_member import FoldCases, run_member
+from training.settings import PRESETS, TrainSettings
+from training.split import Split, read_split
+
+
+def main(arguments: list[str]) -> int:
+    """The command `python -m training fit`."""
+    options = parse_arguments(arguments)
+    cache, split = Cache(Path(options.cache)), read_split(Path(options.split))
+    members = list(range(split.members)) if options.fold is None else [options.fold - 1]
+    settings = settings_of(options)
+    command = shlex.join(["python", "-m", "training", "fit", *arguments])
+    for member in members:
+        out = Path(options.out) if len(members) == 1 else Path(options.out) / f"fold_{member + 1}"
+        fit_fold(cache, split, member, settings, out, command=command, check=options.check)
+    return 0
+
+
+def fit_fold(
+    cache: Cache, split: Split, member: int, settings: TrainSettings, out: Path, *, command: str, check: bool = False
+) -> RunFolder:
+    """Train the member (0, 1, ...) of a split into `out`; with `check` into a folder that is gone afterwards."""
+    cases = FoldCases(split.training_cases(member), split.validation_cases(member), split.sha256(), member + 1)
+    if not check:
+        return run_member(cache, cases, settings, out, command=command)
+    with tempfile.TemporaryDirectory(prefix="check-") as folder:
+        return run_member(cache, cases, settings, Path(folder), command=command, check=True)
+
+
+def parse_arguments(arguments: list[str]) -> Namespace:
+    """Options and settings, or AcouslicError for what is unknown or of a wrong type."""
+    chooser = argparse.ArgumentParser(add_help=False)
+    chooser.add_argument("--faithful", nargs="?", const="cls", choices=sorted(PRESETS))
+    preset = chooser.parse_known_args(arguments)[0].faithful
+    parser = ArgumentParser(
+        prog="python -m training fit", description=(__doc__ or "").splitlines()[0], exit_on_error=False
+    )
+    parser.add_argument("--cache", required=True, help="folder that `prepare` made")
+    parser.add_argument("--split", required=True, help="file that `split` made")
+    parser.add_argument("--out", required=True, help="folder of the run")
+    parser.add_argument("--fold", type=int, help="fold to validate on, from 1; all of them if not given")
+    parser.add_argument("--faithful", nargs="?", const="cls", choices=sorted(PRESETS), help="the published recipe")
+    parser.add_argument("--check", action="store_true", help="one batch of everything")
+    parser.add_argument("--config", action=ActionConfigFile, help="settings as YAML")
+    add_settings(parser, TrainSettings() if preset is None else PRESETS[preset])
+    try:
+        return parser.instantiate(parser.parse_args(arguments))
+    except argparse.ArgumentError as error:
+        raise AcouslicError(f"fit: {' '.join(str(error).split())}") from None
+
+
+def add_settings(parser: ArgumentParser, defaults: TrainSettings) -> None:
+    """Every setting as `--section.setting`, with these defaults."""
+    parser.add_class_arguments(TrainSettings, None)
+    values: dict[str, Any] = {"seed": defaults.seed}
+    for section in _sections():
+        settings = getattr(defaults, section)
+        values |= {f"{section}.{name}": getattr(settings, name) for name in settings.__dataclass_fields__}
+    parser.set_defaults(values)
+
+
+def settings_of(options: Namespace) -> TrainSettings:
+    """The settings among the options of `parse_arguments`."""
+    values: dict[str, Any] = {name: getattr(options, name) for name in [*_sections(), "seed"]}
+    return TrainSettings(**values)
+
+
+def _sections() -> list[str]:
+    return [name for name in TrainSettings.__dataclass_fields__ if name != "seed"]

@@ -1,0 +1,265 @@
+"""Trains one member in one folder, from wherever it stopped, and writes what an export needs."""
+
+import contextlib
+import logging
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import peft
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from safetensors.torch import save_file
+
+from acouslic.errors import AcouslicError
+from acouslic.write import write_json
+from algorithm.artifact import HEADS_FILE
+from algorithm.device import choose_device, choose_precision, set_cpu_threads
+from algorithm.manifest import PreprocessingConfig, TowerConfig
+from training.cache import Cache
+from training.dataset import FrameTable, table_of
+from training.learner import FrameLearner
+from training.model import FrameNetwork, build_network, count_trained
+from training.out_of_fold import score_out_of_fold, write_out_of_fold
+from training.run_folder import RunFolder, made_by
+from training.settings import MachineSettings, TrainSettings
+from training.tower_source import LoadedTower, hash_state, load_tower, open_clip_config, read_checkpoint
+
+CHECK_FRAMES = 48
+
+
+@dataclass(frozen=True)
+class FoldCases:
+    """Which cases a run learns from and is judged by."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    split_sha256: str | None = None
+    fold: int | None = None
+
+
+def run_member(
+    cache: Cache, cases: FoldCases, settings: TrainSettings, out: Path, *, command: str, check: bool = False
+) -> RunFolder:
+    """Train a member into `out`; a run that was ended goes on, a finished one is left alone.
+
+    With `check` it is one batch of everything, in `out`, and no finished run.
+    """
+    folder = RunFolder(out)
+    if folder.start(settings):
+        print(f"{out} is finished already", flush=True)
+        return folder
+    started = time.monotonic()
+    threads, reason = set_cpu_threads() if settings.machine.threads is None else (settings.machine.threads, "as asked")
+    torch.set_num_threads(threads)
+    print(f"{threads} CPU threads: {reason}", flush=True)
+    loaded = _load_tower(cache, settings)
+    learner = build_learner(cache, cases, settings, loaded)
+    network = learner.network
+    train, validation = learner.train_table, learner.validation_table
+    print(
+        f"{len(train.cases)} cases to train ({(train.label > 0).sum()} annotated frames), {len(validation.cases)} to "
+        f"validate; {count_trained(network) / 1e6:.2f} M trained parameters",
+        flush=True,
+    )
+    last = folder.checkpoints / "last.ckpt"
+    with _quiet_lightning():
+        trainer = _make_trainer(folder, settings, check)
+        trainer.fit(learner, ckpt_path=str(last) if last.is_file() and not check else None, weights_only=True)
+    if not trainer.is_global_zero:
+        return folder
+    if trainer.interrupted:
+        raise AcouslicError(f"training was interrupted; the same command goes on from {last}")
+    best = _take_best(learner, folder, settings, check)
+    _write_member(folder, network, loaded, settings)
+    rows = CHECK_FRAMES if check else None
+    scored = score_out_of_fold(network, validation, learner.preprocessing, _scoring_device(settings), limit=rows)
+    write_out_of_fold(folder.out_of_fold, scored)
+    if check:
+        print("one batch of everything went through", flush=True)
+        return folder
+    folder.write_record(
+        made_by()
+        | {
+            "command": command,
+            "seed": settings.seed,
+            "fold": cases.fold,
+            "split_sha256": cases.split_sha256,
+            "cache": str(cache.folder),
+            "train_cases": list(cases.train),
+            "validation_cases": list(cases.validation),
+            "tower": {"config": asdict(loaded.config), "preprocessing": asdict(loaded.preprocessing)},
+            "tower_sha256": hash_state(_tower_state(network)) if settings.tower.train_all else loaded.sha256,
+            "trained_parameters": count_trained(network),
+            "epochs": trainer.current_epoch,
+            "kept": best,
+            "seconds": round(time.monotonic() - started, 1),
+            "precision": str(trainer.precision),
+        }
+    )
+    return folder
+
+
+def build_learner(cache: Cache, cases: FoldCases, settings: TrainSettings, loaded: LoadedTower) -> FrameLearner:
+    """The whole of a run before its first step; the same for the same arguments, whatever ran before."""
+    lightning.seed_everything(settings.seed, workers=True, verbose=False)
+    network = build_network(
+        loaded,
+        settings.adapter,
+        settings.heads,
+        train_all=settings.tower.train_all,
+        checkpoint_blocks=settings.machine.checkpoint_blocks,
+    )
+    train, validation = table_of(cache, cases.train), table_of(cache, cases.validation)
+    _check_tables(train, validation)
+    return FrameLearner(network, settings, loaded.preprocessing, train, validation)
+
+
+def _check_tables(train: FrameTable, validation: FrameTable) -> None:
+    shared = {case.uuid for case in train.cases} & {case.uuid for case in validation.cases}
+    if shared:
+        raise AcouslicError(f"case {sorted(shared)[0]} is in train and in validation: mend the split")
+    for name, table in (("train", train), ("validation", validation)):
+        if not (table.label > 0).any():
+            raise AcouslicError(f"no {name} case has an annotated frame: check the split")
+
+
+def _load_tower(cache: Cache, settings: TrainSettings) -> LoadedTower:
+    shapes = {(case.record.rows, case.record.columns) for case in cache.cases}
+    if len(shapes) > 1 and settings.tower.kept_patches == "fan":
+        raise AcouslicError(f"{cache.folder} holds frames of several shapes: tower.kept_patches=fan needs one")
+    loaded = load_tower(settings.tower, min(shapes), cache.index.antialias)
+    if loaded.config.image_size != cache.image_size:
+        raise AcouslicError(
+            f"{cache.folder} holds frames of {cache.image_size} pixels, the tower takes {loaded.config.image_size}: "
+            f"prepare with --image-size {loaded.config.image_size}"
+        )
+    return loaded
+
+
+def _make_trainer(folder: RunFolder, settings: TrainSettings, check: bool) -> lightning.Trainer:
+    machine, optimiser = settings.machine, settings.optimiser
+    monitor, mode = ("val/f1", "max") if optimiser.keep == "f1" else ("val/loss", "min")
+    checkpoint = ModelCheckpoint(
+        folder.checkpoints,
+        filename="best",
+        monitor=None if optimiser.keep == "last" else monitor,
+        mode=mode,
+        save_last=True,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    callbacks: list[Callback] = [TQDMProgressBar(refresh_rate=10), checkpoint]
+    if optimiser.patience_epochs is not None:
+        callbacks.append(
+            EarlyStopping(monitor, mode=mode, patience=optimiser.patience_epochs, check_on_train_epoch_end=True)
+        )
+    loggers: list[Logger] = [
+        CSVLogger(folder.root, name="", version="logs"),
+        TensorBoardLogger(folder.root, name="", version="tensorboard"),
+    ]
+    return lightning.Trainer(
+        accelerator=machine.accelerator,
+        devices=machine.devices if machine.accelerator != "cpu" or machine.devices != "auto" else 1,
+        num_nodes=machine.nodes,
+        strategy=machine.strategy,
+        precision=choose_training_precision(machine),  # type: ignore[arg-type]
+        max_epochs=1 if check else optimiser.epochs,
+        limit_train_batches=1 if check else None,
+        limit_val_batches=1 if check else None,
+        logger=False if check else loggers,
+        callbacks=callbacks[:1] if check else callbacks,
+        enable_checkpointing=not check,
+        enable_model_summary=False,
+        gradient_clip_val=optimiser.clip_norm or None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=10,
+        use_distributed_sampler=False,
+        reload_dataloaders_every_n_epochs=1,
+        sync_batchnorm=torch.cuda.is_available() and machine.accelerator != "cpu",
+        deterministic="warn",
+    )
+
+
+def choose_training_precision(machine: MachineSettings) -> str:
+    """Lightning's name of the precision: as asked, or what the device is fast in."""
+    if machine.precision != "auto":
+        return machine.precision
+    device, _ = choose_device("cpu" if machine.accelerator == "cpu" else None)
+    dtype, reason = choose_precision(device)
+    name = {torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed"}.get(dtype, "32-true")
+    print(f"precision {name} on {device}: {reason}", flush=True)
+    return name
+
+
+def _scoring_device(settings: TrainSettings) -> torch.device:
+    return choose_device("cpu" if settings.machine.accelerator == "cpu" else None)[0]
+
+
+def _take_best(learner: FrameLearner, folder: RunFolder, settings: TrainSettings, check: bool) -> dict[str, Any]:
+    """Put the kept epoch's averaged weights into the network; returns that epoch's figures."""
+    if check:
+        return {}
+    name = "last" if settings.optimiser.keep == "last" else "best"
+    checkpoint = read_checkpoint(folder.checkpoints / f"{name}.ckpt")
+    learner.average.state = checkpoint["average"]["state"]
+    learner.network.cpu()
+    learner.average.copy_into(learner.network)
+    return {"epoch": checkpoint["epoch"]} | checkpoint["validation"]
+
+
+def _tower_state(network: FrameNetwork) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu() for name, tensor in network.tower.state_dict().items()}
+
+
+def _write_member(folder: RunFolder, network: FrameNetwork, loaded: LoadedTower, settings: TrainSettings) -> None:
+    """The adapter as peft saves it, the heads, and the tower where it was trained."""
+    network.cpu().eval()
+    folder.member.mkdir(parents=True, exist_ok=True)
+    if isinstance(network.tower, peft.PeftModel):
+        network.tower.save_pretrained(str(folder.member), save_embedding_layers=False)
+        (folder.member / "README.md").unlink(missing_ok=True)  # an empty model card
+    heads = {name: tensor.contiguous() for name, tensor in network.heads.state_dict().items()}
+    save_file(heads, folder.member / HEADS_FILE)
+    write_json(folder.member / "member.json", asdict(network.member))
+    if settings.tower.train_all:
+        save_tower(folder.tower, loaded.config, loaded.preprocessing, _tower_state(network))
+
+
+def save_tower(
+    folder: Path, config: TowerConfig, preprocessing: PreprocessingConfig, state: dict[str, torch.Tensor]
+) -> None:
+    """A tower as `--tower.weights FOLDER/tower.safetensors --tower.config FOLDER/open_clip_config.json` read it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "tower.safetensors")
+    write_json(folder / "open_clip_config.json", open_clip_config(config, preprocessing))
+
+
+@contextlib.contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Without Lightning's advice: what it advises against is meant here, or does not matter."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        for message in _EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+_EXPECTED_WARNINGS: Sequence[str] = (
+    ".*does not have many workers.*",  # reading memory-mapped frames is not what takes the time
+    ".*The number of training batches.*is smaller than the logging interval.*",
+    ".*Checkpoint directory.*exists and is not empty.*",  # a run that goes on
+    ".*No device id is provided via.*",
+    ".*GPU available but not used.*",
+    ".*LeafSpec.*is deprecated.*",  # Lightning 2.6 against torch 2.14
+)
