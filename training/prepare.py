@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,9 +58,11 @@ def prepare(config: PrepareConfig) -> Cache:
     frame_count = _check_headers(waiting)
     _check_space(config, frame_count)
     write_json(config.out / INDEX_FILE, index_to_json(index))
-    _stop_at([problem for found in _run(check_masks, waiting, "masks") for problem in found])
-    for _ in _run(prepare_frames, waiting, "frames"):
-        pass
+    with _open_processes(config.jobs if waiting else 1) as map_cases:
+        problems = [problem for found in _show(map_cases(check_masks, waiting), waiting, "masks") for problem in found]
+        _stop_at(problems)
+        for _ in _show(map_cases(prepare_frames, waiting), waiting, "frames"):
+            pass
     cache = Cache(config.out)
     report = summarise(cache)
     write_json(config.out / "report.json", report)
@@ -150,27 +153,25 @@ def _stop_at(problems: list[str]) -> None:
     raise AcouslicError(f"{problems[0]} (the first of {len(problems)} problems, all listed above)")
 
 
-def _run(work: Callable[[CaseTask], _Result], tasks: list[CaseTask], what: str) -> Iterator[_Result]:
-    """`work` on each task, in this process or in several, with a progress bar on stdout."""
-    jobs = tasks[0].config.jobs if tasks else 1
-    with tqdm(total=len(tasks), desc=what, unit="case", file=sys.stdout, disable=not tasks) as bar:
-        if jobs == 1:
-            for task in tasks:
-                yield work(task)
-                bar.update()
-            return
-        context = multiprocessing.get_context("spawn")
-        try:
-            with ProcessPoolExecutor(
-                jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
-            ) as pool:
-                for result in pool.map(work, tasks):
-                    yield result
-                    bar.update()
-        except BrokenProcessPool:
-            raise AcouslicError(
-                f"one of {jobs} processes was ended from outside (out of memory?); run prepare again with fewer --jobs"
-            ) from None
+@contextmanager
+def _open_processes(jobs: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """`map`, over this process or over several."""
+    if jobs == 1:
+        yield map
+        return
+    context = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool.map
+    except BrokenProcessPool:
+        raise AcouslicError(
+            f"one of {jobs} processes was ended from outside (out of memory?); run prepare again with fewer --jobs"
+        ) from None
+
+
+def _show(results: Iterator[_Result], tasks: list[CaseTask], what: str) -> Iterator[_Result]:
+    """The results, with a progress bar on stdout."""
+    return iter(tqdm(results, total=len(tasks), desc=what, unit="case", file=sys.stdout, disable=not tasks))
 
 
 def main(arguments: list[str]) -> int:
