@@ -30,9 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _interrupted_by_sigterm():
             return _run(parsed)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         complain("stopped by a signal before the result was complete; nothing of an incomplete result was kept")
-        return 128 + signal.SIGTERM
+        return 128 + (signal.SIGTERM if interrupt.args == (signal.SIGTERM,) else signal.SIGINT)
     except Exception as error:
         complain(explain(error))
         return 1
@@ -92,7 +92,7 @@ def _interrupted_by_sigterm() -> Iterator[None]:
     def interrupt(_: int, __: FrameType | None) -> NoReturn:
         # Once is enough: a second signal must not break the clean-up.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(signal.SIGTERM)
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:

@@ -46,6 +46,16 @@ def test_only_the_largest_component_stays():
     assert ellipse.centre_px == pytest.approx((110, 70), abs=0.5)
 
 
+def test_pixels_that_touch_at_a_corner_are_one_component():
+    """Two squares of 20 px joined by a corner (800 px) win over one of 25 px (625 px)."""
+    joined = np.zeros((120, 160), bool)
+    joined[20:40, 20:40] = joined[40:60, 40:60] = True
+    single = np.zeros((120, 160), bool)
+    single[70:95, 100:125] = True
+    mask, _ = clean(joined | single, shape="component")
+    assert np.array_equal(mask, joined)
+
+
 @pytest.mark.parametrize("shape", ["ellipse", "component"])
 def test_holes_are_filled(shape):
     """A ring with two holes becomes a disc; a notch open to the outside stays open in the component."""
