@@ -14,18 +14,15 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import peft
 import torch
 from jsonargparse import ArgumentParser
-from safetensors.torch import load_file
 from torch import Tensor
 
 from acouslic.errors import AcouslicError
-from algorithm.artifact import HEADS_FILE, MemberState, load_artifact, write_artifact
+from algorithm.artifact import MemberState, load_artifact, write_artifact
 from algorithm.ensemble import Ensemble
-from algorithm.heads import Heads
 from algorithm.lora import read_adapter
 from algorithm.manifest import (
     SCHEMA_VERSION,
@@ -36,14 +33,14 @@ from algorithm.manifest import (
     SelectionConfig,
 )
 from algorithm.preprocess import normalise
-from algorithm.tower import linear_shapes, tower_from_state
+from algorithm.tower import linear_shapes
 from training.cache import Cache
-from training.calibrate import Calibration, calibrate_member, choose_mask_threshold, choose_thresholds, judge_cases
+from training.calibrate import choose_mask_threshold, choose_thresholds, judge_cases
 from training.dataset import table_of
-from training.model import FrameNetwork, all_rows, member_of_json
-from training.out_of_fold import OutOfFold, read_out_of_fold
-from training.run_folder import RunFolder, made_by, read_settings
-from training.tower_source import LoadedTower, hash_state, load_tower, tower_of_record
+from training.model import all_rows
+from training.run_folder import RunFolder, made_by
+from training.tower_source import LoadedTower
+from training.trained_member import TrainedMember, read_member, rebuild_network, shared_tower
 
 PARITY_FRAMES = 16
 PARITY_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
@@ -79,18 +76,6 @@ class ExportSettings:
     selection: SelectionConfig = field(default_factory=SelectionConfig)
 
 
-@dataclass(frozen=True)
-class TrainedMember:
-    """One finished run, ready to be a member."""
-
-    folder: RunFolder
-    record: dict[str, Any]
-    config: MemberConfig
-    heads: dict[str, Tensor]
-    scored: OutOfFold
-    calibration: Calibration
-
-
 def export_runs(
     runs: Sequence[RunFolder], out: Path, settings: ExportSettings, *, cache: Cache | None = None, command: str = ""
 ) -> Manifest:
@@ -99,8 +84,8 @@ def export_runs(
     `cache` is where their validation frames lie; None is where they lay in training. Raises AcouslicError where the
     runs do not share one tower, one of them is not finished, or the artifact does not say what its members said.
     """
-    members = [_read_member(run) for run in runs]
-    loaded = _shared_tower(members)
+    members = [read_member(run) for run in runs]
+    loaded = shared_tower(members)
     cache = cache or Cache(Path(members[0].record["cache"]))
     scored = [member.scored for member in members]
     mask_threshold, mask_error = choose_mask_threshold(scored, cache)
@@ -133,35 +118,6 @@ def export_runs(
     size_mib = sum(record.size_bytes for record in manifest.files.values()) / 2**20
     print(f"wrote {out}: {len(members)} members, {size_mib:.1f} MiB", flush=True)
     return manifest
-
-
-def _read_member(run: RunFolder) -> TrainedMember:
-    record = run.read_record()
-    config = member_of_json(run.member / "member.json")
-    scored = read_out_of_fold(run.out_of_fold)
-    heads = load_file(run.member / HEADS_FILE)
-    return TrainedMember(run, record, config, heads, scored, calibrate_member(scored, shift=config.presence))
-
-
-def _shared_tower(members: Sequence[TrainedMember]) -> LoadedTower:
-    """The one tower of all members, as it was when they were trained."""
-    first = members[0]
-    for member in members[1:]:
-        for what in ("tower_sha256", "tower"):
-            if member.record[what] != first.record[what]:
-                raise AcouslicError(
-                    f"{member.folder.root} and {first.folder.root} have different towers; an artifact has one"
-                )
-    settings = read_settings(first.folder.settings_path)
-    if settings.tower.train_all:
-        loaded = tower_of_record(first.record["tower"], load_file(first.folder.tower / "tower.safetensors"))
-    else:
-        cache_record = Cache(Path(first.record["cache"])).cases[0].record
-        antialias = bool(first.record["tower"]["preprocessing"]["antialias"])
-        loaded = load_tower(settings.tower, (cache_record.rows, cache_record.columns), antialias)
-    if hash_state(loaded.state) != first.record["tower_sha256"]:
-        raise AcouslicError(f"{settings.tower.weights} is not the tower that {first.folder.root} was trained on")
-    return loaded
 
 
 def _calibrated_config(member: TrainedMember) -> MemberConfig:
@@ -233,20 +189,10 @@ def _refuse_unless_equal(
             decoder_row += 1
     if not difference <= tolerance:
         raise AcouslicError(
-            f"not exported: the artifact's probabilities differ from the trained networks' by {difference:.2g}, more than "
-            f"{tolerance:g}"
+            f"not exported: the artifact's probabilities differ by {difference:.2g} from the trained networks', "
+            f"more than {tolerance:g}"
         )
     print(f"read back: probabilities within {difference:.2g} of the trained networks'", flush=True)
-
-
-def rebuild_network(member: TrainedMember, loaded: LoadedTower) -> FrameNetwork:
-    """The network of a finished run as training had it, with peft's adapter unmerged; for evaluation."""
-    tower: torch.nn.Module = tower_from_state(loaded.config, loaded.state)
-    if member.config.adapter:
-        tower = peft.PeftModel.from_pretrained(tower, str(member.folder.member))
-    heads = Heads(member.config, loaded.config)
-    heads.load_state_dict(member.heads)
-    return FrameNetwork(tower, member.config, heads, detach_decoder=False).eval()
 
 
 def main(arguments: list[str]) -> int:

@@ -24,7 +24,7 @@ from training.dataset import FrameBatch, FrameDataset, FrameTable, soft_masks
 from training.ema import TrainedAverage
 from training.frame_metrics import best_f1
 from training.losses import mask_loss, optimality_loss, presence_loss, shared_mean
-from training.model import FrameNetwork, all_rows
+from training.model import Network, all_rows
 from training.sampling import HardNegatives, batches_of, plan_epoch, validation_rows
 from training.settings import TrainSettings
 
@@ -36,7 +36,7 @@ class FrameLearner(lightning.LightningModule):
 
     def __init__(
         self,
-        network: FrameNetwork,
+        network: Network,
         settings: TrainSettings,
         preprocessing: PreprocessingConfig,
         train_table: FrameTable,
@@ -129,7 +129,7 @@ class FrameLearner(lightning.LightningModule):
 
     def _mask_rows(self, positive: Tensor, frames: Tensor) -> tuple[Tensor | None, Tensor]:
         """Rows the decoder sees, and which of them count. Never none, so that every process does the same work."""
-        if self.network.heads.decoder is None:
+        if not self.network.has_decoder:
             return None, positive
         if self.settings.loss.mask_frames == "all":
             return all_rows(frames), torch.ones_like(positive)
@@ -174,7 +174,7 @@ class FrameLearner(lightning.LightningModule):
         images = normalise(batch.frames, self.preprocessing, torch.float32)
         by_mask = self.network.judges_by_mask
         rows = all_rows(images) if by_mask else torch.nonzero(positive)[:, 0]
-        has_decoder = self.network.heads.decoder is not None
+        has_decoder = self.network.has_decoder
         output = self.network(images, rows if has_decoder and len(rows) else None)
         presence = self.network.presence_of(output)
         at = torch.searchsorted(torch.from_numpy(self.validation_rows).to(self.device), batch.rows)
@@ -198,7 +198,7 @@ class FrameLearner(lightning.LightningModule):
         loss = self._validation["loss"].cpu().numpy()
         mask = self._validation["mask"].cpu().numpy()
         mask_frames = np.ones(len(label), bool) if self.network.judges_by_mask else label > 0
-        mask_mean = float(mask[mask_frames].mean()) if self.network.heads.decoder is not None else 0.0
+        mask_mean = float(mask[mask_frames].mean()) if self.network.has_decoder else 0.0
         presence_mean = 0.0 if self.network.judges_by_mask else float(np.average(loss, weights=weight))
         total = self.settings.loss.presence_factor * presence_mean + self.settings.loss.mask_factor * mask_mean
         values = {"f1": score, "threshold": threshold, "loss": total, "presence": presence_mean, "mask": mask_mean}
@@ -210,8 +210,7 @@ class FrameLearner(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out the frozen tower; add the average and the hard negatives."""
         trained = self.network.trained_state()
-        buffers = {name: tensor for name, tensor in self.network.state_dict().items() if name.startswith("heads.")}
-        checkpoint["state_dict"] = {f"network.{name}": tensor for name, tensor in (buffers | trained).items()}
+        checkpoint["state_dict"] = {f"network.{name}": tensor for name, tensor in trained.items()}
         checkpoint["average"] = {"steps": self.average.steps, "state": self.average.state}
         checkpoint["validation"] = dict(self.validation_figures)
         checkpoint["last_seen"] = torch.from_numpy(self.hard.last_seen.copy())

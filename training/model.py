@@ -30,7 +30,38 @@ class NetworkOutput:
     """(frames asked for, G, G)."""
 
 
-class FrameNetwork(nn.Module):
+class Network(nn.Module):
+    """What a run trains: anything that judges frames. `FrameNetwork` is ours, `baselines.TimmNetwork` the paper's."""
+
+    has_decoder = False
+    """Whether it draws masks."""
+    has_optimality = False
+    """Whether it tells optimal from suboptimal."""
+    judges_by_mask = False
+    """True where presence can only be read from the mask (the published FETALCLIP_SEG)."""
+
+    def forward(self, images: Tensor, mask_rows: Tensor | None = None) -> NetworkOutput:
+        """Logits for normalised images (B, 3, S, S); masks only for the rows `mask_rows` (indices), None is none."""
+        raise NotImplementedError
+
+    def presence_of(self, output: NetworkOutput) -> Tensor:
+        """Presence logits (B,)."""
+        if output.presence is None:
+            raise ValueError("this network judges a frame by its mask: ask for the masks of all frames")
+        return output.presence.float()
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """What training changes: parameters that take a gradient, and the batch statistics of modules that have one."""
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        modules = {name.rpartition(".")[0] for name in trained}
+        return {
+            name: tensor
+            for name, tensor in self.state_dict().items()
+            if name in trained or (name.rpartition(".")[0] in modules and tensor.is_floating_point())
+        }
+
+
+class FrameNetwork(Network):
     """Tower, adapter and heads of one member.
 
     The blocks before the first trained one hold no gradient and keep no activations: nothing in them asks for any.
@@ -42,9 +73,12 @@ class FrameNetwork(nn.Module):
         self.member = member
         self.heads = heads
         self.detach_decoder = detach_decoder
+        self.has_decoder = heads.decoder is not None
+        self.has_optimality = heads.optimality is not None
+        self.judges_by_mask = heads.presence is None
 
     def forward(self, images: Tensor, mask_rows: Tensor | None = None) -> NetworkOutput:
-        """Logits for normalised images (B, 3, S, S); masks only for the rows `mask_rows` (indices), None is none."""
+        """Logits, as in `Network`."""
         taps = self.member.decoder.taps if self.member.decoder and mask_rows is not None else ()
         output = self.tower(images, taps=taps)
         presence, optimality, mask = None, None, None
@@ -58,28 +92,11 @@ class FrameNetwork(nn.Module):
             mask = self.heads.decoder(images[mask_rows], tokens)
         return NetworkOutput(presence, optimality, mask)
 
-    @property
-    def judges_by_mask(self) -> bool:
-        """True where presence can only be read from the mask (the published FETALCLIP_SEG)."""
-        return self.heads.presence is None
-
     def presence_of(self, output: NetworkOutput) -> Tensor:
         """Presence logits (B,), from the head or from the share of mask pixels."""
-        if output.presence is not None:
-            return output.presence.float()
-        if output.mask is None:
-            raise ValueError("a network without a presence head judges a frame by its mask: ask for all masks")
-        return presence_from_mask(output.mask.float().sigmoid(), self.member.presence_mask_fraction)
-
-    def trained_state(self) -> dict[str, Tensor]:
-        """What training changes: parameters that take a gradient, and the decoder's batch statistics."""
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        state = self.state_dict()
-        return {
-            name: tensor
-            for name, tensor in state.items()
-            if name in trained or (name.startswith("heads.") and tensor.is_floating_point())
-        }
+        if self.judges_by_mask and output.mask is not None:
+            return presence_from_mask(output.mask.float().sigmoid(), self.member.presence_mask_fraction)
+        return super().presence_of(output)
 
 
 def build_network(

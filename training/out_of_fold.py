@@ -14,7 +14,7 @@ from algorithm.device import choose_precision
 from algorithm.manifest import PreprocessingConfig
 from algorithm.preprocess import normalise
 from training.dataset import FrameTable
-from training.model import FrameNetwork, all_rows
+from training.model import Network, all_rows
 
 _BATCH = 64
 
@@ -40,7 +40,7 @@ class OutOfFold:
 
 
 def score_out_of_fold(
-    network: FrameNetwork,
+    network: Network,
     table: FrameTable,
     preprocessing: PreprocessingConfig,
     device: torch.device,
@@ -61,7 +61,7 @@ def score_out_of_fold(
         annotated = torch.nonzero(batch.label > 0)[:, 0]
         images = normalise(batch.frames.to(device), preprocessing, torch.float32)
         wanted = all_rows(images) if network.judges_by_mask else annotated.to(device)
-        has_masks = network.heads.decoder is not None and len(wanted) > 0
+        has_masks = network.has_decoder and len(wanted) > 0
         with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             output = network(images, wanted if has_masks else None)
             presence[chosen] = network.presence_of(output).float().cpu().numpy()
@@ -76,7 +76,7 @@ def score_out_of_fold(
         frame_counts=np.array([case.frame_count for case in table.cases]),
         label=table.label,
         presence_logit=presence,
-        optimality_logit=optimality if network.heads.optimality is not None else optimality[:0],
+        optimality_logit=optimality if network.has_optimality else optimality[:0],
         mask_rows=np.array(mask_rows, np.int64),
         mask_probability=np.concatenate(masks) if masks else np.zeros((0, 1, 1), np.uint8),
     )

@@ -24,7 +24,7 @@ from algorithm.manifest import PreprocessingConfig, TowerConfig
 from training.cache import Cache
 from training.dataset import FrameTable, table_of
 from training.learner import FrameLearner
-from training.model import FrameNetwork, build_network, count_trained
+from training.model import FrameNetwork, Network, build_network, count_trained
 from training.out_of_fold import score_out_of_fold, write_out_of_fold
 from training.run_folder import RunFolder, made_by
 from training.settings import MachineSettings, TrainSettings
@@ -55,54 +55,44 @@ def run_member(
         print(f"{out} is finished already", flush=True)
         return folder
     started = time.monotonic()
-    threads, reason = set_cpu_threads() if settings.machine.threads is None else (settings.machine.threads, "as asked")
-    torch.set_num_threads(threads)
-    print(f"{threads} CPU threads: {reason}", flush=True)
-    loaded = _load_tower(cache, settings)
+    loaded = load_tower_for(cache, settings)
     learner = build_learner(cache, cases, settings, loaded)
-    network = learner.network
-    train, validation = learner.train_table, learner.validation_table
-    print(
-        f"{len(train.cases)} cases to train ({(train.label > 0).sum()} annotated frames), {len(validation.cases)} to "
-        f"validate; {count_trained(network) / 1e6:.2f} M trained parameters",
-        flush=True,
-    )
-    last = folder.checkpoints / "last.ckpt"
-    with _quiet_lightning():
-        trainer = _make_trainer(folder, settings, check)
-        trainer.fit(learner, ckpt_path=str(last) if last.is_file() and not check else None, weights_only=True)
-    if not trainer.is_global_zero:
+    facts = train(learner, folder, check=check)
+    if facts is None:
         return folder
-    if trainer.interrupted:
-        raise AcouslicError(f"training was interrupted; the same command goes on from {last}")
-    best = _take_best(learner, folder, settings, check)
+    network = learner.network
+    assert isinstance(network, FrameNetwork)
     _write_member(folder, network, loaded, settings)
     rows = CHECK_FRAMES if check else None
-    scored = score_out_of_fold(network, validation, learner.preprocessing, _scoring_device(settings), limit=rows)
+    scored = score_out_of_fold(network, learner.validation_table, learner.preprocessing, scoring_device(settings), rows)
     write_out_of_fold(folder.out_of_fold, scored)
     if check:
         print("one batch of everything went through", flush=True)
         return folder
+    tower_sha256 = hash_state(_tower_state(network)) if settings.tower.train_all else loaded.sha256
     folder.write_record(
-        made_by()
+        describe_run(cache, cases, settings, command)
+        | facts
         | {
-            "command": command,
-            "seed": settings.seed,
-            "fold": cases.fold,
-            "split_sha256": cases.split_sha256,
-            "cache": str(cache.folder),
-            "train_cases": list(cases.train),
-            "validation_cases": list(cases.validation),
             "tower": {"config": asdict(loaded.config), "preprocessing": asdict(loaded.preprocessing)},
-            "tower_sha256": hash_state(_tower_state(network)) if settings.tower.train_all else loaded.sha256,
-            "trained_parameters": count_trained(network),
-            "epochs": trainer.current_epoch,
-            "kept": best,
+            "tower_sha256": tower_sha256,
             "seconds": round(time.monotonic() - started, 1),
-            "precision": str(trainer.precision),
         }
     )
     return folder
+
+
+def describe_run(cache: Cache, cases: FoldCases, settings: TrainSettings, command: str) -> dict[str, Any]:
+    """What `run.json` says of how a run was started."""
+    return made_by() | {
+        "command": command,
+        "seed": settings.seed,
+        "fold": cases.fold,
+        "split_sha256": cases.split_sha256,
+        "cache": str(cache.folder.absolute()),
+        "train_cases": list(cases.train),
+        "validation_cases": list(cases.validation),
+    }
 
 
 def build_learner(cache: Cache, cases: FoldCases, settings: TrainSettings, loaded: LoadedTower) -> FrameLearner:
@@ -115,9 +105,47 @@ def build_learner(cache: Cache, cases: FoldCases, settings: TrainSettings, loade
         train_all=settings.tower.train_all,
         checkpoint_blocks=settings.machine.checkpoint_blocks,
     )
-    train, validation = table_of(cache, cases.train), table_of(cache, cases.validation)
-    _check_tables(train, validation)
-    return FrameLearner(network, settings, loaded.preprocessing, train, validation)
+    return learner_of(network, cache, cases, settings, loaded.preprocessing)
+
+
+def learner_of(
+    network: Network, cache: Cache, cases: FoldCases, settings: TrainSettings, preprocessing: PreprocessingConfig
+) -> FrameLearner:
+    """A network with the frames it learns from and is validated on."""
+    train_table, validation_table = table_of(cache, cases.train), table_of(cache, cases.validation)
+    _check_tables(train_table, validation_table)
+    return FrameLearner(network, settings, preprocessing, train_table, validation_table)
+
+
+def train(learner: FrameLearner, folder: RunFolder, *, check: bool = False) -> dict[str, Any] | None:
+    """Train from the last checkpoint, or from the start, and put the kept epoch's averaged weights into the network.
+
+    Returns what `run.json` says of it; None on processes other than the first. Raises AcouslicError where it was
+    interrupted.
+    """
+    settings, network = learner.settings, learner.network
+    threads, reason = set_cpu_threads() if settings.machine.threads is None else (settings.machine.threads, "as asked")
+    torch.set_num_threads(threads)
+    print(f"{threads} CPU threads: {reason}", flush=True)
+    print(
+        f"{len(learner.train_table.cases)} cases to train ({(learner.train_table.label > 0).sum()} annotated frames), "
+        f"{len(learner.validation_table.cases)} to validate; {count_trained(network) / 1e6:.2f} M trained parameters",
+        flush=True,
+    )
+    last = folder.checkpoints / "last.ckpt"
+    with _quiet_lightning():
+        trainer = _make_trainer(folder, settings, check)
+        trainer.fit(learner, ckpt_path=str(last) if last.is_file() and not check else None, weights_only=True)
+    if not trainer.is_global_zero:
+        return None
+    if trainer.interrupted:
+        raise AcouslicError(f"training was interrupted; the same command goes on from {last}")
+    return {
+        "trained_parameters": count_trained(network),
+        "epochs": trainer.current_epoch,
+        "kept": _take_best(learner, folder, settings, check),
+        "precision": str(trainer.precision),
+    }
 
 
 def _check_tables(train: FrameTable, validation: FrameTable) -> None:
@@ -129,7 +157,8 @@ def _check_tables(train: FrameTable, validation: FrameTable) -> None:
             raise AcouslicError(f"no {name} case has an annotated frame: check the split")
 
 
-def _load_tower(cache: Cache, settings: TrainSettings) -> LoadedTower:
+def load_tower_for(cache: Cache, settings: TrainSettings) -> LoadedTower:
+    """The settings' tower, for the frames of a cache. Raises AcouslicError where they do not fit each other."""
     shapes = {(case.record.rows, case.record.columns) for case in cache.cases}
     if len(shapes) > 1 and settings.tower.kept_patches == "fan":
         raise AcouslicError(f"{cache.folder} holds frames of several shapes: tower.kept_patches=fan needs one")
@@ -197,7 +226,8 @@ def choose_training_precision(machine: MachineSettings) -> str:
     return name
 
 
-def _scoring_device(settings: TrainSettings) -> torch.device:
+def scoring_device(settings: TrainSettings) -> torch.device:
+    """Where frames are scored after training."""
     return choose_device("cpu" if settings.machine.accelerator == "cpu" else None)[0]
 
 

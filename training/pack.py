@@ -1,0 +1,23 @@
+"""An artifact becomes `model.tar.gz`, which Grand Challenge extracts to `/opt/ml/model`.
+
+    python -m training pack --model model/ --out model.tar.gz
+
+The same artifact gives the same bytes.
+"""
+
+import argparse
+from pathlib import Path
+
+from algorithm.artifact import hash_file, pack_artifact
+
+
+def main(arguments: list[str]) -> int:
+    """The command `python -m training pack`."""
+    parser = argparse.ArgumentParser(prog="python -m training pack", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True, help="folder of the artifact")
+    parser.add_argument("--out", type=Path, required=True, help="archive to write")
+    options = parser.parse_args(arguments)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    pack_artifact(options.model, options.out)
+    print(f"{options.out}: {options.out.stat().st_size / 2**20:.1f} MiB, sha256 {hash_file(options.out)}")
+    return 0
