@@ -64,5 +64,5 @@ for image in "${images[@]}"; do
     finish "$name"
 done
 name=acouslic-model-$version-$revision.tar.gz
-PYTHONSAFEPATH=1 "$root/.venv/bin/python" -m training pack "$model" --out "$unfinished/$name"
+PYTHONSAFEPATH=1 "$root/.venv/bin/python" -m training pack --model "$model" --out "$unfinished/$name"
 finish "$name"

@@ -159,6 +159,17 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def full_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two generated cases of the challenge's own size, six sweeps of 140 frames; also in the platform's layout."""
+    from training.generate import main
+
+    folder = tmp_path_factory.mktemp("full_release")
+    assert main(["--out", str(folder), "--cases", "2", "--seed", "11", "--platform"]) == 0
+    _open_to_all(folder)
+    return folder
+
+
 def _open_to_all(folder: Path) -> None:
     for path in [folder, *folder.rglob("*")]:
         path.chmod(0o755 if path.is_dir() else 0o644)

@@ -101,12 +101,13 @@ def test_the_image_holds_the_code_of_this_checkout(docker, fixture, packages, re
     code = (
         "import hashlib, json, pathlib; root = pathlib.Path('/opt/acouslic');"
         "print(json.dumps({str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()"
-        " for path in root.rglob('*.py')}))"
+        " for path in root.rglob('*') if path.is_file() and path.suffix != '.pyc'}))"
     )
     expected = {
         path.relative_to(repository).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for package in packages
-        for path in (repository / package).rglob("*.py")
+        for path in (repository / package).rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
     }
     in_image = json.loads(docker.python(image, code))
     differing = sorted(name for name in {*expected, *in_image} if expected.get(name) != in_image.get(name))
