@@ -36,9 +36,10 @@ def case_picture(result: CaseResult, anchor: str) -> str:
     """A figure of one case: outlines, strip, and a caption that says what the score comes from."""
     name = escape(result.case, 60)
     title = f'<span class="case-name">{name}</span> <span class="case-score">{number(result.score)}</span>'
+    lines = "".join(f"<p>{line}</p>" for line in _caption(result))
     return (
         f'<figure class="case" id="{anchor}">{_fan(result)}{_strip(result)}'
-        f"<figcaption><p>{title}</p>{''.join(f'<p>{line}</p>' for line in _caption(result))}</figcaption></figure>"
+        f'<figcaption><p class="case-title">{title}</p>{lines}</figcaption></figure>'
     )
 
 
