@@ -1,6 +1,5 @@
 """The paired comparison of two evaluated runs."""
 
-import csv
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from evaluation.bootstrap import resample_weights, units_of
 from evaluation.case_result import CaseResult
 from evaluation.compare import compare_runs, main, read_run
 from evaluation.frame_f1 import pooled_counts
-from evaluation.summary import per_case_columns
+from evaluation.outputs import write_outputs
 
 Build = Callable[..., CaseResult]
 
@@ -52,16 +51,7 @@ def build_cases(make_case_result: Build, seed: int, noise: float, count: int = 1
 def write_run(folder: Path, results: Sequence[CaseResult]) -> Path:
     """A run as the evaluation writes it."""
     folder.mkdir()
-    rows = [
-        {"case": result.case, "frame_number": result.frame_number} | result.official | per_case_columns(result)
-        for result in results
-    ]
-    with (folder / "per_case.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    mean = float(np.mean([result.score for result in results]))
-    (folder / "metrics.json").write_text(json.dumps({"score": {"mean": mean}}))
+    write_outputs(folder, results, {})
     return folder
 
 

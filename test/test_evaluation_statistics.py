@@ -196,7 +196,7 @@ def test_intervals_are_those_of_a_plain_loop() -> None:
     """Mean, mean of a subset, F1 and paired differences: every resample built case by case, by hand."""
     generator = np.random.default_rng(11)
     subjects = [f"subject {number // 2}" for number in range(20)]
-    weights = resample_weights(units_of(subjects), resamples=200)
+    weights = resample_weights(units_of(subjects), resamples=60)
     values_a, values_b = generator.random(20), generator.random(20)
     some = np.where(generator.random(20) < 0.4, np.nan, values_a)
     counts_a = [ConfusionCounts(*map(int, generator.integers(0, 5, 4))) for _ in range(20)]
@@ -338,9 +338,9 @@ def test_a_row_of_per_case_says_what_was_measured(make_case_result: Build) -> No
 
 
 def test_three_hundred_cases_take_seconds(make_case_result: Build) -> None:
-    """300 cases of 840 frames with 1,000 resamples; measured 1.6 s on one of two cores."""
+    """300 cases of 840 frames with 1,000 resamples; measured 1.5 s of one core."""
     results = many_cases(make_case_result, 300)
-    begin_s = time.perf_counter()
+    begin_s = time.process_time()
     summary = summarise(results)
-    assert time.perf_counter() - begin_s < 20
+    assert time.process_time() - begin_s < 10
     assert summary["intervals"]["resamples"] == 1000
