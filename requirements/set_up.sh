@@ -1,8 +1,12 @@
 #!/usr/bin/env bash
 # Makes the virtual environment .venv in the repository, or brings it up to date, and prints nothing where it is.
 #
-#   requirements/set_up.sh runtime    torch and the algorithm: what run.sh needs
-#   requirements/set_up.sh test       the same, and training, evaluation and the tests: what test.sh needs
+#   requirements/set_up.sh runtime      torch and the algorithm: what run.sh needs
+#   requirements/set_up.sh evaluation   the evaluation, without torch
+#   requirements/set_up.sh training     training, and with it the runtime
+#   requirements/set_up.sh test         all of it and the tests: what test.sh needs
+#
+# A set is installed beside those that are there already.
 #
 # PYTHON   the Python to make it with (3.11 or newer). Without it: the first of python3, python3.13, python3.12,
 #          python3.11 that is new enough.
@@ -53,21 +57,26 @@ main() {
     local -a files
     case $wanted in
         runtime) files=(-r "$here/torch.txt" -r "$here/algorithm.txt") ;;
-        test) files=(-r "$here/test.txt") ;;
-        *) fail "Usage: requirements/set_up.sh runtime|test" ;;
+        evaluation | training | test) files=(-r "$here/$wanted.txt") ;;
+        *) fail "Usage: requirements/set_up.sh runtime|evaluation|training|test" ;;
     esac
 
     local checksum
     checksum=$(requirements_checksum)
-    # A complete test environment serves the run as well.
+    # The test set holds all others.
     local stamp
     for stamp in "$environment/installed-test" "$environment/installed-$wanted"; do
         if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$checksum" ] && new_enough "$environment/bin/python"; then
             return
         fi
     done
+    # What was installed for other pins counts no more, not even when those pins come back.
+    for stamp in "$environment"/installed-*; do
+        if [ -f "$stamp" ] && [ "$(cat "$stamp")" != "$checksum" ]; then
+            rm "$stamp"
+        fi
+    done
 
-    rm -f "$environment"/installed-*
     if ! new_enough "$environment/bin/python" || ! "$environment/bin/python" -m pip --version >/dev/null 2>&1; then
         local python
         python=$(choose_python)

@@ -182,9 +182,13 @@ esac
     assert installs("runtime") == 0
     assert installs("test") == 1
     assert installs("runtime") == installs("test") == 0
+    pins = (tmp_path / "requirements" / "base.txt").read_text()
     (tmp_path / "requirements" / "base.txt").write_text("numpy==1.0\n")
     assert installs("runtime") == 1
-    assert installs("test") == 1
+    assert installs("evaluation") == 1
+    assert installs("runtime") == installs("evaluation") == 0
+    (tmp_path / "requirements" / "base.txt").write_text(pins)
+    assert installs("test") == 1, "an old mark counted again"
     assert (tmp_path / "repository.pth").read_text().strip() == str(tmp_path)
 
 
