@@ -84,6 +84,14 @@ def test_a_mask_comes_back_where_it_was(rows, columns):
         assert abs(axis_values) < 0.5
 
 
+def test_a_ramp_comes_back_as_the_same_ramp():
+    """A ramp over the square's width is the same ramp over the padded frame's, pixel centre for pixel centre."""
+    ramp = ((torch.arange(14) + 0.5) / 14).expand(1, 14, 14)
+    back = mask_to_frame(ramp, 70, 50)[0]
+    expected = (torch.arange(50) + 10 + 0.5) / 70
+    assert torch.allclose(back, expected.expand(70, 50), atol=1e-6)
+
+
 def test_padding_is_centred_and_odd_remainder_goes_last():
     """3 x 6: one row of the three missing lies above, two below."""
     assert square_offsets(3, 6) == (6, 1, 0)
