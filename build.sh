@@ -30,6 +30,13 @@ command -v docker >/dev/null || fail "docker was not found: install Docker's com
 docker version >/dev/null 2>&1 ||
     fail "No Docker engine answers: start it, or name it in DOCKER_HOST ('docker version' says more)."
 
+# One image an archive, for the platform's processor, whatever builds it.
+export BUILDX_NO_DEFAULT_ATTESTATIONS=1
+case $(uname -m) in
+    x86_64 | amd64) ;;
+    *) export DOCKER_DEFAULT_PLATFORM=linux/amd64 ;;
+esac
+
 arguments=(--build-arg "VERSION=$version" --build-arg "REVISION=$revision")
 if [ -n "${BUILD_NETWORK:-}" ]; then
     arguments+=(--network "$BUILD_NETWORK")

@@ -29,7 +29,7 @@ def run(script: Path, *words: str, path: str | None = None, **variables: str) ->
 
 def tools(folder: Path, **commands: str) -> str:
     """A PATH of the usual small programs and these commands (content of a script each), and nothing else."""
-    usual = "bash sh env cat cksum cut dirname sed git mktemp mkdir rm mv ls wc gzip date head tail chmod"
+    usual = "bash sh env cat cksum cut dirname sed git mktemp mkdir rm mv ls wc gzip date head tail chmod uname"
     folder.mkdir(exist_ok=True)
     for name in usual.split():
         if (program := shutil.which(name)) and not (folder / name).exists():

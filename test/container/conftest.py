@@ -24,6 +24,7 @@ NOT_OURS = {
     "grand_challenge_max_workers": "99",
 }
 PLATFORM = ("--network", "none", "--read-only", "--tmpfs", "/tmp:rw,mode=1777", "--memory", "16g")
+PLATFORM += ("--ulimit", f"data={15 * 2**30}")  # RLIMIT_DATA: the instance's memory less 1 GiB
 
 
 def absent(reason: str) -> None:
