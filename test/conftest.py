@@ -295,3 +295,43 @@ def run_algorithm(
     root.handlers[:] = handlers
     root.setLevel(level)
     logging.getLogger("algorithm.case").setLevel(logging.NOTSET)
+
+
+@dataclass(frozen=True)
+class TinyTraining:
+    """What a training test starts from: a few small generated cases, prepared, and a tower to match."""
+
+    release: Path
+    cache: Path
+    paper_split: Path
+    subject_split: Path
+    tower_config: Path
+
+    def fit_arguments(self, out: Path, *more: str) -> list[str]:
+        """Of `python -m training fit`, for a run of seconds."""
+        fast = ["--machine.accelerator=cpu", "--machine.precision=32-true", "--machine.threads=1"]
+        sizes = ["--adapter.rank=2", "--adapter.last_blocks=2", "--heads.filters=1", "--sampling.min_positive_pixels=1"]
+        steps = ["--optimiser.batch_size=8", "--optimiser.epochs=2", "--augment.clahe=0"]
+        tower = [f"--tower.config={self.tower_config}", "--tower.random_init=true"]
+        return [f"--cache={self.cache}", f"--out={out}", *fast, *sizes, *steps, *tower, *more]
+
+
+@pytest.fixture(scope="session")
+def tiny_training(tmp_path_factory: pytest.TempPathFactory) -> TinyTraining:
+    """Seven generated cases of 2 x 24 frames at 28 pixels, both splits, and a four-block tower of width 16."""
+    from training import generate, prepare, split
+
+    root = tmp_path_factory.mktemp("tiny-training")
+    release, cache = root / "release", root / "cache"
+    small = ["--cases=7", "--rows=120", "--sweeps=2", "--frames-per-sweep=24", "--seed=8"]
+    assert generate.main([f"--out={release}", *small]) == 0
+    assert prepare.main([f"--raw={release}", f"--out={cache}", "--image-size=28", "--antialias"]) == 0
+    table = release / "circumferences" / "fetal_abdominal_circumferences_per_sweep.csv"
+    paper, subject = root / "paper.json", root / "subject.json"
+    assert split.main(["--protocol=paper", f"--csv={table}", f"--cache={cache}", f"--out={paper}"]) == 0
+    folds = ["--protocol=subject", "--folds=3"]
+    assert split.main([*folds, f"--csv={table}", f"--cache={cache}", f"--out={subject}"]) == 0
+    config = root / "tower.json"
+    vision = {"image_size": 28, "patch_size": 14, "width": 16, "layers": 4, "head_width": 8}
+    config.write_text(json.dumps({"embed_dim": 8, "vision_cfg": vision}), encoding="utf-8")
+    return TinyTraining(release, cache, paper, subject, config)

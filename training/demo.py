@@ -14,17 +14,22 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from safetensors.torch import save_file
+
 from acouslic.errors import AcouslicError
 from acouslic.release import Release
 from acouslic.write import write_json
+from algorithm.open_clip_weights import tower_config_from_open_clip
 from training import generate, prepare, split
 from training.cache import Cache
 from training.export import ExportSettings, export_runs
 from training.fit import fit_fold
+from training.local_attention import starting_weights
 from training.settings import (
     AdapterSettings,
     AugmentSettings,
     HeadSettings,
+    LossSettings,
     MachineSettings,
     OptimiserSettings,
     SamplingSettings,
@@ -38,7 +43,7 @@ TOWER_CONFIG = {
         "image_size": 96,
         "patch_size": 8,
         "width": 128,
-        "layers": 6,
+        "layers": 4,
         "head_width": 32,
         "pool_type": "avg",  # a class token takes far longer to learn from nothing
     },
@@ -58,7 +63,7 @@ class DemoPlan:
     frames_per_sweep: int = 140
     sweeps: int = 6
     folds: int = 3
-    pretraining_epochs: int = 12
+    pretraining_epochs: int = 24
     member_epochs: int = 5
     jobs: int = 2
 
@@ -77,15 +82,17 @@ _MILD = AugmentSettings(
 """The sweeps are drawn with all of this in them already; in so few steps more of it only slows learning down."""
 
 PRETRAINING = TrainSettings(
-    tower=TowerSource(random_init=True, kept_patches="fan", train_all=True),
+    tower=TowerSource(kept_patches="fan", train_all=True),
     adapter=AdapterSettings(rank=0),
-    heads=HeadSettings(filters=8, decoder_grid=6),
-    sampling=SamplingSettings(negatives_per_positive=2.0, validation_stride=16),
+    # Coarse masks of every frame: they teach each token what it looks at, and are cheap. These heads are not kept.
+    heads=HeadSettings(filters=8, decoder_grid=3),
+    sampling=SamplingSettings(negatives_per_positive=2.0, hard_share=0.0, validation_stride=32),
     augment=_MILD,
+    loss=LossSettings(mask_frames="all"),
     optimiser=OptimiserSettings(
         learning_rate=1e-3,
         decoder_learning_rate=2e-3,
-        warmup_share=0.1,
+        warmup_share=0.05,
         batch_size=32,
         ema_decay=0.99,
         keep="last",
@@ -115,14 +122,15 @@ MEMBER = TrainSettings(
 
 def build_demo(plan: DemoPlan, work: Path, out: Path, machine: MachineSettings, command: str) -> None:
     """Every step into `work`, skipping what is there, and the artifact into `out`."""
-    config_path = work / "open_clip_config.json"
+    config_path, weights_path = work / "open_clip_config.json", work / "start.safetensors"
     write_json(config_path, TOWER_CONFIG)
+    save_file(starting_weights(tower_config_from_open_clip(TOWER_CONFIG), seed=1), weights_path)
     pretraining = _prepare(
         work / "pretraining", plan, seed=11, cases=plan.pretraining_cases, rows=plan.pretraining_rows
     )
     settings = replace(
         PRETRAINING,
-        tower=replace(PRETRAINING.tower, config=str(config_path)),
+        tower=replace(PRETRAINING.tower, weights=str(weights_path), config=str(config_path)),
         optimiser=replace(PRETRAINING.optimiser, epochs=plan.pretraining_epochs),
         machine=machine,
     )

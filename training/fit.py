@@ -20,6 +20,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from acouslic.errors import AcouslicError
 from training.cache import Cache
+from training.check_settings import check_settings
 from training.run_folder import RunFolder
 from training.run_member import FoldCases, run_member
 from training.settings import PRESETS, TrainSettings
@@ -83,9 +84,9 @@ def add_settings(parser: ArgumentParser, defaults: TrainSettings) -> None:
 
 
 def settings_of(options: Namespace) -> TrainSettings:
-    """The settings among the options of `parse_arguments`."""
+    """The settings among the options of `parse_arguments`. Raises AcouslicError for values that no run can have."""
     values: dict[str, Any] = {name: getattr(options, name) for name in [*_sections(), "seed"]}
-    return TrainSettings(**values)
+    return check_settings(TrainSettings(**values))
 
 
 def _sections() -> list[str]:

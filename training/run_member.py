@@ -189,7 +189,7 @@ def _make_trainer(folder: RunFolder, settings: TrainSettings, check: bool) -> li
             EarlyStopping(monitor, mode=mode, patience=optimiser.patience_epochs, check_on_train_epoch_end=True)
         )
     loggers: list[Logger] = [
-        CSVLogger(folder.root, name="", version="logs"),
+        CSVLogger(folder.root, name="", version=_log_version(folder)),
         TensorBoardLogger(folder.root, name="", version="tensorboard"),
     ]
     return lightning.Trainer(
@@ -213,6 +213,12 @@ def _make_trainer(folder: RunFolder, settings: TrainSettings, check: bool) -> li
         sync_batchnorm=torch.cuda.is_available() and machine.accelerator != "cpu",
         deterministic="warn",
     )
+
+
+def _log_version(folder: RunFolder) -> str:
+    """`logs`, and `logs_2`, ... for a run that goes on: Lightning's CSV logger would delete what is there."""
+    earlier = len(list(folder.root.glob("logs*")))
+    return f"logs_{earlier + 1}" if earlier else "logs"
 
 
 def choose_training_precision(machine: MachineSettings) -> str:

@@ -1,0 +1,150 @@
+"""Calibration and thresholds, on logits and masks drawn in the test."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from algorithm.manifest import SelectionConfig
+from training.cache import Cache
+from training.calibrate import (
+    Calibration,
+    CaseJudgement,
+    calibrate_member,
+    choose_mask_threshold,
+    choose_thresholds,
+    fit_platt,
+    judge_cases,
+)
+from training.dataset import soft_masks, table_of
+from training.frame_metrics import best_f1, count_frames
+from training.out_of_fold import OutOfFold
+
+PLAIN = SelectionConfig(smoothing_sigma_frames=0.0)
+
+
+def draw_scores(uuids: list[str], logit: NDArray[np.float32], label: NDArray[np.uint8]) -> OutOfFold:
+    """One member's scores of cases of equal length, without masks."""
+    return OutOfFold(
+        uuid=np.array(uuids),
+        frame_counts=np.full(len(uuids), len(logit) // len(uuids)),
+        label=label,
+        presence_logit=logit,
+        optimality_logit=logit[:0],
+        mask_rows=np.zeros(0, np.int64),
+        mask_probability=np.zeros((0, 1, 1), np.uint8),
+    )
+
+
+def test_platt_finds_shift_and_temperature() -> None:
+    """Logits that were scaled and shifted are set right again."""
+    rng = np.random.default_rng(0)
+    true = rng.normal(-1.0, 2.0, 20_000)
+    positive = rng.random(20_000) < 1 / (1 + np.exp(-true))
+    shift, temperature = fit_platt((3.0 * true - 2.0).astype(np.float32), positive)
+    assert temperature == pytest.approx(3.0, rel=0.05)
+    assert shift == pytest.approx(2.0, abs=0.15)
+    _, alone = fit_platt((3.0 * true).astype(np.float32), positive, shift=False)
+    assert alone == pytest.approx(3.0, rel=0.05)
+
+
+def test_platt_without_both_classes_leaves_logits_alone() -> None:
+    """Nothing can be fitted to one class; separable frames do not run away."""
+    assert fit_platt(np.zeros(5, np.float32), np.zeros(5, bool)) == (0.0, 1.0)
+    _, temperature = fit_platt(np.array([-4, -3, 3, 4], np.float32), np.array([0, 0, 1, 1], bool))
+    assert 0.2 <= temperature <= 20
+
+
+def test_optimality_is_fitted_on_annotated_frames() -> None:
+    """Frames without label say nothing about optimality."""
+    label = np.array([0, 0, 1, 2] * 50, np.uint8)
+    logit = np.where(label == 1, 1.0, np.where(label == 2, -1.0, 50.0)).astype(np.float32)
+    scored = draw_scores(["a"], logit, label)
+    scored = OutOfFold(**(vars(scored) | {"optimality_logit": logit}))
+    calibration = calibrate_member(scored)
+    assert abs(calibration.optimality_shift) < 0.2
+    assert calibration.optimality_temperature < 1
+
+
+def test_best_f1_by_hand() -> None:
+    """Three right of four called, one missed: F1 6/8; the threshold lies between the last called and the next."""
+    probability = np.array([0.9, 0.8, 0.7, 0.6, 0.2, 0.15, 0.12, 0.1], np.float32)
+    positive = np.array([1, 0, 1, 1, 0, 0, 0, 1], bool)
+    score, threshold = best_f1(probability, positive)
+    assert score == pytest.approx(6 / 8)
+    assert threshold == pytest.approx(0.4)
+    assert count_frames(probability, positive, threshold, None).f1 == pytest.approx(score)
+    assert best_f1(probability, np.zeros(8, bool)) == (0.0, 0.5)
+
+
+def test_frames_of_one_probability_are_called_together() -> None:
+    """A cut cannot pass between equal probabilities."""
+    score, threshold = best_f1(np.array([0.5, 0.5, 0.1], np.float32), np.array([1, 0, 0], bool))
+    assert score == pytest.approx(2 / 3)
+    assert 0.1 < threshold <= 0.5
+
+
+def test_weights_stand_for_skipped_frames() -> None:
+    """A frame of weight 3 counts as three."""
+    probability, positive = np.array([0.9, 0.8, 0.1], np.float32), np.array([1, 0, 0], bool)
+    counts = count_frames(probability, positive, 0.5, np.array([1, 3, 3], np.float32))
+    assert (counts.true_positive, counts.false_positive, counts.true_negative) == (1, 3, 3)
+    assert counts.precision == pytest.approx(1 / 4)
+    assert counts.accuracy == pytest.approx(4 / 7)
+
+
+def test_cases_are_judged_by_members_that_did_not_learn_from_them() -> None:
+    """Each case once; two members on one case are averaged after calibration."""
+    label = np.zeros(8, np.uint8)
+    first = draw_scores(["a", "b"], np.zeros(8, np.float32), label)
+    second = draw_scores(["b"], np.full(4, 2.0, np.float32), label[:4])
+    judged = judge_cases([first, second], [Calibration(), Calibration(presence_temperature=2.0)], 0.0)
+    assert [case.uuid for case in judged] == ["a", "b"]
+    np.testing.assert_allclose(judged[0].presence, 0.5)
+    np.testing.assert_allclose(judged[1].presence, (0.5 + 1 / (1 + np.exp(-1.0))) / 2)
+    assert judged[0].optimality is None
+
+
+def draw_case(presence: list[float], label: list[int], optimality: list[float] | None = None) -> CaseJudgement:
+    """A judged case of one short sweep."""
+    return CaseJudgement(
+        "a", np.array(label, np.uint8), np.array(presence), None if optimality is None else np.array(optimality)
+    )
+
+
+def test_thresholds_separate_what_can_be_separated() -> None:
+    """Presence between 0.2 and 0.6, optimality between 0.3 and 0.7 among annotated frames; all choices right."""
+    case = draw_case([0.1, 0.6, 0.9, 0.2], [0, 2, 1, 0], [0.99, 0.3, 0.7, 0.99])
+    thresholds = choose_thresholds([case], PLAIN, 0.45)
+    assert thresholds.presence == pytest.approx(0.4)
+    assert thresholds.optimality == pytest.approx(0.5)
+    assert thresholds.mask == 0.45
+    assert thresholds.suitable <= 0.45, "every choice is right: nothing may be called unsuitable"
+
+
+def test_suitable_tells_wrong_choices_apart() -> None:
+    """A case whose best frame is not annotated scored 0.3, the right one 0.45: the threshold lies above the former."""
+    cases = [draw_case([0.3, 0.1], [0, 2]), draw_case([0.1, 0.45], [0, 1])]
+    assert 0.3 < choose_thresholds(cases, PLAIN, 0.5).suitable <= 0.45
+
+
+def test_the_mask_threshold_undoes_a_bias(tiny_training: Any) -> None:
+    """Probabilities that are too large everywhere are cut higher, ones that are too small lower."""
+    cache = Cache(tiny_training.cache)
+    cases = [case for case in cache.cases if len(case.mask_frames)]
+    table = table_of(cache, [case.uuid for case in cases])
+    rows = np.flatnonzero(table.label > 0)
+    coverage = soft_masks(table.read(rows).masks, 28).numpy()
+    chosen = {}
+    for name, power in (("large", 0.4), ("right", 1.0), ("small", 2.0)):
+        # A soft edge whose 0.5 lies outside or inside the true one.
+        blurred = soft_masks(table.read(rows).masks, 14)[:, None]
+        soft = np.kron(blurred.numpy()[:, 0], np.ones((2, 2))) * 0.5 + coverage * 0.5
+        scored = draw_scores([case.uuid for case in cases], np.zeros(len(table), np.float32), table.label)
+        masks = (soft**power * 255).round().astype(np.uint8)
+        scored = OutOfFold(**(vars(scored) | {"mask_rows": rows, "mask_probability": masks}))
+        chosen[name], error = choose_mask_threshold([scored], cache)
+        assert error < 0.2, name
+    assert chosen["small"] < chosen["large"]
+    assert choose_mask_threshold([draw_scores(["a"], np.zeros(4, np.float32), np.zeros(4, np.uint8))], cache)[0] == 0.5

@@ -1,0 +1,226 @@
+"""The paper's table, one row a command: independent seeded trials on the published split, and what they average to.
+
+    python -m training table --row densenet121 --cache CACHE --split paper.json --out RESULTS [--trials 5]
+                             [--weights FILE] [--random_init true] [--SECTION.SETTING VALUE ...]
+
+Each trial has its own folder, RESULTS/<row>/trial_<seed>, starts from fresh weights and a seed of its own, and knows
+nothing of the others. Figures are of the test cases at threshold 0.5, in two protocols that are never mixed:
+`annotated_sweeps` (the paper's: only sweeps with a circumference) and `all_frames`. RESULTS/results.csv has a line a
+trial and protocol; RESULTS/table.md the means and standard deviations of all rows that are there.
+"""
+
+import argparse
+import csv
+import io
+import shlex
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import lightning
+import numpy as np
+from jsonargparse import ActionConfigFile, ArgumentParser
+
+from acouslic.errors import AcouslicError
+from acouslic.write import write_text
+from training.baselines import ROWS, Row, build_baseline
+from training.cache import Cache
+from training.dataset import FrameTable, table_of
+from training.fit import add_settings, settings_of
+from training.frame_metrics import FrameCounts, count_frames
+from training.model import Network
+from training.out_of_fold import OutOfFold, read_out_of_fold, score_out_of_fold, write_out_of_fold
+from training.run_folder import RunFolder
+from training.run_member import FoldCases, describe_run, learner_of, load_tower_for, run_member, scoring_device, train
+from training.settings import FAITHFUL_CLS, FAITHFUL_SEG, TrainSettings
+from training.split import Split, read_split
+from training.trained_member import read_member, rebuild_network
+
+PROTOCOLS = ("annotated_sweeps", "all_frames")
+THRESHOLD = 0.5
+FIGURES = ("accuracy", "f1", "precision", "recall")
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """One line of results.csv."""
+
+    row: str
+    seed: int
+    protocol: str
+    frames: int
+    positives: int
+    accuracy: float
+    f1: float
+    precision: float
+    recall: float
+    trained_parameters: int
+    epochs: int
+    seconds: float
+    commit: str
+
+
+@dataclass(frozen=True)
+class TableTask:
+    """What one command does."""
+
+    row: Row
+    cache: Cache
+    split: Split
+    settings: TrainSettings
+    out: Path
+    weights: Path | None
+    random_init: bool
+    command: str
+
+
+def run_trial(task: TableTask, seed: int) -> list[TrialResult]:
+    """One trial, trained unless it is there; its figures in both protocols."""
+    folder = RunFolder(task.out / task.row.name / f"trial_{seed}")
+    settings = replace(task.settings, seed=seed)
+    cases = FoldCases(task.split.training_cases(), task.split.validation_cases(), task.split.sha256())
+    test = table_of(task.cache, task.split.test_cases())
+    scores_path = folder.root / "test_scores.npz"
+    if task.row.timm_name is None:
+        run_member(task.cache, cases, settings, folder.root, command=task.command)
+        if not scores_path.is_file():
+            loaded = load_tower_for(task.cache, settings)
+            network: Network = rebuild_network(read_member(folder), loaded)
+            scored = score_out_of_fold(network, test, loaded.preprocessing, scoring_device(settings))
+            write_out_of_fold(scores_path, scored)
+    elif not folder.start(settings):
+        _train_baseline(task, settings, cases, test, folder, scores_path)
+    return measure_trial(task.row, seed, folder, test, read_out_of_fold(scores_path))
+
+
+def _train_baseline(
+    task: TableTask, settings: TrainSettings, cases: FoldCases, test: FrameTable, folder: RunFolder, scores_path: Path
+) -> None:
+    started = time.monotonic()
+    lightning.seed_everything(settings.seed, workers=True, verbose=False)
+    network, preprocessing = build_baseline(
+        task.row,
+        image_size=task.cache.image_size,
+        weights=task.weights,
+        random_init=task.random_init,
+        antialias=task.cache.index.antialias,
+    )
+    facts = train(learner_of(network, task.cache, cases, settings, preprocessing), folder)
+    if facts is None:
+        return
+    scored = score_out_of_fold(network, test, preprocessing, scoring_device(settings))
+    write_out_of_fold(scores_path, scored)
+    seconds = round(time.monotonic() - started, 1)
+    folder.write_record(describe_run(task.cache, cases, settings, task.command) | facts | {"seconds": seconds})
+
+
+def measure_trial(row: Row, seed: int, folder: RunFolder, test: FrameTable, scored: OutOfFold) -> list[TrialResult]:
+    """The figures of scored test frames, one result a protocol."""
+    record = folder.read_record()
+    # sigmoid(0) is 0.5: the threshold on the logit, without rounding.
+    called = (scored.presence_logit >= 0).astype(np.float32)
+    results = []
+    for protocol in PROTOCOLS:
+        usable = test.in_annotated_sweep if protocol == "annotated_sweeps" else np.ones(len(test), bool)
+        positive = test.label[usable] > 0
+        counts: FrameCounts = count_frames(called[usable], positive, THRESHOLD, None)
+        results.append(
+            TrialResult(
+                row=row.name,
+                seed=seed,
+                protocol=protocol,
+                frames=len(positive),
+                positives=int(positive.sum()),
+                accuracy=round(counts.accuracy, 6),
+                f1=round(counts.f1, 6),
+                precision=round(counts.precision, 6),
+                recall=round(counts.recall, 6),
+                trained_parameters=record["trained_parameters"],
+                epochs=record["epochs"],
+                seconds=record["seconds"],
+                commit=record["commit"],
+            )
+        )
+    return results
+
+
+def write_results(out: Path, fresh: list[TrialResult]) -> None:
+    """Put results into results.csv, in place of older ones of the same trial, and write table.md anew."""
+    path = out / "results.csv"
+    lines: dict[tuple[str, ...], dict[str, str]] = {}
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            for line in csv.DictReader(file):
+                lines[line["row"], line["seed"], line["protocol"]] = line
+    for result in fresh:
+        line = {name: str(value) for name, value in asdict(result).items()}
+        lines[line["row"], line["seed"], line["protocol"]] = line
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(TrialResult.__dataclass_fields__), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines.values())
+    write_text(path, buffer.getvalue())
+    write_text(out / "table.md", markdown_table(list(lines.values())))
+
+
+def markdown_table(lines: list[dict[str, str]]) -> str:
+    """A Markdown table a protocol: mean +- sample standard deviation over the trials of each row."""
+    parts = []
+    for protocol in PROTOCOLS:
+        parts.append(f"### {protocol}, threshold {THRESHOLD}\n")
+        parts.append("| model | accuracy | F1 | precision | recall | trained parameters | trials |")
+        parts.append("|---|---|---|---|---|---|---|")
+        for row in ROWS:
+            trials = [line for line in lines if line["row"] == row.name and line["protocol"] == protocol]
+            if trials:
+                figures = " | ".join(_mean_and_sd([float(trial[name]) for trial in trials]) for name in FIGURES)
+                millions = int(trials[0]["trained_parameters"]) / 1e6
+                parts.append(f"| {row.title} | {figures} | {millions:.1f} M | {len(trials)} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _mean_and_sd(values: list[float]) -> str:
+    mean = f"{np.mean(values):.4f}"
+    return f"{mean} ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else mean
+
+
+def main(arguments: list[str]) -> int:
+    """The command `python -m training table`."""
+    chooser = argparse.ArgumentParser(add_help=False)
+    chooser.add_argument("--row", default="")
+    wanted = chooser.parse_known_args(arguments)[0].row
+    parser = ArgumentParser(
+        prog="python -m training table", description=(__doc__ or "").splitlines()[0], exit_on_error=False
+    )
+    parser.add_argument("--row", required=True, choices=[row.name for row in ROWS])
+    parser.add_argument("--cache", required=True, help="folder that `prepare` made")
+    parser.add_argument("--split", required=True, help="the paper's split, or another with test cases")
+    parser.add_argument("--out", required=True, help="folder of results, one for all rows")
+    parser.add_argument("--trials", type=int, default=5)
+    parser.add_argument("--first_seed", type=int, default=1)
+    parser.add_argument("--weights", help="file of a timm network's weights, in place of its hub")
+    parser.add_argument("--random_init", type=bool, default=False, help="a timm network without pretrained weights")
+    parser.add_argument("--config", action=ActionConfigFile, help="settings as YAML")
+    add_settings(parser, FAITHFUL_SEG if wanted == "fetalclip_seg" else FAITHFUL_CLS)
+    try:
+        options = parser.instantiate(parser.parse_args(arguments))
+    except argparse.ArgumentError as error:
+        raise AcouslicError(f"table: {' '.join(str(error).split())}") from None
+    split = read_split(Path(options.split))
+    if not split.test_cases():
+        raise AcouslicError(f"{options.split} has no test cases: make it with --protocol paper")
+    task = TableTask(
+        row=next(row for row in ROWS if row.name == options.row),
+        cache=Cache(Path(options.cache)),
+        split=split,
+        settings=settings_of(options),
+        out=Path(options.out),
+        weights=None if options.weights is None else Path(options.weights),
+        random_init=options.random_init,
+        command=shlex.join(["python", "-m", "training", "table", *arguments]),
+    )
+    for seed in range(options.first_seed, options.first_seed + options.trials):
+        write_results(task.out, run_trial(task, seed))
+    print((task.out / "table.md").read_text(encoding="utf-8"))
+    return 0
