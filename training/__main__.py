@@ -1,6 +1,7 @@
 """`python -m training COMMAND ...`: from the raw release to a submitted artifact."""
 
 import importlib
+import os
 import sys
 
 from acouslic.errors import AcouslicError
@@ -36,6 +37,8 @@ def main(arguments: list[str]) -> int:
     if command not in COMMANDS:
         print(f"unknown command {command!r}: expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    # As in algorithm/__main__.py: threads that spin while they wait lose minutes where cores are shared.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return importlib.import_module(COMMANDS[command][0]).main(rest)
     except AcouslicError as error:
