@@ -1,0 +1,81 @@
+"""The machine's own matrix peak: the best rate that torch's plain matrix product reaches here, now, in one type.
+
+    python bench/matrix_peak.py --device cpu --precision bfloat16
+
+Several shapes, square ones and those of the tower's layers, so that no share of the peak comes out above one because
+the peak was measured badly. On a CPU weights are tried in oneDNN's own layout too, as the algorithm holds them. The
+last line is a JSON object.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from algorithm.device import set_cpu_threads
+from algorithm.packed_linear import PackedWeight, can_pack
+
+SHAPES = {
+    "cpu": ((2048, 2048, 2048), (2056, 1024, 4096), (2056, 4096, 1024)),
+    "cuda": ((8192, 8192, 8192), (32768, 1024, 4096), (32768, 4096, 1024), (16384, 8192, 8192)),
+}
+"""Rows, inputs, outputs."""
+REPEATS = 5
+
+
+@torch.inference_mode()
+def matrix_peak_flop_per_s(device: torch.device, dtype: torch.dtype, shapes: Sequence[tuple[int, int, int]]) -> float:
+    """The highest rate of any of `shapes`, each in its best of several runs after a warm-up."""
+    best = 0.0
+    for rows, inputs, outputs in shapes:
+        x = torch.randn(rows, inputs, device=device).to(dtype)
+        weight = torch.randn(outputs, inputs, device=device).to(dtype)
+        bias = torch.zeros(outputs, device=device, dtype=dtype)
+        products: list[Callable[[], object]] = [lambda x=x, weight=weight: x @ weight.T]  # type: ignore[misc]
+        if can_pack(device, dtype):
+            packed = PackedWeight(weight)
+            products.append(lambda x=x, packed=packed, bias=bias: packed.apply(x, bias, None, None))  # type: ignore[misc]
+        seconds = min(seconds_of(product, device) for product in products)
+        best = max(best, 2 * rows * inputs * outputs / seconds)
+    return best
+
+
+def seconds_of(work: Callable[[], object], device: torch.device, repeats: int = REPEATS) -> float:
+    """The shortest of `repeats` runs of `work` after one that warms up, the device's work waited for."""
+    work()
+    times = []
+    for _ in range(repeats):
+        wait(device)
+        start = time.perf_counter()
+        work()
+        wait(device)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def wait(device: torch.device) -> None:
+    """Until everything queued on `device` is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"), action="append")
+    args = parser.parse_args(arguments)
+    set_cpu_threads()
+    peaks = {
+        precision: matrix_peak_flop_per_s(torch.device(args.device), getattr(torch, precision), SHAPES[args.device])
+        for precision in args.precision or ["float32"]
+    }
+    for precision, flop_per_s in peaks.items():
+        print(f"{precision} on {args.device}: {flop_per_s / 1e9:,.0f} GFLOP/s")
+    print(json.dumps({"device": args.device, "flop_per_s": peaks}))
+
+
+if __name__ == "__main__":
+    main()
