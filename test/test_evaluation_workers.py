@@ -194,3 +194,30 @@ def test_a_worker_cannot_take_more_memory_than_allowed(repository: Path) -> None
     )
     run = subprocess.run([sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, check=True)
     assert run.stdout == "refused\n"
+
+
+def test_an_official_case_fits_its_share_of_memory(repository: Path, tmp_path: Path) -> None:
+    """A case of 840 x 562 x 744, reference and prediction decoded, stays far below 700 MB: no whole stack is held."""
+    program = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from acouslic.write import write_mask_stack
+from evaluation.case_evaluation import CaseTask, evaluate_case
+from evaluation.ground_truth import TruthSource
+from evaluation.predictions import Submission
+
+folder = Path(sys.argv[1])
+mask = np.zeros((562, 744), bool)
+mask[200:380, 250:460] = True
+write_mask_stack(folder / "mask.mha", mask, 75, 840, (0.28, 0.28))
+source = TruthSource("a", folder / "mask.mha", (200.0, *[None] * 5), None, None)
+result = evaluate_case(CaseTask(source, Submission("a", 75, folder / "mask.mha", None), None, False, None))
+print(result.official["DiceCoefficient"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], cwd=repository, capture_output=True, text=True, check=True
+    )
+    dice, peak_bytes = map(float, run.stdout.split())
+    assert dice == 1
+    assert peak_bytes < 400 << 20
