@@ -45,11 +45,11 @@ class StackedLinear:
         self.packed = [PackedWeight(weight) for weight in weights] if packed else None
         self.stack = None if packed else _stack(weights)
 
-    def __call__(self, x: Tensor, rows: slice, *, activation: str | None = None, add: Tensor | None = None) -> Tensor:
-        """Apply the layer of `rows` to x (rows or 1, batch, tokens, in), then the activation or the addition."""
+    def __call__(self, x: Tensor, rows: slice, activation: str | None = None) -> Tensor:
+        """Apply the layer of `rows`, and the activation, to x (rows or 1, batch, tokens, in)."""
         if self.packed is not None:
             (packed,) = self.packed[rows] if self.adapted else self.packed
-            return packed.apply(x, self.bias, activation, add)
+            return packed.apply(x, self.bias, activation)
         assert self.stack is not None
         weight = self.stack[rows] if self.adapted else self.stack
         if len(weight) == 1:
@@ -57,9 +57,7 @@ class StackedLinear:
         else:
             flat = x.flatten(1, -2).expand(len(weight), -1, -1)
             y = torch.baddbmm(self.bias, flat, weight.transpose(1, 2)).unflatten(1, x.shape[1:-1])
-        if activation is not None:
-            y = activate(y, activation)
-        return y if add is None else add + y
+        return y if activation is None else activate(y, activation)
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class _State:
     """Activations between two steps; each has a leading row axis of its own, 1 while it is shared."""
 
     x: Tensor
-    """The residual stream (rows, batch, tokens, width)."""
+    """The residual stream (rows, batch, tokens, width), in the tower's residual type."""
     class_token_only: bool
     """Of the last block only the class token's output is wanted."""
     branch: Tensor | None = None
@@ -96,9 +94,8 @@ class StackedBlock:
         self.eps, self.activation = config.norm_eps, config.activation
         self.is_last = number == config.layers
         root = f"transformer.resblocks.{number - 1}."
-        self.norms = [
-            (weights.plain(f"{root}{name}.weight"), weights.plain(f"{root}{name}.bias")) for name in ("ln_1", "ln_2")
-        ]
+        self.dtype = weights.dtype
+        self.norms = [weights.norm(f"{root}{name}") for name in ("ln_1", "ln_2")]
         self.projections: list[tuple[list[str], StackedLinear]] = []
         for group in weights.fused_groups(root, self.is_last):
             names = [f"{root}attn.{part}_proj" for part in group]
@@ -121,7 +118,7 @@ class StackedBlock:
         return steps
 
     def _normalise_attention(self, state: _State, rows: slice) -> _State:  # noqa: ARG002 - every step's signature
-        return replace(state, branch=F.layer_norm(state.x, (self.width,), *self.norms[0], self.eps))
+        return replace(state, branch=self._normalise(state.x, 0))
 
     def _projection(self, group: list[str], linear: StackedLinear) -> Callable[[_State, slice], _State]:
         """The step that computes the queries, keys or values of `group` in one product."""
@@ -151,18 +148,21 @@ class StackedBlock:
     def _add_attention(self, state: _State, rows: slice) -> _State:
         assert state.branch is not None
         x = state.x[:, :, :1] if self.is_last and state.class_token_only else state.x
-        return replace(state, x=self.out_proj(state.branch, rows, add=x), branch=None)
+        return replace(state, x=x + self.out_proj(state.branch, rows), branch=None)
 
     def _normalise_mlp(self, state: _State, rows: slice) -> _State:  # noqa: ARG002 - every step's signature
-        return replace(state, branch=F.layer_norm(state.x, (self.width,), *self.norms[1], self.eps))
+        return replace(state, branch=self._normalise(state.x, 1))
 
     def _expand(self, state: _State, rows: slice) -> _State:
         assert state.branch is not None
-        return replace(state, branch=self.c_fc(state.branch, rows, activation=self.activation))
+        return replace(state, branch=self.c_fc(state.branch, rows, self.activation))
 
     def _add_mlp(self, state: _State, rows: slice) -> _State:
         assert state.branch is not None
-        return replace(state, x=self.c_proj(state.branch, rows, add=state.x), branch=None)
+        return replace(state, x=state.x + self.c_proj(state.branch, rows), branch=None)
+
+    def _normalise(self, x: Tensor, index: int) -> Tensor:
+        return F.layer_norm(x, (self.width,), *self.norms[index], self.eps).to(self.dtype)
 
 
 class StackedTower:
@@ -187,12 +187,12 @@ class StackedTower:
         self.packed = packed
         kept = config.kept_patches
         self.kept_patches = None if kept is None else torch.tensor(kept, device=device)
-        self.patch_weight = weights.plain("conv1.weight").flatten(1)
+        self.patch_weight = state["conv1.weight"].to(device, dtype).flatten(1)
         positions = state["positional_embedding"].float()
-        self.class_token = (state["class_embedding"].float() + positions[0]).to(device, dtype)
+        self.class_token = (state["class_embedding"].float() + positions[0]).to(device, weights.residual_dtype)
         patch_positions = positions[1:] if kept is None else positions[1:][list(kept)]
-        self.patch_positions = patch_positions.to(device, dtype)
-        self.ln_pre = (weights.plain("ln_pre.weight"), weights.plain("ln_pre.bias")) if config.pre_norm else None
+        self.patch_positions = patch_positions.to(device, weights.residual_dtype)
+        self.ln_pre = weights.norm("ln_pre") if config.pre_norm else None
         blocks = [StackedBlock(number, weights, packed=packed) for number in range(1, config.layers + 1)]
         self.steps = [step for block in blocks for step in block.steps()]
         adapted = [index for index, step in enumerate(self.steps) if step.adapted]
@@ -302,9 +302,16 @@ class _Weights:
         self.config, self.state, self.rows, self.device, self.dtype = config, state, rows, device, dtype
         self.adapted = {name for row in rows for _, adapter in row if adapter is not None for name in adapter.factors}
 
-    def plain(self, name: str) -> Tensor:
-        """A tensor as it is, cast."""
-        return self.state[name].to(self.device, self.dtype)
+    @property
+    def residual_dtype(self) -> torch.dtype:
+        """The type of the residual stream: float32 beside bfloat16, whose 8 bits would lose most of what is lost in
+        all (bench/LOG.md); float16 has 11, so it stays float16."""
+        return torch.float32 if self.dtype == torch.bfloat16 else self.dtype
+
+    def norm(self, name: str) -> tuple[Tensor, Tensor]:
+        """Weight and bias of a normalisation, which reads the residual stream."""
+        weight, bias = self.state[f"{name}.weight"], self.state[f"{name}.bias"]
+        return weight.to(self.device, self.residual_dtype), bias.to(self.device, self.residual_dtype)
 
     def fused_groups(self, root: str, is_last: bool) -> list[list[str]]:
         """Which of queries, keys and values are computed in one product.
