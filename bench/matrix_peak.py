@@ -35,8 +35,9 @@ def matrix_peak_flop_per_s(device: torch.device, dtype: torch.dtype, shapes: Seq
         bias = torch.zeros(outputs, device=device, dtype=dtype)
         products: list[Callable[[], object]] = [lambda x=x, weight=weight: x @ weight.T]  # type: ignore[misc]
         if can_pack(device, dtype):
-            packed = PackedWeight(weight)
-            products.append(lambda x=x, packed=packed, bias=bias: packed.apply(x, bias, None, None))  # type: ignore[misc]
+            packed = PackedWeight(weight).weight
+            apply = torch.ops.mkldnn._linear_pointwise
+            products.append(lambda x=x, packed=packed, bias=bias: apply(x, packed, bias, "none", [], ""))  # type: ignore[misc]
         seconds = min(seconds_of(product, device) for product in products)
         best = max(best, 2 * rows * inputs * outputs / seconds)
     return best

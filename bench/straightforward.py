@@ -4,7 +4,7 @@ The stack through SimpleITK; frames padded, resized and normalised one by one wi
 peft adapter on open_clip's tower, unmerged, switched by name; every frame through every member, in float32 or under
 autocast; the best frame outlined by every member's decoder. It reads the algorithm's artifact, follows the selection
 settings in its manifest and must come to the same answer. open_clip 3.3's attention does not call its projections, so
-only adapters on `c_fc` and `c_proj` can be compared.
+only adapters on `c_fc` and `c_proj` can be compared; nor does its tower leave patches out.
 
     python bench/straightforward.py --sweep CASE.mha --model ARTIFACT --output DIR --precision float32
 
@@ -32,6 +32,7 @@ from torchvision.transforms import InterpolationMode  # noqa: E402
 from torchvision.transforms import functional as transforms  # noqa: E402
 
 from acouslic.ellipse import circumference_mm  # noqa: E402
+from acouslic.errors import AcouslicError  # noqa: E402
 from acouslic.fov import field_of_view  # noqa: E402
 from acouslic.geometry import sweep_ranges  # noqa: E402
 from algorithm.decoder import Decoder  # noqa: E402
@@ -43,6 +44,22 @@ from algorithm.select_frame import choose_candidates, frame_quality, smooth_in_s
 from algorithm.timing import peak_rss_bytes, process_age_s  # noqa: E402
 
 BATCH_FRAMES = 8
+COMPARABLE_TARGETS = {"c_fc", "c_proj"}
+
+
+def check_comparable(folder: Path, manifest: Manifest) -> None:
+    """Raises AcouslicError for an artifact that open_clip and peft would compute otherwise than the algorithm."""
+    if manifest.tower.kept_patches is not None:
+        raise AcouslicError(f"{folder}: its tower leaves patches out, which open_clip's does not: nothing to compare")
+    for index, member in enumerate(manifest.members):
+        if not (member.adapter and member.presence and member.optimality and member.decoder):
+            raise AcouslicError(f"{folder}: member {index} lacks an adapter or a head; all are needed here")
+        targets = LoraConfig.from_pretrained(str(folder / "members" / str(index))).target_modules
+        if isinstance(targets, str) or set(targets) - COMPARABLE_TARGETS:
+            raise AcouslicError(
+                f"{folder}: member {index} adapts {targets}; open_clip's attention would ignore all but "
+                f"{sorted(COMPARABLE_TARGETS)}"
+            )
 
 
 def open_clip_state(state: dict[str, Tensor], config: TowerConfig) -> dict[str, Tensor]:
@@ -115,12 +132,14 @@ def score(
     images: Tensor,
     manifest: Manifest,
     autocast: contextlib.AbstractContextManager,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Presence and optimality probability (members, frames)."""
+) -> tuple[np.ndarray, np.ndarray, list[tuple[int, float]]]:
+    """Presence and optimality probability (members, frames); frames and seconds of each batch of each member."""
     presence, optimality = np.zeros((2, len(heads), len(images)))
+    passes = []
     for start in range(0, len(images), BATCH_FRAMES):
         batch = images[start : start + BATCH_FRAMES]
         for index, (member, head) in enumerate(zip(manifest.members, heads, strict=True)):
+            begun = time.monotonic()
             model.set_adapter(f"member{index}")
             with torch.no_grad(), autocast:
                 embedding = model(batch)
@@ -132,7 +151,8 @@ def score(
             optimality[index, start:stop] = torch.sigmoid(optimality_logit.float() / member.optimality_temperature)[
                 :, 0
             ].cpu()
-    return presence, optimality
+            passes.append((len(batch), time.monotonic() - begun))
+    return presence, optimality, passes
 
 
 def segment(model: PeftModel, heads: list[Heads], image: Tensor, manifest: Manifest) -> Tensor:
@@ -174,16 +194,18 @@ def main() -> None:
         times[phase], clock = time.monotonic() - clock, time.monotonic()
 
     manifest = read_manifest(args.model)
+    check_comparable(args.model, manifest)
     model, heads = load_model(args.model, manifest, device)
     lap("load_s")
-    frames = sitk.GetArrayFromImage(sitk.ReadImage(str(args.sweep)))
+    stack_image = sitk.ReadImage(str(args.sweep))
+    frames = sitk.GetArrayFromImage(stack_image)
     lap("read_s")
     images = torch.stack([preprocess(frame, manifest) for frame in frames]).to(device)
     lap("preprocess_s")
     autocast: contextlib.AbstractContextManager = contextlib.nullcontext()
     if args.precision != "float32":
         autocast = torch.autocast(device.type, getattr(torch, args.precision))
-    presence, optimality = score(model, heads, images, manifest, autocast)
+    presence, optimality, passes = score(model, heads, images, manifest, autocast)
     lap("score_s")
     sweeps, selection = sweep_ranges(len(frames)), manifest.selection
     smoothed = [smooth_in_sweeps(p.mean(0), sweeps, selection.smoothing_sigma_frames) for p in (presence, optimality)]
@@ -199,7 +221,9 @@ def main() -> None:
     stack = np.zeros_like(frames)
     stack[chosen] = mask
     args.output.mkdir(parents=True, exist_ok=True)
-    sitk.WriteImage(sitk.GetImageFromArray(stack), str(args.output / "output.mha"), useCompression=True)
+    written = sitk.GetImageFromArray(stack)
+    written.CopyInformation(stack_image)
+    sitk.WriteImage(written, str(args.output / "output.mha"), useCompression=True)
     (args.output / "frame.json").write_text(json.dumps(int(chosen)))
     lap("write_s")
     result = {
@@ -208,7 +232,8 @@ def main() -> None:
         "precision": args.precision,
         "device": str(device),
         "chosen_frame": int(chosen),
-        "circumference_mm": None if ellipse is None else circumference_mm(ellipse, (0.28, 0.28)),
+        "circumference_mm": None if ellipse is None else circumference_mm(ellipse, stack_image.GetSpacing()[1::-1]),
+        "passes": passes,
         "member_presence": presence.tolist(),
         "member_optimality": optimality.tolist(),
         "peak_rss_bytes": peak_rss_bytes(),

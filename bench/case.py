@@ -1,0 +1,244 @@
+"""One case by both sides, in one run: what one would write with open_clip and peft (A), and this program (B).
+
+    python bench/case.py                        random five-member ViT-L/14, generated case; about 12 minutes on 2 cores
+    python bench/case.py --cold --exhaustive    and with an empty page cache (as root), and B without its gate
+    python bench/case.py --model ARTIFACT --sweep CASE.mha
+    python bench/case.py --ours-only --frames 60          B alone, in exec and invoke mode
+
+A (`straightforward.py`) runs on the first few frames of the stack, as a process of its own, in float32 and under
+autocast; its time for the case is extrapolated (`sides.extrapolate`). B is `python -m algorithm exec` on the whole
+case, timed from outside. Both take turns on the same files. Then B repeats A's frames: exhaustively in float32 for the
+bound of 1e-4 on each probability, in half precision, and as the manifest has it for the chosen frame. The last line is
+a JSON object.
+"""
+
+import argparse
+import contextlib
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from acouslic.errors import AcouslicError
+from acouslic.geometry import FRAMES_PER_CASE
+from acouslic.stack import StackHeader, open_stack
+from algorithm.manifest import Manifest, read_manifest
+from bench.case_report import AutocastSide, CaseReport
+from bench.inputs import (
+    generated_sweep,
+    platform_input,
+    random_model,
+    run_python,
+    scoring_of,
+    shortened,
+    with_scoring,
+)
+from bench.machine import describe_machine
+from bench.modes import measure_modes
+from bench.sides import SideRun, drop_page_cache, run_algorithm, run_straightforward
+
+HALF_WITHOUT_ONE = "bfloat16"
+"""The type A's autocast takes where B found none worth using."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is run."""
+
+    model: Path
+    manifest: Manifest
+    sweep: Path
+    header: StackHeader
+    work: Path
+    device: str | None
+    """None leaves the choice to each side."""
+
+
+@dataclass
+class Runs:
+    """What was measured, in order."""
+
+    float32: list[SideRun] = field(default_factory=list)
+    autocast: list[SideRun] = field(default_factory=list)
+    ours: list[SideRun] = field(default_factory=list)
+    exhaustive: list[SideRun] = field(default_factory=list)
+    cold_float32: SideRun | None = None
+    cold_ours: SideRun | None = None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prepare, measure, print."""
+    args = _parser().parse_args(arguments)
+    try:
+        with workspace(args.work) as work:
+            setting = prepare(args, work)
+            if args.ours_only:
+                result = measure_modes(setting.model, setting.sweep, work, setting.device)
+                print(json.dumps(result))
+                return 0
+            before = describe_machine()
+            runs = measure(setting, args)
+            report = CaseReport(
+                manifest=setting.manifest,
+                model=setting.model,
+                header=setting.header,
+                float32=runs.float32,
+                autocast=AutocastSide(half_type(runs.ours), runs.autocast),
+                ours=runs.ours,
+                exhaustive=runs.exhaustive,
+                cold_float32=runs.cold_float32,
+                cold_ours=runs.cold_ours,
+                agreement=agreement(setting, runs.float32[0], args.frames),
+                peak_flop_per_s=matrix_peaks(runs.ours[0]),
+                machine=before,
+            )
+            print(report.text())
+            print(json.dumps(report.to_json()))
+    except AcouslicError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def prepare(args: argparse.Namespace, work: Path) -> Setting:
+    """The artifact with its scoring settings and the case, made where none are given."""
+    model = args.model or random_model(
+        work, config=args.config, members=args.members, adapted_blocks=args.adapted_blocks
+    )
+    scoring = scoring_of(model, random=args.model is None, mode=args.mode, refined_fraction=args.refined_fraction)
+    model = with_scoring(model, work / f"model-{scoring.mode}", scoring)
+    whole = args.frames if args.ours_only else args.case_frames
+    sweep = args.sweep or generated_sweep(work, frames=whole, rows=args.rows)
+    return Setting(model, read_manifest(model), sweep, open_stack(sweep).header, work, args.device)
+
+
+def measure(setting: Setting, args: argparse.Namespace) -> Runs:
+    """Both sides in turn: A in float32, B, A under autocast, B, as often as asked for."""
+    runs = Runs()
+    if args.cold:
+        drop_page_cache()
+        runs.cold_float32 = _side_a(setting, "float32", args.frames)
+        drop_page_cache()
+        runs.cold_ours = _side_b(setting, "cold")
+    for turn in range(1, args.rounds + 1):
+        _say(f"round {turn} of {args.rounds}: A in float32 on {args.frames} frames")
+        runs.float32.append(_side_a(setting, "float32", args.frames))
+        _say(f"    B on {setting.header.frames} frames")
+        runs.ours.append(_side_b(setting, "ours"))
+        half = half_type(runs.ours)
+        _say(f"    A under {half} autocast on {args.autocast_frames} frames")
+        runs.autocast.append(_side_a(setting, half, args.autocast_frames))
+        _say("    B again")
+        runs.ours.append(_side_b(setting, "ours"))
+        if args.exhaustive:
+            _say("    B exhaustively")
+            runs.exhaustive.append(_side_b(setting, "exhaustive", mode="exhaustive"))
+    return runs
+
+
+def half_type(ours: Sequence[SideRun]) -> str:
+    """The half precision that B chose."""
+    precision = str(ours[0].report["precision"])
+    return HALF_WITHOUT_ONE if precision == "float32" else precision
+
+
+def agreement(setting: Setting, side_a: SideRun, frames: int) -> dict[str, Any]:
+    """B on A's frames: every probability in float32 and in half precision, and the frame it chooses as it is set up."""
+    _say("B on A's frames, for agreement")
+    short = _short(setting, frames)
+    device = [] if setting.device is None else ["--device", setting.device]
+    words = [str(short), "--model", str(setting.model), "--probabilities", *device]
+    parity = json.loads(run_python("bench.parity", *words).splitlines()[-1])
+    expected = np.array(side_a.report["member_presence"])
+    found = {name: np.array(parity[f"{name}_presence"][0]) for name in ("float32", "half")}
+    ours = run_algorithm(
+        platform_input(setting.work / "short", short), setting.work / "out", setting.model, setting.device
+    )
+    (case,) = parity["cases"]
+    return {
+        "frames": frames,
+        "float32_probability_difference": float(np.abs(found["float32"] - expected).max()),
+        "half_probability_difference": float(np.abs(found["half"] - expected).max()),
+        "half_type": parity["precision"],
+        "rank_correlation": case["rank_correlation"],
+        "probability_spread": float(expected.mean(0).std()),
+        "selected_frame": {
+            "A float32": side_a.report["chosen_frame"],
+            "B float32 exhaustive": case["float32_frame"],
+            "B half exhaustive": case["half_frame"],
+            "B": ours.report["frame_number"],
+        },
+    }
+
+
+def matrix_peaks(ours: SideRun) -> dict[str, float]:
+    """FLOP/s of plain products, on B's device, in float32 and in B's precision."""
+    _say("the machine's matrix peak")
+    device = str(ours.report["device"]).partition(":")[0]
+    words = [word for name in ("float32", half_type([ours])) for word in ("--precision", name)]
+    measured = json.loads(run_python("bench.matrix_peak", "--device", device, *words).splitlines()[-1])
+    return dict(measured["flop_per_s"])
+
+
+@contextlib.contextmanager
+def workspace(folder: Path | None) -> Iterator[Path]:
+    """The folder asked for, kept, or a temporary one."""
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="bench-") as temporary:
+        yield Path(temporary)
+
+
+def _side_a(setting: Setting, precision: str, frames: int) -> SideRun:
+    device = setting.device
+    return run_straightforward(_short(setting, frames), setting.model, setting.work / "out-a", precision, device)
+
+
+def _side_b(setting: Setting, name: str, mode: str | None = None) -> SideRun:
+    model = setting.model
+    if mode is not None:
+        model = with_scoring(model, setting.work / f"model-{mode}", scoring_of(model, random=False, mode=mode))
+    input_dir = platform_input(setting.work / "whole", setting.sweep)
+    return run_algorithm(input_dir, setting.work / f"out-{name}", model, setting.device)
+
+
+def _short(setting: Setting, frames: int) -> Path:
+    path = setting.work / f"first-{frames}-frames-of-{setting.sweep.stem}.mha"
+    return path if path.is_file() else shortened(setting.sweep, path, frames)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", type=Path, help="default: a random one of --config, --members, --adapted-blocks")
+    parser.add_argument("--sweep", type=Path, help="default: a generated case of --case-frames")
+    parser.add_argument("--config", default="vit-l-14")
+    parser.add_argument("--members", type=int, default=5)
+    parser.add_argument("--adapted-blocks", default="6", help="the last so many blocks carry adapters, or 'all'")
+    parser.add_argument("--mode", choices=("gated", "exhaustive"), help="default: the manifest's; gated where random")
+    parser.add_argument("--refined-fraction", type=float, help="scoring.max_refined_fraction instead of what is set")
+    parser.add_argument("--frames", type=int, default=16, help="for A in float32, and in --ours-only for B")
+    parser.add_argument("--autocast-frames", type=int, default=8, help="for A under autocast: one batch")
+    parser.add_argument("--case-frames", type=int, default=FRAMES_PER_CASE, help="of a generated case")
+    parser.add_argument("--rows", type=int, default=562, help="of a generated case's frames")
+    parser.add_argument("--rounds", type=int, default=1, help="each runs A twice and B twice")
+    parser.add_argument("--exhaustive", action="store_true", help="run B without its gate too")
+    parser.add_argument("--cold", action="store_true", help="first run both with an empty page cache; needs root")
+    parser.add_argument("--ours-only", action="store_true", help="B alone in exec and invoke mode on --frames frames")
+    parser.add_argument("--device", choices=("cpu", "cuda"))
+    parser.add_argument("--work", type=Path, help="a folder to keep artifact and case in for the next time")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,265 @@
+"""What the gate costs in quality and saves in time, over many settings at once.
+
+    python bench/gate_loss.py --model ARTIFACT --release DIR [--cases 24] [--cache DIR]
+
+Every case of the release (raw layout, masks included) is scored once, by every member and by the averaged gate on every
+frame; each combination of settings is then replayed from that record (`recorded_scores.py`). Against the exhaustive run
+are compared: the challenge's score of the chosen frame (the same in at least 98 % of cases is the bound) and frame F1
+over all frames at the manifest's presence threshold (within 0.005). Time is that of the recorded passes, as a share of
+the exhaustive one's. Listed are the artifact's own settings, the defaults, and those that nothing beats in both time
+and loss. The last line is a JSON object, its `chosen` the fastest settings within the bounds.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from acouslic.errors import AcouslicError
+from acouslic.geometry import sweep_ranges
+from acouslic.release import Release
+from algorithm.artifact import load_artifact
+from algorithm.device import choose_device, choose_precision, set_cpu_threads
+from algorithm.ensemble import Ensemble
+from algorithm.manifest import Manifest, ScoringConfig
+from algorithm.score import choose_batch_frames, gate_frames
+from bench.frame_choice import choose_frame, frame_worth
+from bench.machine import describe_machine, today, versions
+from bench.recorded_scores import Record, record_release, replay
+from bench.table import table
+
+LEAST_SAME_SHARE = 0.98
+MOST_F1_DIFFERENCE = 0.005
+
+GRID: dict[str, tuple] = {
+    "gate": ("average", "member"),
+    "stride": (1, 2, 3, 4),
+    "margin_frames": (2, 4),
+    "refine_ratio": (0.5, 0.7, 0.9),
+    "refine_presence": ((0.05, 0.95), (0.1, 0.9), (0.3, 0.7)),
+    "max_refined_fraction": (0.1, 0.2, 0.5),
+}
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One combination of settings against the exhaustive run, over all cases."""
+
+    scoring: ScoringConfig
+    same_share: float
+    """Cases whose chosen frame is worth the same."""
+    worth: float
+    """Mean worth of the chosen frame (WFSS)."""
+    same_frame_share: float
+    f1: float
+    f1_difference: float
+    """Minus the exhaustive run's."""
+    refined_share: float
+    """Of all frames."""
+    time_share: float
+    """Of the exhaustive run's scoring time."""
+
+    @property
+    def within_bounds(self) -> bool:
+        """Whether such a gate may be the default."""
+        return self.same_share >= LEAST_SAME_SHARE and abs(self.f1_difference) <= MOST_F1_DIFFERENCE
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One way of scoring, over all cases."""
+
+    chosen: list[int]
+    worth: list[float]
+    f1: float
+    refined: list[int]
+
+
+def outcome(records: Sequence[Record], manifest: Manifest, scoring: ScoringConfig) -> Outcome:
+    """Replay every case and look at what comes out."""
+    chosen, worth, refined = [], [], []
+    true, found, hit = 0, 0, 0
+    for record in records:
+        scores = replay(record, manifest, scoring)
+        choice = choose_frame(
+            scores.presence_probability, scores.optimality_probability, record.blank, manifest.selection
+        )
+        positive = choice.presence_probability >= manifest.thresholds.presence
+        annotated = record.labels > 0
+        true, found, hit = true + annotated.sum(), found + positive.sum(), hit + (annotated & positive).sum()
+        chosen.append(choice.frame_index)
+        worth.append(frame_worth(record.labels, choice.frame_index))
+        refined.append(int(scores.refined.sum()))
+    return Outcome(chosen, worth, f1_score(int(true), int(found), int(hit)), refined)
+
+
+def f1_score(true: int, found: int, hit: int) -> float:
+    """From the numbers of true, found and rightly found frames; 1 where there is nothing to find and nothing found."""
+    return 2 * hit / (true + found) if true + found else 1.0
+
+
+def loss(records: Sequence[Record], manifest: Manifest, scoring: ScoringConfig, exhaustive: Outcome) -> Loss:
+    """One combination of settings."""
+    gated = outcome(records, manifest, scoring)
+    frames = sum(len(record.labels) for record in records)
+    time_s = 0.0
+    for record, refined in zip(records, gated.refined, strict=True):
+        count = len(record.labels)
+        gate_s = record.gate_s or record.members_s / len(record.presence)
+        time_s += gate_s * len(gate_frames(sweep_ranges(count), scoring.stride)) / count
+        time_s += record.members_s * refined / count
+    cases = len(records)
+    return Loss(
+        scoring=scoring,
+        same_share=sum(np.isclose(gated.worth, exhaustive.worth)) / cases,
+        worth=sum(gated.worth) / cases,
+        same_frame_share=sum(a == b for a, b in zip(gated.chosen, exhaustive.chosen, strict=True)) / cases,
+        f1=gated.f1,
+        f1_difference=gated.f1 - exhaustive.f1,
+        refined_share=sum(gated.refined) / frames,
+        time_share=time_s / sum(record.members_s for record in records),
+    )
+
+
+def settings(grid: dict[str, tuple], base: ScoringConfig) -> list[ScoringConfig]:
+    """Every combination of the grid's values, the other fields as in `base`."""
+    combinations = itertools.product(*grid.values())
+    gated = dataclasses.replace(base, mode="gated")
+    return [dataclasses.replace(gated, **dict(zip(grid, values, strict=True))) for values in combinations]
+
+
+def best(losses: Sequence[Loss]) -> list[Loss]:
+    """Those that no other beats in time without losing more, the fastest first."""
+
+    def key(item: Loss) -> tuple[float, float, float]:
+        return item.time_share, -item.same_share, abs(item.f1_difference)
+
+    kept: list[Loss] = []
+    for item in sorted(losses, key=key):
+        if not any(
+            other.same_share >= item.same_share and abs(other.f1_difference) <= abs(item.f1_difference)
+            for other in kept
+        ):
+            kept.append(item)
+    return kept
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Record, replay, print."""
+    args = _parser().parse_args(arguments)
+    try:
+        set_cpu_threads()
+        device, _ = choose_device(args.device)
+        dtype, _ = choose_precision(device)
+        artifact = load_artifact(args.model)
+        manifest = artifact.manifest
+        with_gate = any(member.presence for member in manifest.members)
+        base = manifest.scoring
+        # Scored by everything that any setting could ask for: the averaged gate is merged only for a gated manifest.
+        mode = ScoringConfig(mode="gated", gate="average") if with_gate else ScoringConfig()
+        asking = dataclasses.replace(artifact, manifest=dataclasses.replace(manifest, scoring=mode))
+        ensemble = Ensemble.from_artifact(asking, device, dtype)
+        batch_frames = choose_batch_frames(manifest.tower, ensemble.members, device, dtype)
+        release = Release(args.release)
+        cases = [(uuid, release.image_path(uuid), release.mask_path(uuid)) for uuid in release.cases()[: args.cases]]
+        records = record_release(ensemble, cases, args.cache, with_gate=with_gate, batch_frames=batch_frames)
+    except AcouslicError as error:
+        print(error, file=sys.stderr)
+        return 1
+    grid = GRID if with_gate else GRID | {"gate": ("member",)}
+    exhaustive = outcome(records, manifest, ScoringConfig())
+    named = {"as in the manifest": dataclasses.replace(base, mode="gated"), "defaults": ScoringConfig(mode="gated")}
+    losses = [loss(records, manifest, scoring, exhaustive) for scoring in settings(grid, base)]
+    shown = {name: loss(records, manifest, scoring, exhaustive) for name, scoring in named.items()}
+    within = [item for item in losses if item.within_bounds]
+    chosen = min(within, key=lambda item: (item.time_share, -item.same_share), default=None)
+    print(text(manifest, records, exhaustive, shown, best(losses), chosen))
+    print(
+        json.dumps(
+            {
+                "date": today(),
+                "machine": describe_machine(),
+                "versions": versions(),
+                "model": manifest.name,
+                "cases": len(records),
+                "frames": sum(len(record.labels) for record in records),
+                "precision": str(dtype).removeprefix("torch."),
+                "exhaustive": {"worth": float(np.mean(exhaustive.worth)), "f1": exhaustive.f1},
+                **{name.replace(" ", "_"): dataclasses.asdict(item) for name, item in shown.items()},
+                "settings_tried": len(losses),
+                "settings_within_bounds": len(within),
+                "best": [dataclasses.asdict(item) for item in best(losses)],
+                "chosen": None if chosen is None else dataclasses.asdict(chosen),
+            }
+        )
+    )
+    return 0
+
+
+def text(
+    manifest: Manifest,
+    records: Sequence[Record],
+    exhaustive: Outcome,
+    shown: dict[str, Loss],
+    front: Sequence[Loss],
+    chosen: Loss | None,
+) -> str:
+    """The table."""
+    header = ["", "gate", "stride", "margin", "ratio", "presence", "cap", "same score", "WFSS", "same frame", "F1"]
+    header += ["F1 difference", "refined", "time"]
+    mean_worth = f"{np.mean(exhaustive.worth):.3f}"
+    rows = [["exhaustive", *["-"] * 6, "100.0 %", mean_worth, "100.0 %", f"{exhaustive.f1:.4f}", "0", "100.0 %", "1"]]
+    rows += [_row(name, item) for name, item in shown.items()]
+    rows += [_row("chosen" if item is chosen else "", item) for item in front]
+    if chosen is not None and chosen not in front:
+        rows.append(_row("chosen", chosen))
+    lines = [
+        f"{manifest.name}: {len(records)} cases, {sum(len(record.labels) for record in records)} frames",
+        table(header, rows),
+        f"Bounds: same score in {LEAST_SAME_SHARE:.0%} of cases, F1 within {MOST_F1_DIFFERENCE}. One case is "
+        f"{1 / len(records):.1%} of these. WFSS counts the first candidate, whether or not its mask has an ellipse.",
+    ]
+    if chosen is None:
+        lines.append("No settings of the grid are within the bounds.")
+    return "\n".join(lines)
+
+
+def _row(name: str, item: Loss) -> list[str]:
+    scoring = item.scoring
+    gate = "average" if scoring.gate == "average" else f"member {scoring.gate_member}"
+    settings_cells = [gate, str(scoring.stride), str(scoring.margin_frames), f"{scoring.refine_ratio:g}"]
+    settings_cells += [
+        "..".join(f"{value:g}" for value in scoring.refine_presence),
+        f"{scoring.max_refined_fraction:g}",
+    ]
+    return [
+        name + ("" if item.within_bounds else " (!)"),
+        *settings_cells,
+        f"{item.same_share:.1%}",
+        f"{item.worth:.3f}",
+        f"{item.same_frame_share:.1%}",
+        f"{item.f1:.4f}",
+        f"{item.f1_difference:+.4f}",
+        f"{item.refined_share:.1%}",
+        f"{item.time_share:.3f}",
+    ]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--release", type=Path, required=True, help="a folder of cases in the raw release's layout")
+    parser.add_argument("--cases", type=int, help="only the first so many")
+    parser.add_argument("--cache", type=Path, help="a folder for what was scored, used again the next time")
+    parser.add_argument("--device", choices=("cpu", "cuda"))
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

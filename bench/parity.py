@@ -1,0 +1,152 @@
+"""Half precision against float32, both ours: every member on every frame of some stacks.
+
+    python bench/parity.py --model ARTIFACT SWEEP...
+
+Probabilities within 0.02 each, rank correlation of a case's frames above 0.999, and the same frame chosen in at least
+98 % of cases are what half precision must keep. The last line is a JSON object; `--probabilities` puts every member's
+probabilities into it, for comparison with another implementation.
+"""
+
+import argparse
+import contextlib
+import gc
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from algorithm.artifact import load_artifact
+from algorithm.device import choose_device, choose_precision, set_cpu_threads
+from algorithm.ensemble import Ensemble
+from algorithm.frame_stream import FrameStream
+from algorithm.manifest import ScoringConfig, SelectionConfig, read_manifest
+from algorithm.resized_frames import ResizedFrames
+from algorithm.score import FrameScores, choose_batch_frames, score_case
+from bench.frame_choice import choose_frame, rank_correlation
+
+MOST_DIFFERENCE = 0.02
+LEAST_RANK_CORRELATION = 0.999
+LEAST_SAME_FRAME_SHARE = 0.98
+
+
+@dataclass(frozen=True)
+class CaseParity:
+    """How far two precisions are apart on one case."""
+
+    sweep: str
+    probability_difference: float
+    """The largest of any member on any frame, presence, and of the members' mean, optimality."""
+    rank_correlation: float
+    """Of the frames by the members' mean presence probability."""
+    float32_frame: int
+    half_frame: int
+    float32_quality_lost: float
+    """By how much the frame chosen in half precision is worse in float32's own eyes: presence probability."""
+
+
+def score_exhaustively(
+    model: Path, sweeps: Sequence[Path], device: torch.device, dtype: torch.dtype
+) -> list[tuple[FrameScores, np.ndarray]]:
+    """All members on all frames of each stack, and which frames are blank (F,)."""
+    artifact = load_artifact(model)
+    ensemble = Ensemble.from_artifact(artifact, device, dtype)
+    tower, preprocessing = artifact.manifest.tower, artifact.manifest.preprocessing
+    batch_frames = choose_batch_frames(tower, ensemble.members, device, dtype)
+    found = []
+    for sweep in sweeps:
+        with contextlib.closing(FrameStream(sweep)) as stream:
+            resized = ResizedFrames(stream, tower.image_size, preprocessing, device)
+            scores = score_case(
+                ensemble,
+                resized.frames,
+                ScoringConfig(mode="exhaustive"),
+                batch_frames=batch_frames,
+                wait_for=resized.fill,
+            )
+            found.append((scores, resized.blank()))
+    del ensemble
+    gc.collect()
+    return found
+
+
+def compare(
+    sweep: str, exact: FrameScores, half: FrameScores, blank: np.ndarray, selection: SelectionConfig
+) -> CaseParity:
+    """One case, its frames not all blank."""
+    differences = [np.abs(exact.member_presence - half.member_presence).max()]
+    if exact.optimality_probability is not None:
+        assert half.optimality_probability is not None
+        differences.append(np.abs(exact.optimality_probability - half.optimality_probability).max())
+    chosen = [choose_frame(s.presence_probability, s.optimality_probability, blank, selection) for s in (exact, half)]
+    presence = chosen[0].presence_probability
+    return CaseParity(
+        sweep=sweep,
+        probability_difference=float(max(differences)),
+        rank_correlation=rank_correlation(exact.presence_probability, half.presence_probability),
+        float32_frame=chosen[0].frame_index,
+        half_frame=chosen[1].frame_index,
+        float32_quality_lost=float(presence[chosen[0].frame_index] - presence[chosen[1].frame_index]),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Score in both precisions, compare, print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("sweeps", type=Path, nargs="+", metavar="SWEEP")
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--device", choices=("cpu", "cuda"))
+    parser.add_argument("--precision", choices=("bfloat16", "float16"), help="default: what the algorithm would choose")
+    parser.add_argument("--probabilities", action="store_true")
+    args = parser.parse_args(arguments)
+    set_cpu_threads()
+    device, _ = choose_device(args.device)
+    half_type = getattr(torch, args.precision) if args.precision else choose_precision(device)[0]
+    exact = score_exhaustively(args.model, args.sweeps, device, torch.float32)
+    half = score_exhaustively(args.model, args.sweeps, device, half_type)
+    selection = read_manifest(args.model).selection
+    cases = [
+        compare(str(sweep), *scores, blank, selection)
+        for sweep, scores, blank in zip(
+            args.sweeps,
+            zip((s for s, _ in exact), (s for s, _ in half), strict=True),
+            (b for _, b in exact),
+            strict=True,
+        )
+    ]
+    result = summary(cases, str(half_type).removeprefix("torch."), str(device))
+    print(f"{'case':40} {'difference':>10} {'rank corr.':>10} {'float32':>8} {'half':>8}")
+    for case in cases:
+        name = Path(case.sweep).name[:40]
+        print(
+            f"{name:40} {case.probability_difference:10.5f} {case.rank_correlation:10.6f} "
+            f"{case.float32_frame:8d} {case.half_frame:8d}"
+        )
+    if args.probabilities:
+        for name, scored in (("float32", exact), ("half", half)):
+            result[f"{name}_presence"] = [scores.member_presence.tolist() for scores, _ in scored]
+    print(json.dumps(result))
+
+
+def summary(cases: Sequence[CaseParity], precision: str, device: str) -> dict[str, object]:
+    """The worst of all cases, and whether the bounds hold."""
+    difference = max(case.probability_difference for case in cases)
+    correlation = min(case.rank_correlation for case in cases)
+    same = sum(case.float32_frame == case.half_frame for case in cases) / len(cases)
+    return {
+        "precision": precision,
+        "device": device,
+        "cases": [asdict(case) for case in cases],
+        "probability_difference": difference,
+        "rank_correlation": correlation,
+        "same_frame_share": same,
+        "within_bounds": difference <= MOST_DIFFERENCE
+        and correlation > LEAST_RANK_CORRELATION
+        and same >= LEAST_SAME_FRAME_SHARE,
+    }
+
+
+if __name__ == "__main__":
+    main()
