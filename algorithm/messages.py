@@ -25,7 +25,7 @@ def explain(error: BaseException) -> str:
     """One sentence on one line for a failure. What is our own mistake goes to the log with its traceback too."""
     if isinstance(error, AcouslicError):
         text = str(error)
-    elif isinstance(error, MemoryError):
+    elif isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         log.error("out of memory", exc_info=error)
         text = "the main memory does not suffice: give the program more, or smaller batches with --batch-frames"
     else:

@@ -255,11 +255,16 @@ class _Batches:
                 return network(images)
         except torch.OutOfMemoryError:
             return None
+        except RuntimeError as error:
+            # What torch's CPU allocator says, for want of a class of its own.
+            if "can't allocate memory" not in str(error):
+                raise
+            return None
 
     def _halve(self) -> None:
         if self._batch_frames == 1:
             raise AcouslicError(
-                f"the memory of {self.frames.device} does not hold the model and one frame: free some, or use the CPU"
+                f"{self.frames.device} has no memory for the model and one frame: free some, or use the CPU"
             )
         self._batch_frames //= 2
         log.info("out of memory on %s: going on with batches of %d", self.frames.device, self._batch_frames)

@@ -42,16 +42,17 @@ class GreyEnsemble:
 
     dtype = torch.float32
 
-    def __init__(self, manifest=MANIFEST, most_frames=10**9, optimality=True):
+    def __init__(self, manifest=MANIFEST, most_frames=10**9, optimality=True, out_of_memory=None):
         self.manifest = manifest
         self.most_frames = most_frames
+        self.out_of_memory = out_of_memory or torch.OutOfMemoryError("no room")
         self.optimality = optimality
         self.batches = []
         self.gate_batches = []
 
     def _grey(self, images):
         if len(images) > self.most_frames:
-            raise torch.OutOfMemoryError("no room")
+            raise self.out_of_memory
         assert images.shape[1:] == (3, 28, 28)
         return images.mean(dim=(1, 2, 3))
 
@@ -101,9 +102,16 @@ def test_scores_do_not_depend_on_the_batch(mode):
         assert np.array_equal(results[0].refined, other.refined)
 
 
-def test_out_of_memory_halves_the_batch_and_goes_on(caplog):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: ..."),
+    ],
+)
+def test_out_of_memory_halves_the_batch_and_goes_on(error, caplog):
     """Room for 5 frames: 32 -> 16 -> 8 -> 4, nothing lost, said in the log, and the small batch is kept."""
-    ensemble = GreyEnsemble(most_frames=5)
+    ensemble = GreyEnsemble(most_frames=5, out_of_memory=error)
     caplog.set_level("INFO")
     scores = score_case(ensemble, grey_frames(LEVELS), ScoringConfig(), batch_frames=32)
     assert ensemble.batches == [4] * 12 + [2]
@@ -111,9 +119,16 @@ def test_out_of_memory_halves_the_batch_and_goes_on(caplog):
     assert "going on with batches of 4" in caplog.text
 
 
+def test_another_error_of_torch_is_not_taken_for_want_of_memory():
+    """It is raised as it is."""
+    ensemble = GreyEnsemble(most_frames=5, out_of_memory=RuntimeError("shapes do not fit"))
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        score_case(ensemble, grey_frames(LEVELS), ScoringConfig(), batch_frames=32)
+
+
 def test_no_room_for_one_frame_is_an_error():
     """Where not even one frame fits, the message says what to do."""
-    with pytest.raises(AcouslicError, match="does not hold the model and one frame"):
+    with pytest.raises(AcouslicError, match="no memory for the model and one frame"):
         score_case(GreyEnsemble(most_frames=0), grey_frames(LEVELS), ScoringConfig(), batch_frames=4)
 
 
