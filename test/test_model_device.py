@@ -1,0 +1,104 @@
+"""Device, precision and threads, each with its reason."""
+
+import os
+import warnings
+
+import torch
+
+from algorithm.device import cgroup_cpus, choose_device, choose_precision, cpu_flags, set_cpu_threads
+
+
+def test_no_gpu_is_the_cpu_with_a_reason(monkeypatch):
+    """A torch built for CUDA that finds no GPU takes the CPU and says so."""
+    monkeypatch.setattr(torch.version, "cuda", "12.6")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    device, reason = choose_device()
+    assert device == torch.device("cpu")
+    assert reason == "no GPU was found"
+
+
+def test_old_driver_goes_into_the_reason(monkeypatch):
+    """torch's warning about a driver that is too old becomes the reason, not a warning on stderr."""
+
+    def too_old():
+        warnings.warn("CUDA initialization: The NVIDIA driver on your system is too old (found 12020).", stacklevel=1)
+        return False
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", too_old)
+    device, reason = choose_device()
+    assert device == torch.device("cpu")
+    assert "too old (found 12020)" in reason
+
+
+def test_gpu_without_kernels_is_the_cpu(monkeypatch):
+    """A card that this torch has no kernels for fails at the first product: CPU, with the error in the reason."""
+
+    def no_kernel(*_, **__):
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore lines")
+
+    monkeypatch.setattr(torch.version, "cuda", "12.6")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla K80")
+    monkeypatch.setattr(torch, "ones", no_kernel)
+    device, reason = choose_device()
+    assert device == torch.device("cpu")
+    assert reason.startswith("Tesla K80 cannot be used by this torch: CUDA error: no kernel image")
+    assert "\n" not in reason
+
+
+def test_wanted_device_wins():
+    """An explicit device is taken as it is."""
+    assert choose_device("cpu") == (torch.device("cpu"), "cpu was asked for")
+
+
+def test_precision_by_capability(monkeypatch):
+    """float16 on a T4, bfloat16 from 8.0 on, float32 on cards without half precision."""
+    for capability, dtype in (((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, capability=capability: capability)
+        assert choose_precision(torch.device("cuda"))[0] == dtype
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (5, 2))
+    assert choose_precision(torch.device("cuda"))[0] == torch.float32
+
+
+def test_precision_of_a_cpu(monkeypatch, tmp_path):
+    """bfloat16 only where the CPU has the instructions and torch has oneDNN."""
+    cpu = torch.device("cpu")
+    for flags, dtype in (({"avx512_bf16"}, torch.bfloat16), ({"amx_bf16"}, torch.bfloat16), ({"avx2"}, torch.float32)):
+        monkeypatch.setattr("algorithm.device.cpu_flags", lambda flags=flags: flags)
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+        assert choose_precision(cpu)[0] == dtype
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+        assert choose_precision(cpu)[0] == torch.float32
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nflags\t\t: fpu avx512_bf16\n\nprocessor\t: 1\n")
+    assert cpu_flags(tmp_path / "cpuinfo") == {"fpu", "avx512_bf16"}
+    assert cpu_flags(tmp_path / "none") == set()
+
+
+def test_cgroup_quota(tmp_path):
+    """Quotas of both cgroup versions in CPUs; none where unlimited, absent or unreadable."""
+    v2, v1 = tmp_path / "cpu.max", tmp_path / "cpu.cfs_quota_us"
+    assert cgroup_cpus((v2, v1)) is None
+    (tmp_path / "cpu.cfs_period_us").write_text("100000\n")
+    v1.write_text("150000\n")
+    assert cgroup_cpus((v2, v1)) == 1.5
+    v1.write_text("-1\n")
+    assert cgroup_cpus((v2, v1)) is None
+    v2.write_text("400000 100000\n")
+    assert cgroup_cpus((v2, v1)) == 4
+    v2.write_text("max 100000\n")
+    assert cgroup_cpus((v2, v1)) is None
+
+
+def test_threads_follow_quota_and_affinity(monkeypatch):
+    """As many threads as the process may use cores, at least one."""
+    before = torch.get_num_threads()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    try:
+        for quota, threads in ((None, 8), (4.0, 4), (2.5, 2), (0.5, 1), (64.0, 8)):
+            monkeypatch.setattr("algorithm.device.cgroup_cpus", lambda quota=quota: quota)
+            assert set_cpu_threads()[0] == threads
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
