@@ -212,6 +212,15 @@ def test_predictions_that_are_no_list_of_jobs(phase: Any, content: str) -> None:
     assert "predictions.json" in refusal(phase)
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "1" * 50, "0." + "1" * 50])
+def test_numbers_that_are_none_anywhere(phase: Any, number: str) -> None:
+    """Also where nobody looks at it, a number that is not finite or absurdly long makes the file no JSON."""
+    victim(phase)["further"] = "HERE"
+    content = json.dumps(phase.jobs).replace('"HERE"', number)
+    phase.save = lambda: (phase.input_dir / "predictions.json").write_text(content)
+    assert "the list of jobs" in refusal(phase)
+
+
 def test_a_gigabyte_of_json_is_not_read(phase: Any) -> None:
     """1 GiB of predictions, frame number or scores is refused by its size, before a byte of it is read."""
     victim(phase)["outputs"][0]["value"] = None

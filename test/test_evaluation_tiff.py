@@ -78,6 +78,9 @@ def test_other_numbers_of_pages(tmp_path: Path, truth: CaseTruth, frames: int) -
     path.write_bytes(tiff(frames))
     with pytest.raises(AcouslicError, match=r"case case: the mask"):
         read_predicted_mask(path, truth, 1)
+    assert len(tiff_page_sizes(path, frames)) == frames
+    with pytest.raises(AcouslicError, match="more than 1 pages"):
+        tiff_page_sizes(path, 1)
 
 
 def test_a_later_page_of_another_size(tmp_path: Path, truth: CaseTruth) -> None:

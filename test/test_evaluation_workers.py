@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from acouslic.errors import AcouslicError
-from evaluation.case_evaluation import CaseTask
+from evaluation.case_evaluation import CaseTask, evaluate_case
 from evaluation.evaluate import evaluate
 from evaluation.ground_truth import find_official
 from evaluation.limits import Limits, read_limits, worker_count
@@ -62,6 +62,26 @@ def test_a_dead_worker_is_put_down_to_its_case(tasks: Any) -> None:
     assert [result.failure is None for result in results] == [True, False, True]
     assert "died" in str(results[1].failure)
     assert [result.score for result in results] == [results[0].score, 0, results[0].score]
+
+
+def test_cases_under_way_beside_a_death_are_tried_alone(tasks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the pool dies with two cases begun, the innocent one scores and only the other fails; the third follows."""
+    calls: list[list[int]] = []
+
+    def run(tasks: list[CaseTask], indices: list[int], _workers: int, _limit_s: float, results: dict[int, Any]) -> Any:
+        calls.append(indices)
+        if len(calls) == 1:
+            return [0, 1]
+        if indices == [1]:
+            return [1]
+        for index in indices:
+            results[index] = evaluate_case(tasks[index])
+        return []
+
+    monkeypatch.setattr("evaluation.evaluate._run", run)
+    results = evaluate(tasks(lenient=True), workers=2)
+    assert calls == [[0, 1, 2], [0], [1], [2]]
+    assert [result.failure is None for result in results] == [True, False, True]
 
 
 def test_a_case_that_never_ends_is_ended(tasks: Any) -> None:
