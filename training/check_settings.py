@@ -5,7 +5,7 @@ from training.settings import TrainSettings
 
 _ANY = float("inf")
 
-_RANGES: dict[str, tuple[float, float]] = {
+_LIMITS: dict[str, tuple[float, float]] = {
     "adapter.rank": (0, _ANY),
     "adapter.alpha": (1, _ANY),
     "adapter.dropout": (0, 0.99),
@@ -36,13 +36,16 @@ _RANGES: dict[str, tuple[float, float]] = {
     "machine.nodes": (1, _ANY),
     "machine.workers": (0, _ANY),
     "machine.threads": (1, _ANY),
-} | {f"augment.{name}": (0, 1) for name in ("flip", "affine", "gain", "attenuation", "speckle", "shadow", "clahe")}
+}
+_LIMITS.update(
+    {f"augment.{name}": (0, 1) for name in ("flip", "affine", "gain", "attenuation", "speckle", "shadow", "clahe")}
+)
 """Smallest and largest value of each number; None passes where a setting allows it."""
 
 
 def check_settings(settings: TrainSettings) -> TrainSettings:
     """The settings themselves. Raises AcouslicError, naming the setting, for values that no run can have."""
-    for name, (low, high) in _RANGES.items():
+    for name, (low, high) in _LIMITS.items():
         section, _, field = name.partition(".")
         value = getattr(getattr(settings, section), field)
         if value is not None and not low <= value <= high:

@@ -29,7 +29,6 @@ from training.settings import (
     AdapterSettings,
     AugmentSettings,
     HeadSettings,
-    LossSettings,
     MachineSettings,
     OptimiserSettings,
     SamplingSettings,
@@ -53,42 +52,38 @@ TOWER_CONFIG = {
 
 
 @dataclass(frozen=True)
+class SweepPlan:
+    """The sweeps that one step learns from."""
+
+    seed: int
+    cases: int
+    rows: int
+    sweeps: int
+    frames_per_sweep: int
+    folds: int
+
+
+@dataclass(frozen=True)
 class DemoPlan:
     """How much is drawn and learned. The defaults make `model/demo`; tests use less."""
 
-    pretraining_cases: int = 48
-    pretraining_rows: int = 281
-    member_cases: int = 24
-    member_rows: int = 562
-    frames_per_sweep: int = 140
-    sweeps: int = 6
-    folds: int = 3
-    pretraining_epochs: int = 24
-    member_epochs: int = 5
+    pretraining: SweepPlan = SweepPlan(seed=7001, cases=400, rows=281, sweeps=2, frames_per_sweep=35, folds=6)
+    """Many cases of few, small frames: a tower that saw 48 whole cases knew the cases, not the abdomen."""
+    members: SweepPlan = SweepPlan(seed=7002, cases=24, rows=562, sweeps=6, frames_per_sweep=140, folds=3)
+    pretraining_epochs: int = 8
+    member_epochs: int = 4
     jobs: int = 2
 
 
-_MILD = AugmentSettings(
-    affine=0.5,
-    degrees=10.0,
-    shift=0.05,
-    scale=(0.9, 1.1),
-    gain=0.3,
-    attenuation=0.2,
-    speckle=0.2,
-    shadow=0.1,
-    clahe=0.0,
-)
-"""The sweeps are drawn with all of this in them already; in so few steps more of it only slows learning down."""
+_AUGMENT = AugmentSettings(attenuation=0.3, speckle=0.3, shadow=0.2, clahe=0.0)
+"""The sweeps are drawn with attenuation, speckle and shadows in them already."""
 
 PRETRAINING = TrainSettings(
     tower=TowerSource(kept_patches="fan", train_all=True),
     adapter=AdapterSettings(rank=0),
-    # Coarse masks of every frame: they teach each token what it looks at, and are cheap. These heads are not kept.
-    heads=HeadSettings(filters=8, decoder_grid=3),
-    sampling=SamplingSettings(negatives_per_positive=2.0, hard_share=0.0, validation_stride=32),
-    augment=_MILD,
-    loss=LossSettings(mask_frames="all"),
+    heads=HeadSettings(filters=8, decoder_grid=6),
+    sampling=SamplingSettings(negatives_per_positive=2.0, hard_share=0.25, validation_stride=4),
+    augment=_AUGMENT,
     optimiser=OptimiserSettings(
         learning_rate=1e-3,
         decoder_learning_rate=2e-3,
@@ -106,7 +101,7 @@ MEMBER = TrainSettings(
     adapter=AdapterSettings(rank=4, alpha=8, dropout=0.05, last_blocks=2),
     heads=HeadSettings(filters=8, decoder_grid=6),
     sampling=SamplingSettings(negatives_per_positive=3.0, validation_stride=8),
-    augment=_MILD,
+    augment=_AUGMENT,
     optimiser=OptimiserSettings(
         learning_rate=1e-3,
         decoder_learning_rate=2e-3,
@@ -125,9 +120,7 @@ def build_demo(plan: DemoPlan, work: Path, out: Path, machine: MachineSettings, 
     config_path, weights_path = work / "open_clip_config.json", work / "start.safetensors"
     write_json(config_path, TOWER_CONFIG)
     save_file(starting_weights(tower_config_from_open_clip(TOWER_CONFIG), seed=1), weights_path)
-    pretraining = _prepare(
-        work / "pretraining", plan, seed=11, cases=plan.pretraining_cases, rows=plan.pretraining_rows
-    )
+    pretraining = _prepare(work / "pretraining", plan.pretraining, plan.jobs)
     settings = replace(
         PRETRAINING,
         tower=replace(PRETRAINING.tower, weights=str(weights_path), config=str(config_path)),
@@ -136,7 +129,7 @@ def build_demo(plan: DemoPlan, work: Path, out: Path, machine: MachineSettings, 
     )
     folds = split.read_split(work / "pretraining" / "split.json")
     tower_run = fit_fold(pretraining, folds, 0, settings, work / "pretraining" / "run", command=command)
-    members = _prepare(work / "members", plan, seed=1, cases=plan.member_cases, rows=plan.member_rows)
+    members = _prepare(work / "members", plan.members, plan.jobs)
     settings = replace(
         MEMBER,
         tower=replace(
@@ -152,7 +145,7 @@ def build_demo(plan: DemoPlan, work: Path, out: Path, machine: MachineSettings, 
         fit_fold(members, folds, member, settings, work / "members" / f"run_{member + 1}", command=command)
         for member in range(folds.members)
     ]
-    export_runs(runs, out, _EXPORT)
+    export_runs(runs, out, _EXPORT, command=command)
 
 
 _EXPORT = ExportSettings(
@@ -165,31 +158,19 @@ _EXPORT = ExportSettings(
 )
 
 
-def _prepare(folder: Path, plan: DemoPlan, *, seed: int, cases: int, rows: int) -> Cache:
+def _prepare(folder: Path, plan: SweepPlan, jobs: int) -> Cache:
     """A release of generated sweeps, its cache and its split."""
-    release = folder / "release"
+    release, cache = folder / "release", folder / "cache"
     csv = Release(release).circumferences_path
     if not csv.is_file():
-        size = [f"--rows={rows}", f"--sweeps={plan.sweeps}", f"--frames-per-sweep={plan.frames_per_sweep}"]
-        _step(generate.main([f"--out={release}", f"--cases={cases}", f"--seed={seed}", f"--jobs={plan.jobs}", *size]))
-    image_size = TOWER_CONFIG["vision_cfg"]["image_size"]  # type: ignore[index]
-    cache = folder / "cache"
-    _step(
-        prepare.main(
-            [f"--raw={release}", f"--out={cache}", f"--image-size={image_size}", "--antialias", f"--jobs={plan.jobs}"]
-        )
-    )
-    _step(
-        split.main(
-            [
-                "--protocol=subject",
-                f"--csv={csv}",
-                f"--cache={cache}",
-                f"--folds={plan.folds}",
-                f"--out={folder / 'split.json'}",
-            ]
-        )
-    )
+        size = [f"--rows={plan.rows}", f"--sweeps={plan.sweeps}", f"--frames-per-sweep={plan.frames_per_sweep}"]
+        words = [f"--out={release}", f"--cases={plan.cases}", f"--seed={plan.seed}", f"--jobs={jobs}", *size]
+        _step(generate.main(words))
+    image_size = f"--image-size={TOWER_CONFIG['vision_cfg']['image_size']}"  # type: ignore[index]
+    words = [f"--raw={release}", f"--out={cache}", image_size, "--antialias", "--allow-unannotated", f"--jobs={jobs}"]
+    _step(prepare.main(words))
+    words = ["--protocol=subject", f"--csv={csv}", f"--cache={cache}", f"--folds={plan.folds}"]
+    _step(split.main([*words, f"--out={folder / 'split.json'}"]))
     return Cache(cache)
 
 

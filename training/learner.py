@@ -209,7 +209,7 @@ class FrameLearner(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out the frozen tower; add the average and the hard negatives."""
-        trained = self.network.trained_state()
+        trained = self.network.trained_state(counters=True)
         checkpoint["state_dict"] = {f"network.{name}": tensor for name, tensor in trained.items()}
         checkpoint["average"] = {"steps": self.average.steps, "state": self.average.state}
         checkpoint["validation"] = dict(self.validation_figures)

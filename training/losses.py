@@ -30,7 +30,7 @@ def mask_loss(logit: Tensor, target: Tensor, settings: LossSettings) -> Tensor:
     """Dice, or Dice and cross-entropy, of (B, G, G) logits against (B, G, G) coverage in 0..1; (B,) float32.
 
     `dice_pooled` counts the pixels of all frames together, as the published code does, and gives every frame the
-    same value.
+    same value; in `dice_bce` frames with an empty mask have no Dice.
     """
     logit = logit.float()
     probability = logit.sigmoid()
@@ -42,7 +42,10 @@ def mask_loss(logit: Tensor, target: Tensor, settings: LossSettings) -> Tensor:
         return dice.expand(len(logit))
     if settings.mask == "dice":
         return dice
-    return dice + F.binary_cross_entropy_with_logits(logit, target, reduction="none").mean((1, 2))
+    # Dice of an empty target is 1 for whatever is drawn: it would only teach to draw nothing, also where there is one.
+    return dice * (target.amax((1, 2)) > 0) + F.binary_cross_entropy_with_logits(logit, target, reduction="none").mean(
+        (1, 2)
+    )
 
 
 def shared_mean(loss: Tensor, included: Tensor) -> Tensor:

@@ -50,14 +50,15 @@ class Network(nn.Module):
             raise ValueError("this network judges a frame by its mask: ask for the masks of all frames")
         return output.presence.float()
 
-    def trained_state(self) -> dict[str, Tensor]:
-        """What training changes: parameters that take a gradient, and the batch statistics of modules that have one."""
+    def trained_state(self, *, counters: bool = False) -> dict[str, Tensor]:
+        """What training changes: parameters that take a gradient, and the batch statistics of modules that have one;
+        with `counters` also the whole numbers among these."""
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         modules = {name.rpartition(".")[0] for name in trained}
         return {
             name: tensor
             for name, tensor in self.state_dict().items()
-            if name in trained or (name.rpartition(".")[0] in modules and tensor.is_floating_point())
+            if name in trained or (name.rpartition(".")[0] in modules and (counters or tensor.is_floating_point()))
         }
 
 
