@@ -5,11 +5,11 @@
     python bench/case.py --model ARTIFACT --sweep CASE.mha
     python bench/case.py --ours-only --frames 60          B alone, in exec and invoke mode
 
-A (`straightforward.py`) runs on the first few frames of the stack, as a process of its own, in float32 and under
-autocast; its time for the case is extrapolated (`sides.extrapolate`). B is `python -m algorithm exec` on the whole
-case, timed from outside. Both take turns on the same files. Then B repeats A's frames: exhaustively in float32 for the
-bound of 1e-4 on each probability, in half precision, and as the manifest has it for the chosen frame. The last line is
-a JSON object.
+A (`straightforward.py`) runs on a few frames, spread evenly over the stack, as a process of its own, in float32 and
+under autocast; its time for the case is extrapolated (`sides.extrapolate`). B is `python -m algorithm exec` on the
+whole case, timed from outside. Both take turns on the same files. Then B repeats A's frames: every probability in
+float32, for the bound of 1e-4, and in half precision; the chosen frame exhaustively, which is what A does, and as the
+manifest has it. The last line is a JSON object.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from acouslic.geometry import FRAMES_PER_CASE
 from acouslic.stack import StackHeader, open_stack
 from algorithm.manifest import Manifest, read_manifest
 from bench.case_report import AutocastSide, CaseReport
+from bench.frame_choice import rank_correlation
 from bench.inputs import (
     generated_sweep,
     platform_input,
@@ -107,13 +108,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def prepare(args: argparse.Namespace, work: Path) -> Setting:
     """The artifact with its scoring settings and the case, made where none are given."""
-    model = args.model or random_model(
-        work, config=args.config, members=args.members, adapted_blocks=args.adapted_blocks
-    )
-    scoring = scoring_of(model, random=args.model is None, mode=args.mode, refined_fraction=args.refined_fraction)
-    model = with_scoring(model, work / f"model-{scoring.mode}", scoring)
     whole = args.frames if args.ours_only else args.case_frames
     sweep = args.sweep or generated_sweep(work, frames=whole, rows=args.rows)
+    sizes = {"config": args.config, "members": args.members, "adapted_blocks": args.adapted_blocks}
+    model = args.model or random_model(work, sweep, device=args.device, **sizes)
+    scoring = scoring_of(model, random=args.model is None, mode=args.mode, refined_fraction=args.refined_fraction)
+    model = with_scoring(model, work / f"model-{scoring.mode}", scoring)
     return Setting(model, read_manifest(model), sweep, open_stack(sweep).header, work, args.device)
 
 
@@ -137,7 +137,7 @@ def measure(setting: Setting, args: argparse.Namespace) -> Runs:
         runs.ours.append(_side_b(setting, "ours"))
         if args.exhaustive:
             _say("    B exhaustively")
-            runs.exhaustive.append(_side_b(setting, "exhaustive", mode="exhaustive"))
+            runs.exhaustive.append(_side_b(setting, "exhaustive", _exhaustive(setting)))
     return runs
 
 
@@ -156,23 +156,29 @@ def agreement(setting: Setting, side_a: SideRun, frames: int) -> dict[str, Any]:
     parity = json.loads(run_python("bench.parity", *words).splitlines()[-1])
     expected = np.array(side_a.report["member_presence"])
     found = {name: np.array(parity[f"{name}_presence"][0]) for name in ("float32", "half")}
-    ours = run_algorithm(
-        platform_input(setting.work / "short", short), setting.work / "out", setting.model, setting.device
-    )
+    input_dir = platform_input(setting.work / "short", short)
+    gated = run_algorithm(input_dir, setting.work / "out-short", setting.model, setting.device)
+    exhaustive = run_algorithm(input_dir, setting.work / "out-short", _exhaustive(setting), setting.device)
     (case,) = parity["cases"]
     return {
         "frames": frames,
         "float32_probability_difference": float(np.abs(found["float32"] - expected).max()),
         "half_probability_difference": float(np.abs(found["half"] - expected).max()),
         "half_type": parity["precision"],
-        "rank_correlation": case["rank_correlation"],
+        "rank_correlation": rank_correlation(found["half"].mean(0), expected.mean(0)),
         "probability_spread": float(expected.mean(0).std()),
         "selected_frame": {
             "A float32": side_a.report["chosen_frame"],
-            "B float32 exhaustive": case["float32_frame"],
-            "B half exhaustive": case["half_frame"],
-            "B": ours.report["frame_number"],
+            "B exhaustive": exhaustive.report["frame_number"],
+            f"B {setting.manifest.scoring.mode}": gated.report["frame_number"],
         },
+        "first_candidate": {
+            "A float32": side_a.report["first_candidate"],
+            "B float32": case["float32_frame"],
+            f"B {parity['precision']}": case["half_frame"],
+        },
+        "agrees": side_a.report["chosen_frame"] == exhaustive.report["frame_number"],
+        "agrees_as_set_up": side_a.report["chosen_frame"] == gated.report["frame_number"],
     }
 
 
@@ -201,16 +207,19 @@ def _side_a(setting: Setting, precision: str, frames: int) -> SideRun:
     return run_straightforward(_short(setting, frames), setting.model, setting.work / "out-a", precision, device)
 
 
-def _side_b(setting: Setting, name: str, mode: str | None = None) -> SideRun:
-    model = setting.model
-    if mode is not None:
-        model = with_scoring(model, setting.work / f"model-{mode}", scoring_of(model, random=False, mode=mode))
+def _side_b(setting: Setting, name: str, model: Path | None = None) -> SideRun:
     input_dir = platform_input(setting.work / "whole", setting.sweep)
-    return run_algorithm(input_dir, setting.work / f"out-{name}", model, setting.device)
+    return run_algorithm(input_dir, setting.work / f"out-{name}", model or setting.model, setting.device)
+
+
+def _exhaustive(setting: Setting) -> Path:
+    """The artifact with a manifest that asks for all members on all frames."""
+    scoring = scoring_of(setting.model, random=False, mode="exhaustive")
+    return with_scoring(setting.model, setting.work / "model-without-gate", scoring)
 
 
 def _short(setting: Setting, frames: int) -> Path:
-    path = setting.work / f"first-{frames}-frames-of-{setting.sweep.stem}.mha"
+    path = setting.work / f"{frames}-frames-of-{setting.sweep.stem}.mha"
     return path if path.is_file() else shortened(setting.sweep, path, frames)
 
 

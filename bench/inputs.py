@@ -17,18 +17,31 @@ from bench.machine import REPOSITORY
 from training.generate import write_stack
 
 RANDOM_REFINED_FRACTION = 0.2
-"""Random weights leave nearly every frame ambiguous to the gate, so of a random artifact this share is refined, no
-more and no less; what a trained model leaves is measured by gate_loss.py."""
+"""Random weights leave nearly every frame ambiguous to the gate, so of a random artifact this share is refined, and no
+more; what a trained model leaves is measured by gate_loss.py."""
 
 
-def random_model(folder: Path, *, config: str, members: int, adapted_blocks: str, keep_share: float = 1.0) -> Path:
-    """The random artifact of these sizes, in a folder of its own below `folder`; one that is there already is kept."""
+def random_model(
+    folder: Path,
+    sweep: Path,
+    *,
+    config: str,
+    members: int,
+    adapted_blocks: str,
+    device: str | None,
+    keep_share: float = 1.0,
+) -> Path:
+    """The random artifact of these sizes whose heads tell the frames of `sweep` apart, in a folder of its own below
+    `folder`; one that is there already is kept."""
     name = f"{config}-{members}-members-{adapted_blocks}-blocks" + (f"-{keep_share:g}" if keep_share < 1 else "")
-    model = folder / name
+    model = folder / f"{name}-for-{sweep.stem}"
     if not (model / MANIFEST_FILE).is_file():
-        options = {"--config": config, "--members": members, "--adapted-blocks": adapted_blocks, "--out": model}
+        unfinished = folder / f"{name}-unfinished"
+        options = {"--config": config, "--members": members, "--adapted-blocks": adapted_blocks, "--out": unfinished}
         options["--keep-share"] = keep_share
         run_python("bench.random_artifact", *(str(word) for pair in options.items() for word in pair))
+        run_python("bench.spread_heads", str(unfinished), str(sweep), *([] if device is None else [device]))
+        unfinished.rename(model)
     return model
 
 
@@ -84,17 +97,19 @@ def speckle_sweep(path: Path, *, frames: int, rows: int = ROWS) -> Path:
 
 
 def shortened(sweep: Path, path: Path, frames: int) -> Path:
-    """The first `frames` frames of the stack `sweep`, written to `path`."""
+    """So many frames of the stack `sweep`, spread evenly over it, written to `path`."""
     reader = open_stack(sweep)
-    if reader.header.frames < frames:
-        raise AcouslicError(f"{sweep} has {reader.header.frames} frames, fewer than the {frames} to cut out")
-    parts, count = [], 0
-    for indices, chunk in reader.iter_chunks():
-        parts.append(chunk.copy())
-        count = indices.stop
-        if count >= frames:
-            break
-    write_stack(path, np.concatenate(parts)[:frames], reader.header.spacing_mm[1])
+    count = reader.header.frames
+    if count < frames:
+        raise AcouslicError(f"{sweep} has {count} frames, fewer than the {frames} to take out")
+    wanted = {index * count // frames for index in range(frames)}
+    kept = [
+        frame.copy()
+        for indices, chunk in reader.iter_chunks()
+        for index, frame in zip(indices, chunk, strict=True)
+        if index in wanted
+    ]
+    write_stack(path, np.stack(kept), reader.header.spacing_mm[1])
     return path
 
 

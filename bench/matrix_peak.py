@@ -36,11 +36,15 @@ def matrix_peak_flop_per_s(device: torch.device, dtype: torch.dtype, shapes: Seq
         products: list[Callable[[], object]] = [lambda x=x, weight=weight: x @ weight.T]  # type: ignore[misc]
         if can_pack(device, dtype):
             packed = PackedWeight(weight).weight
-            apply = torch.ops.mkldnn._linear_pointwise
-            products.append(lambda x=x, packed=packed, bias=bias: apply(x, packed, bias, "none", [], ""))  # type: ignore[misc]
+            products.append(lambda x=x, packed=packed, bias=bias: packed_product(x, packed, bias))  # type: ignore[misc]
         seconds = min(seconds_of(product, device) for product in products)
         best = max(best, 2 * rows * inputs * outputs / seconds)
     return best
+
+
+def packed_product(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """x (rows, in) by a weight in oneDNN's layout."""
+    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
 
 
 def seconds_of(work: Callable[[], object], device: torch.device, repeats: int = REPEATS) -> float:

@@ -211,12 +211,16 @@ def main() -> None:
     smoothed = [smooth_in_sweeps(p.mean(0), sweeps, selection.smoothing_sigma_frames) for p in (presence, optimality)]
     quality = frame_quality(*smoothed, selection.suboptimal_credit)
     fov = field_of_view(*frames.shape[1:])
-    mask, ellipse, chosen = np.zeros(frames.shape[1:], bool), None, 0
-    for chosen in choose_candidates(quality, sweeps, selection.candidates):
+    candidates = choose_candidates(quality, sweeps, selection.candidates)
+    outlines = {}
+    for chosen in candidates:
         probability = mask_to_frame(segment(model, heads, images[chosen], manifest)[None], *frames.shape[1:])[0]
-        mask, ellipse = clean_mask(probability.cpu().numpy(), fov, manifest.thresholds.mask, selection.mask_shape)
-        if ellipse is not None:
+        outlines[chosen] = clean_mask(probability.cpu().numpy(), fov, manifest.thresholds.mask, selection.mask_shape)
+        if outlines[chosen][1] is not None:
             break
+    else:
+        chosen = candidates[0]
+    mask, ellipse = outlines[chosen]
     lap("segment_s")
     stack = np.zeros_like(frames)
     stack[chosen] = mask
@@ -231,6 +235,7 @@ def main() -> None:
         "frames": len(frames),
         "precision": args.precision,
         "device": str(device),
+        "first_candidate": int(candidates[0]),
         "chosen_frame": int(chosen),
         "circumference_mm": None if ellipse is None else circumference_mm(ellipse, stack_image.GetSpacing()[1::-1]),
         "passes": passes,

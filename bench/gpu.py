@@ -1,0 +1,290 @@
+"""Everything that is to be known of the algorithm on one GPU, in one command: `bench/gpu.sh` calls it.
+
+    python bench/gpu.py                                              five-member ViT-L/14 with random weights
+    python bench/gpu.py --device cpu --config tiny --case-frames 60 --rows 96       the same code without a GPU
+
+Parity of half precision with float32 on the device, the share of its own measured matrix peak that the tower reaches,
+a whole case in a process that is loaded (as in invoke mode), exhaustive and gated, and a whole case in a new process
+(as in exec mode). The last line is a JSON object; the exit code is 1 where parity fails, whatever the speed.
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from acouslic.errors import AcouslicError
+from acouslic.geometry import FRAMES_PER_CASE, ROWS
+from algorithm.artifact import load_artifact
+from algorithm.device import choose_device, choose_precision, set_cpu_threads
+from algorithm.ensemble import Ensemble
+from algorithm.pipeline import Pipeline
+from algorithm.score import choose_batch_frames
+from algorithm.stacked_tower import RowOrder
+from bench.case import workspace
+from bench.flops import adapted_layers, shared_flop
+from bench.inputs import (
+    RANDOM_REFINED_FRACTION,
+    generated_sweep,
+    platform_input,
+    random_model,
+    scoring_of,
+    with_scoring,
+)
+from bench.machine import describe_machine, today, versions
+from bench.matrix_peak import SHAPES, matrix_peak_flop_per_s, seconds_of
+from bench.parity import CaseParity, compare, score_exhaustively, summary
+from bench.sides import SideRun, case_done, drop_page_cache, run_algorithm
+from bench.table import number, table
+
+GOALS = {
+    "tower_share_of_peak": ("share of the matrix peak over the tower", 0.55, "at least"),
+    "exhaustive_s": ("warm case, exhaustive (s)", 2.5, "at most"),
+    "gated_s": ("warm case, gated (s)", 1.0, "at most"),
+    "first_frame_s": ("first frames scored in a new process (s)", 12.0, "at most"),
+}
+"""For an H100-class card: what it is, the bound, and on which side of it to be."""
+_PHASES = ("wait", "preprocess", "gate", "refine", "segment", "write", "total")
+
+
+@dataclass(frozen=True)
+class TowerRate:
+    """The scoring of one batch by all members, nothing but the device's work."""
+
+    order: RowOrder
+    batch_frames: int
+    ms_a_frame: float
+    share_of_peak: float
+
+
+def tower_rates(
+    ensemble: Ensemble, flop_a_frame: int, peak_flop_per_s: float, batches: Sequence[int]
+) -> list[TowerRate]:
+    """Both orders of the members, for batches of these sizes; those that memory does not hold are left out."""
+    rates = []
+    size, rows = ensemble.manifest.tower.image_size, range(ensemble.members)
+    orders: tuple[RowOrder, ...] = ("sequential",) if ensemble.tower.packed else ("batched", "sequential")
+    for count in batches:
+        images = torch.randn(count, 3, size, size, device=ensemble.device).to(ensemble.dtype)
+        for order in orders:
+            try:
+                with torch.inference_mode():
+                    seconds = seconds_of(
+                        lambda images=images, order=order: ensemble.tower.run(images, rows, order=order),  # type: ignore[misc]
+                        ensemble.device,
+                        repeats=5,
+                    )
+            except torch.OutOfMemoryError:
+                continue
+            share = count * flop_a_frame / seconds / peak_flop_per_s
+            rates.append(TowerRate(order, count, 1000 * seconds / count, share))
+    return rates
+
+
+def warm_cases(model: Path, sweep: Path, output_dir: Path, device: str | None, repeats: int) -> list[dict[str, Any]]:
+    """The log's account of each of `repeats` runs in one process, after a first one that is not counted."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    log = logging.getLogger("algorithm.case")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        pipeline = Pipeline.load(model, device=device)
+        found = []
+        for _ in range(1 + repeats):
+            pipeline.run(sweep, output_dir, "case")
+            found.append(case_done("\n".join(lines)))
+    finally:
+        log.removeHandler(handler)
+    return found[1:]
+
+
+def new_process(
+    model: Path, sweep: Path, work: Path, device: str | None, *, empty_page_cache: bool
+) -> tuple[SideRun, bool]:
+    """One case in exec mode, and whether the page cache was emptied before, which takes root."""
+    emptied = False
+    if empty_page_cache:
+        with contextlib.suppress(AcouslicError):
+            drop_page_cache()
+            emptied = True
+    return run_algorithm(platform_input(work / "in", sweep), work / "out-exec", model, device), emptied
+
+
+def measure(args: argparse.Namespace, work: Path) -> tuple[dict[str, Any], str]:
+    """Everything, as JSON and as text."""
+    begun = time.monotonic()
+    machine = describe_machine()
+    threads, _ = set_cpu_threads()
+    device, reason = choose_device(args.device)
+    dtype, _ = choose_precision(device)
+    _say(f"{device} ({reason}), {dtype}; making the artifact and the case")
+    sweep = generated_sweep(work, frames=args.case_frames, rows=args.rows)
+    sizes = {"config": args.config, "members": args.members, "adapted_blocks": args.adapted_blocks}
+    random = random_model(work, sweep, keep_share=args.keep_share, device=args.device, **sizes)
+    models = {}
+    for mode in ("exhaustive", "gated"):
+        models[mode] = with_scoring(random, work / mode, scoring_of(random, random=True, mode=mode))
+
+    _say("matrix peak")
+    peak = matrix_peak_flop_per_s(device, dtype, SHAPES[device.type])
+    _say("parity")
+    parity = case_parity(random, sweep, device, dtype)
+    _say("tower")
+    ensemble = Ensemble.from_artifact(load_artifact(random), device, dtype)
+    manifest = ensemble.manifest
+    flop = shared_flop(manifest.tower, adapted_layers(random, manifest)).of(ensemble.members)
+    rates = tower_rates(ensemble, flop, peak, args.batches)
+    chosen_order = (ensemble.order, ensemble.order_reason)
+    batch_frames = choose_batch_frames(manifest.tower, ensemble.members, device, dtype)
+    del ensemble
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    warm = {}
+    for mode, model in models.items():
+        _say(f"warm, {mode}")
+        warm[mode] = warm_cases(model, sweep, work / f"out-{mode}", args.device, args.repeats)
+    _say("a new process")
+    cold, emptied = new_process(
+        models["exhaustive"], sweep, work, args.device, empty_page_cache=not args.keep_page_cache
+    )
+    medians = {
+        mode: {name: median(run["timings"][f"{name}_s"] for run in runs) for name in _PHASES}
+        for mode, runs in warm.items()
+    }
+    reached = {
+        "tower_share_of_peak": max(rate.share_of_peak for rate in rates),
+        "exhaustive_s": medians["exhaustive"]["total"],
+        "gated_s": medians["gated"]["total"],
+        "first_frame_s": cold.report["timings"]["first_frame_s"],
+    }
+    result = {
+        "date": today(),
+        "machine": machine | {"threads": threads},
+        "versions": versions(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "precision": str(dtype).removeprefix("torch."),
+        "model": manifest.name,
+        "frames": args.case_frames,
+        "matrix_peak_flop_per_s": peak,
+        "flop_a_frame": flop,
+        "parity": parity,
+        "order": chosen_order,
+        "batch_frames": batch_frames,
+        "tower": [asdict(rate) for rate in rates],
+        "warm": {mode: {"phases_s": medians[mode], "runs": runs} for mode, runs in warm.items()},
+        "new_process": {"wall_s": cold.wall_s, "page_cache_emptied": emptied, "phases": cold.report["timings"]},
+        "goals": {
+            name: {"reached": reached[name], "bound": GOALS[name][1], "met": _met(name, reached)} for name in GOALS
+        },
+        "seconds_in_all": time.monotonic() - begun,
+    }
+    return result, text(result, rates, medians, reached)
+
+
+def case_parity(model: Path, sweep: Path, device: torch.device, dtype: torch.dtype) -> dict[str, object]:
+    """Half precision against float32 on every frame of the case."""
+    ((exact, blank),) = score_exhaustively(model, [sweep], device, torch.float32)
+    ((half, _),) = score_exhaustively(model, [sweep], device, dtype)
+    selection = load_artifact(model, verify_hashes=False).manifest.selection
+    case: CaseParity = compare(str(sweep), exact, half, blank, selection)
+    return summary([case], str(dtype).removeprefix("torch."), str(device))
+
+
+def text(
+    result: dict[str, Any], rates: Sequence[TowerRate], medians: dict[str, dict[str, float]], reached: dict[str, float]
+) -> str:
+    """The tables."""
+    parity, cold = result["parity"], result["new_process"]
+    refined = result["warm"]["gated"]["runs"][0]["refined_frames"]
+    tower_rows = [
+        [rate.order, str(rate.batch_frames), number(rate.ms_a_frame), f"{rate.share_of_peak:.1%}"] for rate in rates
+    ]
+    warm_rows = [[f"{name} (s)", *(number(medians[mode][name]) for mode in medians)] for name in _PHASES]
+    goal_rows = [
+        [label, number(reached[name]), f"{side} {bound:g}", "yes" if _met(name, reached) else "NO"]
+        for name, (label, bound, side) in GOALS.items()
+    ]
+    cache = "an empty page cache" if cold["page_cache_emptied"] else "a warm page cache"
+    phases = cold["phases"]
+    return "\n".join(
+        [
+            "",
+            f"{result['device']}, {result['precision']}; {result['model']}; {result['frames']} frames",
+            f"matrix peak measured here: {result['matrix_peak_flop_per_s'] / 1e12:,.1f} TFLOP/s; "
+            f"{result['flop_a_frame'] / 1e9:,.1f} GFLOP a frame for all members",
+            f"parity with float32: largest difference of a probability {parity['probability_difference']:.4f}, rank "
+            f"correlation {parity['rank_correlation']:.5f}: {'within' if parity['within_bounds'] else 'OUTSIDE'} the "
+            "bounds",
+            "",
+            table(["tower, members", "batch", "ms a frame", "of the peak"], tower_rows),
+            f"chosen: {result['order'][0]} ({result['order'][1]}), batches of {result['batch_frames']}",
+            "",
+            table(["warm case", *medians], warm_rows),
+            f"gated: {refined} of {result['frames']} frames refined (capped at {RANDOM_REFINED_FRACTION:.0%}, since "
+            "random weights leave all frames ambiguous)",
+            "",
+            f"a new process, {cache}: import {number(phases['import_s'])} s, load {number(phases['load_s'])} s, first "
+            f"frames scored after {number(phases['first_frame_s'])} s, whole case {number(cold['wall_s'])} s",
+            "",
+            table(["goal for an H100-class card", "reached", "bound", "met"], goal_rows),
+            f"{result['seconds_in_all']:.0f} s in all",
+        ]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print."""
+    args = _parser().parse_args(arguments)
+    try:
+        with workspace(args.work) as work:
+            result, report = measure(args, work)
+    except AcouslicError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(report)
+    print(json.dumps(result))
+    return 0 if result["parity"]["within_bounds"] else 1
+
+
+def _met(name: str, reached: dict[str, float]) -> bool:
+    _, bound, side = GOALS[name]
+    return reached[name] >= bound if side == "at least" else reached[name] <= bound
+
+
+def _say(text: str) -> None:
+    print(f"{text} ...", flush=True)
+
+
+def _numbers(words: str) -> list[int]:
+    return [int(word) for word in words.split(",")]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--config", default="vit-l-14")
+    parser.add_argument("--members", type=int, default=5)
+    parser.add_argument("--adapted-blocks", default="6", help="the last so many blocks carry adapters, or 'all'")
+    parser.add_argument("--keep-share", type=float, default=1.0, help="share of the patches the tower keeps")
+    parser.add_argument("--case-frames", type=int, default=FRAMES_PER_CASE)
+    parser.add_argument("--rows", type=int, default=ROWS, help="of the frames")
+    parser.add_argument("--batches", type=_numbers, default=[16, 32, 64, 128, 256], help="frames, comma-separated")
+    parser.add_argument("--repeats", type=int, default=3, help="of each warm case")
+    parser.add_argument("--keep-page-cache", action="store_true", help="do not empty it before the new process")
+    parser.add_argument("--device", choices=("cpu", "cuda"))
+    parser.add_argument("--work", type=Path, help="a folder to keep artifact and case in for the next time")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

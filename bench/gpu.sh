@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Measures the algorithm on this machine's GPU, from any folder: parity, share of the matrix peak, warm and cold cases.
+# Tables, and JSON on the last line. Within 8 minutes on an H100-class card.
+#
+#   bench/gpu.sh                        five-member ViT-L/14 with random weights, generated case
+#   bench/gpu.sh --adapted-blocks all   further arguments go to bench/gpu.py
+#
+# PYTHON   the Python to use (default: python3). It is used as it is where it has torch and all else that is needed;
+#          where only small packages are missing, a virtual environment is made on top of it, which keeps its torch;
+#          without any torch, requirements/set_up.sh makes the usual environment.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+python=${PYTHON:-python3}
+needed="numpy, cv2, SimpleITK, zlib_ng, safetensors, tqdm, waitress"
+
+has() {
+    "$1" -c "import $2" >/dev/null 2>&1
+}
+
+if has "$python" "torch, $needed"; then
+    :
+elif has "$python" torch; then
+    environment=$root/.venv-bench
+    if ! has "$environment/bin/python" "torch, $needed"; then
+        echo "Installing the small packages that $python lacks into .venv-bench; its torch stays"
+        "$python" -m venv --system-site-packages "$environment" ||
+            { echo "$python has no venv module: install it, or name another Python in PYTHON." >&2; exit 1; }
+        "$environment/bin/python" -m pip install --quiet --disable-pip-version-check \
+            --constraint "$root/requirements/constraints.txt" -r "$root/requirements/algorithm.txt" ||
+            { echo "requirements/algorithm.txt could not be installed: see pip's message above." >&2; exit 1; }
+    fi
+    python=$environment/bin/python
+else
+    "$root/requirements/set_up.sh" runtime
+    python=$root/.venv/bin/python
+fi
+
+export PYTHONPATH=$root PYTHONUNBUFFERED=1
+exec "$python" "$root/bench/gpu.py" "$@"
