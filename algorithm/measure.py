@@ -58,13 +58,15 @@ def outline_best(
     selection = ensemble.manifest.selection
     outlines = []
     for frame_index in candidates:
-        mask, ellipse = _clean(_segment(ensemble, frames, frame_index, fov).mean(0), ensemble, fov)
+        (probability,) = _segment(ensemble, frames, [frame_index], fov)
+        mask, ellipse = _clean(probability.mean(0), ensemble, fov)
         if ellipse is not None:
             value_mm = circumference_mm(ellipse, spacing_mm)
             sweep = sweep_ranges(len(frames))[sweep_index(frame_index, len(frames))]
             reach = selection.neighbour_frames
             near = range(max(sweep.start, frame_index - reach), min(sweep.stop, frame_index + reach + 1))
-            interval_mm = _interval(ensemble, frames, near, fov, spacing_mm, value_mm)
+            others = _segment(ensemble, frames, [index for index in near if index != frame_index], fov)
+            interval_mm = _interval(ensemble, [probability, *others], fov, spacing_mm, value_mm)
             return Outline(frame_index, mask, ellipse, value_mm, interval_mm)
         outlines.append(Outline(frame_index, mask, None, None, None))
     return outlines[0]
@@ -78,29 +80,29 @@ def interval_around(value: float, measured: Sequence[float]) -> tuple[float, flo
 
 def _interval(
     ensemble: Segmenter,
-    frames: Tensor,
-    near: range,
+    probabilities: Sequence[NDArray[np.float32]],
     fov: Mask,
     spacing_mm: tuple[float, float],
     value_mm: float,
 ) -> tuple[float, float]:
-    """Each member alone outlines each frame of `near`; masks without an ellipse say nothing."""
+    """Each member alone outlines each frame, (members, rows, columns); masks without an ellipse say nothing."""
     measured_mm = []
-    for frame_index in near:
-        for probability in _segment(ensemble, frames, frame_index, fov):
+    for of_frame in probabilities:
+        for probability in of_frame:
             _, ellipse = _clean(probability, ensemble, fov)
             if ellipse is not None:
                 measured_mm.append(circumference_mm(ellipse, spacing_mm))
     return interval_around(value_mm, measured_mm)
 
 
-def _segment(ensemble: Segmenter, frames: Tensor, frame_index: int, fov: Mask) -> NDArray[np.float32]:
-    """Each decoder's probabilities on the frame itself: (members, rows, columns)."""
+def _segment(ensemble: Segmenter, frames: Tensor, frame_indices: Sequence[int], fov: Mask) -> list[NDArray[np.float32]]:
+    """Each decoder's probabilities on the frames themselves, (members, rows, columns) a frame; no frames: none."""
+    if not frame_indices:
+        return []
     with torch.inference_mode():
-        frame = frames[frame_index : frame_index + 1]
-        images = normalise(frame, ensemble.manifest.preprocessing, ensemble.dtype)
-        probabilities = ensemble.segment(images)[:, 0]
-        return np.asarray(mask_to_frame(probabilities, *fov.shape).cpu().numpy())
+        images = normalise(frames[list(frame_indices)], ensemble.manifest.preprocessing, ensemble.dtype)
+        of_frames = ensemble.segment(images).unbind(1)
+        return [np.asarray(mask_to_frame(members, *fov.shape).cpu().numpy()) for members in of_frames]
 
 
 def _clean(probability: NDArray[np.float32], ensemble: Segmenter, fov: Mask) -> tuple[Mask, Ellipse | None]:
