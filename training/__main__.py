@@ -13,6 +13,7 @@ COMMANDS = {
     "prepare": ("training.prepare", "raw release to the cache that training reads"),
     "split": ("training.split", "divide the cases: the published split, or folds by subject"),
     "fit": ("training.fit", "train one member"),
+    "ensemble": ("training.ensemble", "raw release to a trained ensemble: prepare, split, fit every fold"),
     "table": ("training.table", "every row of the paper's table, five trials each"),
     "export": ("training.export", "trained members to an artifact"),
     "import": ("training.import_published", "checkpoints of the published code to an artifact"),

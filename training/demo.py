@@ -25,10 +25,12 @@ from training.cache import Cache
 from training.export import ExportSettings, export_runs
 from training.fit import fit_fold
 from training.local_attention import starting_weights
+from training.run_folder import RunFolder
 from training.settings import (
     AdapterSettings,
     AugmentSettings,
     HeadSettings,
+    LossSettings,
     MachineSettings,
     OptimiserSettings,
     SamplingSettings,
@@ -70,7 +72,7 @@ class DemoPlan:
     pretraining: SweepPlan = SweepPlan(seed=7001, cases=400, rows=281, sweeps=2, frames_per_sweep=35, folds=6)
     """Many cases of few, small frames: a tower that saw 48 whole cases knew the cases, not the abdomen."""
     members: SweepPlan = SweepPlan(seed=7002, cases=24, rows=562, sweeps=6, frames_per_sweep=140, folds=3)
-    pretraining_epochs: int = 8
+    pretraining_epochs: tuple[int, int] = (8, 10)
     member_epochs: int = 4
     jobs: int = 2
 
@@ -94,7 +96,16 @@ PRETRAINING = TrainSettings(
         patience_epochs=None,
     ),
 )
-"""The tower's own training: everything is learned."""
+"""The tower's first training, all of it: mostly by outlines it learns what an abdomen looks like."""
+
+SECOND_PRETRAINING = replace(
+    PRETRAINING,
+    # Coarse masks of every frame, so cheap ones: each patch learns that here is none, also where something like it is.
+    heads=HeadSettings(filters=8, decoder_grid=3),
+    sampling=SamplingSettings(negatives_per_positive=2.0, hard_share=0.5, validation_stride=4),
+    loss=LossSettings(mask_frames="all"),
+)
+"""And its second, from there: to tell frames without one."""
 
 MEMBER = TrainSettings(
     tower=TowerSource(kept_patches="fan"),
@@ -121,31 +132,34 @@ def build_demo(plan: DemoPlan, work: Path, out: Path, machine: MachineSettings, 
     write_json(config_path, TOWER_CONFIG)
     save_file(starting_weights(tower_config_from_open_clip(TOWER_CONFIG), seed=1), weights_path)
     pretraining = _prepare(work / "pretraining", plan.pretraining, plan.jobs)
-    settings = replace(
-        PRETRAINING,
-        tower=replace(PRETRAINING.tower, weights=str(weights_path), config=str(config_path)),
-        optimiser=replace(PRETRAINING.optimiser, epochs=plan.pretraining_epochs),
-        machine=machine,
-    )
+    tower = TowerSource(weights=str(weights_path), config=str(config_path), kept_patches="fan")
     folds = split.read_split(work / "pretraining" / "split.json")
-    tower_run = fit_fold(pretraining, folds, 0, settings, work / "pretraining" / "run", command=command)
+    for stage, (settings, epochs) in enumerate(
+        zip((PRETRAINING, SECOND_PRETRAINING), plan.pretraining_epochs, strict=True), start=1
+    ):
+        out_of_stage = work / "pretraining" / f"run_{stage}"
+        settings = _with(settings, replace(tower, train_all=True), epochs, machine)
+        tower_run = fit_fold(pretraining, folds, 0, settings, out_of_stage, command=command)
+        tower = _tower_of(tower_run)
     members = _prepare(work / "members", plan.members, plan.jobs)
-    settings = replace(
-        MEMBER,
-        tower=replace(
-            MEMBER.tower,
-            weights=str(tower_run.tower / "tower.safetensors"),
-            config=str(tower_run.tower / "open_clip_config.json"),
-        ),
-        optimiser=replace(MEMBER.optimiser, epochs=plan.member_epochs),
-        machine=machine,
-    )
+    settings = _with(MEMBER, tower, plan.member_epochs, machine)
     folds = split.read_split(work / "members" / "split.json")
     runs = [
         fit_fold(members, folds, member, settings, work / "members" / f"run_{member + 1}", command=command)
         for member in range(folds.members)
     ]
     export_runs(runs, out, _EXPORT, command=command)
+
+
+def _with(settings: TrainSettings, tower: TowerSource, epochs: int, machine: MachineSettings) -> TrainSettings:
+    optimiser = replace(settings.optimiser, epochs=epochs)
+    return replace(settings, tower=tower, optimiser=optimiser, machine=machine)
+
+
+def _tower_of(run: RunFolder) -> TowerSource:
+    """The tower that a run trained, as the start of the next."""
+    weights, config = run.tower / "tower.safetensors", run.tower / "open_clip_config.json"
+    return TowerSource(weights=str(weights), config=str(config), kept_patches="fan")
 
 
 _EXPORT = ExportSettings(

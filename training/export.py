@@ -38,6 +38,7 @@ from training.cache import Cache
 from training.calibrate import choose_mask_threshold, choose_thresholds, judge_cases
 from training.dataset import table_of
 from training.model import all_rows
+from training.pack import write_archive
 from training.run_folder import RunFolder, made_by
 from training.tower_source import LoadedTower
 from training.trained_member import TrainedMember, read_member, rebuild_network, shared_tower
@@ -202,6 +203,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("runs", nargs="+", help="folders of finished runs, or folders that hold fold_1, fold_2, ...")
     parser.add_argument("--out", required=True, help="folder of the artifact")
+    parser.add_argument("--pack", help="also write the artifact as this model.tar.gz")
     parser.add_argument("--cache", help="where the validation frames lie now, if not where they lay in training")
     parser.add_class_arguments(ExportSettings, None)
     try:
@@ -214,6 +216,8 @@ def main(arguments: list[str]) -> int:
     cache = None if options.cache is None else Cache(Path(options.cache))
     command = shlex.join(["python", "-m", "training", "export", *arguments])
     export_runs(runs, Path(options.out), settings, cache=cache, command=command)
+    if options.pack is not None:
+        write_archive(Path(options.out), Path(options.pack))
     return 0
 
 

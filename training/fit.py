@@ -53,24 +53,33 @@ def fit_fold(
 
 def parse_arguments(arguments: list[str]) -> Namespace:
     """Options and settings, or AcouslicError for what is unknown or of a wrong type."""
-    chooser = argparse.ArgumentParser(add_help=False)
-    chooser.add_argument("--faithful", nargs="?", const="cls", choices=sorted(PRESETS))
-    preset = chooser.parse_known_args(arguments)[0].faithful
-    parser = ArgumentParser(
-        prog="python -m training fit", description=(__doc__ or "").splitlines()[0], exit_on_error=False
-    )
+    parser = make_parser("fit", (__doc__ or "").splitlines()[0], arguments)
     parser.add_argument("--cache", required=True, help="folder that `prepare` made")
     parser.add_argument("--split", required=True, help="file that `split` made")
     parser.add_argument("--out", required=True, help="folder of the run")
     parser.add_argument("--fold", type=int, help="fold to validate on, from 1; all of them if not given")
-    parser.add_argument("--faithful", nargs="?", const="cls", choices=sorted(PRESETS), help="the published recipe")
     parser.add_argument("--check", action="store_true", help="one batch of everything")
+    return parse_with(parser, "fit", arguments)
+
+
+def make_parser(command: str, description: str, arguments: list[str]) -> ArgumentParser:
+    """A parser of a command that trains: every setting, `--config`, and `--faithful`, which decides the defaults."""
+    chooser = argparse.ArgumentParser(add_help=False)
+    chooser.add_argument("--faithful", nargs="?", const="cls", choices=sorted(PRESETS))
+    preset = chooser.parse_known_args(arguments)[0].faithful
+    parser = ArgumentParser(prog=f"python -m training {command}", description=description, exit_on_error=False)
+    parser.add_argument("--faithful", nargs="?", const="cls", choices=sorted(PRESETS), help="the published recipe")
     parser.add_argument("--config", action=ActionConfigFile, help="settings as YAML")
     add_settings(parser, TrainSettings() if preset is None else PRESETS[preset])
+    return parser
+
+
+def parse_with(parser: ArgumentParser, command: str, arguments: list[str]) -> Namespace:
+    """The options with settings as dataclasses. Raises AcouslicError in place of jsonargparse's own."""
     try:
         return parser.instantiate(parser.parse_args(arguments))
     except argparse.ArgumentError as error:
-        raise AcouslicError(f"fit: {' '.join(str(error).split())}") from None
+        raise AcouslicError(f"{command}: {' '.join(str(error).split())}") from None
 
 
 def add_settings(parser: ArgumentParser, defaults: TrainSettings) -> None:

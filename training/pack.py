@@ -17,7 +17,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--model", type=Path, required=True, help="folder of the artifact")
     parser.add_argument("--out", type=Path, required=True, help="archive to write")
     options = parser.parse_args(arguments)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    pack_artifact(options.model, options.out)
-    print(f"{options.out}: {options.out.stat().st_size / 2**20:.1f} MiB, sha256 {hash_file(options.out)}")
+    write_archive(options.model, options.out)
     return 0
+
+
+def write_archive(model: Path, archive: Path) -> None:
+    """Pack the artifact in `model`, and say how large the archive is and what its hash is."""
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    pack_artifact(model, archive)
+    print(f"{archive}: {archive.stat().st_size / 2**20:.1f} MiB, sha256 {hash_file(archive)}")

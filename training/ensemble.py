@@ -1,0 +1,48 @@
+"""One command from the raw release to a trained ensemble: prepare, split by subject, fit every fold.
+
+    python -m training ensemble --raw RELEASE --out WORK --tower.weights FILE [--folds 5] [--config X.yaml] ...
+
+WORK/cache, WORK/split.json and WORK/fold_1, WORK/fold_2, ... are what the single commands would make; one that was
+ended goes on. Settings are those of `fit`. Then: python -m training export WORK --out model/ --pack model.tar.gz ...
+"""
+
+import shlex
+from pathlib import Path
+
+from acouslic.errors import AcouslicError
+from acouslic.release import Release
+from algorithm.open_clip_weights import tower_config_from_open_clip
+from training import prepare, split
+from training.cache import Cache
+from training.fit import fit_fold, make_parser, parse_with, settings_of
+from training.tower_source import read_model_config
+
+
+def main(arguments: list[str]) -> int:
+    """The command `python -m training ensemble`."""
+    parser = make_parser("ensemble", (__doc__ or "").splitlines()[0], arguments)
+    parser.add_argument("--raw", required=True, help="the release: images/, masks/, circumferences/")
+    parser.add_argument("--out", required=True, help="folder for cache, split and runs")
+    parser.add_argument("--folds", type=int, default=5, help="one a member")
+    parser.add_argument("--split_seed", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1, help="processes that prepare")
+    parser.add_argument("--antialias", type=bool, default=False, help="resize with antialiasing")
+    options = parse_with(parser, "ensemble", arguments)
+    settings, out, raw = settings_of(options), Path(options.out), Path(options.raw)
+    image_size = tower_config_from_open_clip(read_model_config(settings.tower)).image_size
+    words = [f"--raw={raw}", f"--out={out / 'cache'}", f"--image-size={image_size}", f"--jobs={options.jobs}"]
+    _done(prepare.main([*words, *(["--antialias"] if options.antialias else [])]), "prepare")
+    words = [f"--csv={Release(raw).circumferences_path}", f"--cache={out / 'cache'}", f"--folds={options.folds}"]
+    split_path = out / "split.json"
+    _done(split.main(["--protocol=subject", *words, f"--seed={options.split_seed}", f"--out={split_path}"]), "split")
+    cache, folds = Cache(out / "cache"), split.read_split(split_path)
+    command = shlex.join(["python", "-m", "training", "ensemble", *arguments])
+    for member in range(folds.members):
+        fit_fold(cache, folds, member, settings, out / f"fold_{member + 1}", command=command)
+    print(f"{folds.members} members in {out}; next: python -m training export {out} --out model/", flush=True)
+    return 0
+
+
+def _done(exit_code: int, step: str) -> None:
+    if exit_code:
+        raise AcouslicError(f"{step} failed: see its message above")
