@@ -130,7 +130,7 @@ class Ensemble:
         presence = self._presence_of_members(images, output)
         optimality = embedding.new_empty(0, len(images))
         if self.optimality is not None:
-            optimality = self.optimality.probability(embedding[self.optimality_members])
+            optimality = self.optimality.probability(_pick(embedding, self.optimality_members))
         return MemberScores(presence, optimality)
 
     @torch.inference_mode()
@@ -207,7 +207,7 @@ class Ensemble:
             return self.presence.probability(embedding)
         presence: dict[int, Tensor] = {k: self._mask_judgement(k, images, output.taps[k]) for k in self.mask_judges}
         if self.presence is not None:
-            of_heads = self.presence.probability(embedding[self.presence_members])
+            of_heads = self.presence.probability(_pick(embedding, self.presence_members))
             presence |= dict(zip(self.presence_members, of_heads, strict=True))
         return torch.stack([presence[k] for k in range(self.members)])
 
@@ -224,6 +224,11 @@ class Ensemble:
         assert self.presence is not None
         head = _one(self.presence, self.presence_members.index(k))
         return GateScores(head.probability(output.embedding)[0], optimality)
+
+
+def _pick(embedding: Tensor, members: list[int]) -> Tensor:
+    """The rows of `members`. Not by indexing with the list: that is copied to a GPU, which makes the host wait."""
+    return torch.stack([embedding[k] for k in members])
 
 
 def _one(heads: LinearHeads, index: int) -> LinearHeads:

@@ -1,0 +1,63 @@
+"""Scoring queues work and goes on: nothing in it makes the host wait for a GPU."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from algorithm.artifact import load_artifact
+from algorithm.ensemble import Ensemble
+from algorithm.manifest import ScoringConfig
+from algorithm.preprocess import normalise, resize_frames
+
+# Operations that, on a GPU, copy from the host what Python holds (a list of indices, a constant) or to the host what
+# it asks for (a number, the size of a result).
+WAITING = {"lift_fresh", "_local_scalar_dense", "nonzero", "masked_select", "unique", "unique2", "_unique2", "item"}
+
+
+class Operations(TorchDispatchMode):
+    """The names of all operations that run inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.name().removeprefix("aten::").partition(".")[0])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def ensemble(tiny_model):
+    """Two members, a gate, every head; the second member has no presence head and judges by its mask."""
+    artifact = load_artifact(tiny_model)
+    first, second = artifact.manifest.members
+    members = (first, dataclasses.replace(second, presence=False))
+    manifest = dataclasses.replace(artifact.manifest, members=members, scoring=ScoringConfig(mode="gated"))
+    heads = {name: tensor for name, tensor in artifact.members[1].heads.items() if not name.startswith("presence")}
+    states = (artifact.members[0], dataclasses.replace(artifact.members[1], heads=heads))
+    return Ensemble.from_artifact(
+        dataclasses.replace(artifact, manifest=manifest, members=states), torch.device("cpu"), torch.float32
+    )
+
+
+def test_from_frames_to_probabilities_nothing_waits(ensemble):
+    """Resizing, normalising, the gate and all members: only operations that queue."""
+    frames = torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8)
+    with Operations() as operations, torch.inference_mode():
+        preprocessing = ensemble.manifest.preprocessing
+        images = normalise(resize_frames(frames, 56, preprocessing), preprocessing, torch.float32)
+        ensemble.gate(images)
+        ensemble.score(images)
+    assert len(operations.names) > 10
+    assert not operations.names & WAITING
+
+
+def test_operations_that_wait_would_be_found():
+    """The test above can fail: indexing by a list, asking for a number, and a constant are seen."""
+    x = torch.zeros(3)
+    for wait in (lambda: x[[0, 2]], lambda: float(x[0]), lambda: x.masked_select(x > 0), lambda: torch.tensor([1.0])):
+        with Operations() as operations:
+            wait()
+        assert operations.names & WAITING
