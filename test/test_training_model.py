@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from acouslic.errors import AcouslicError
@@ -225,6 +226,36 @@ def test_mask_loss_by_hand() -> None:
     empty = torch.full((2, 4, 4), -100.0)
     assert mask_loss(empty, target, LossSettings(mask="dice")).tolist() == pytest.approx([0.8, 0.0], abs=1e-6)
     assert mask_loss(empty, target, LossSettings(mask="dice_pooled")).tolist() == pytest.approx([0.8, 0.8], abs=1e-6)
+
+
+def test_processes_share_one_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 2 processes one has 2 counted frames with a sum of 3, the other 4: this one's part is 3 / (6 / 2).
+
+    Averaged over both, as gradients are, that is the mean over all 6.
+    """
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda count: count.add_(4))
+    loss, included = torch.tensor([1.0, 2.0, 9.0]), torch.tensor([True, True, False])
+    assert float(shared_mean(loss, included)) == pytest.approx(1.0)
+
+
+def test_heads_start_from_those_of_another_run(tmp_path: Path) -> None:
+    """A head that the file has is taken, one that it lacks starts anew, and a wrong shape or no head is an error."""
+    other = draw_network(heads=replace(HEADS, optimality=False)).heads.state_dict()
+    with torch.no_grad():
+        other["presence.bias"].fill_(3.0)
+    path = tmp_path / "heads.safetensors"
+    save_file(other, path)
+    network = draw_network(heads=replace(HEADS, weights=str(path)))
+    assert network.heads.presence.bias.item() == 3.0
+    assert network.heads.optimality is not None
+    save_file({"presence.weight": torch.zeros(1, 4), "presence.bias": torch.zeros(1)}, path)
+    with pytest.raises(AcouslicError, match=r"presence.*shape"):
+        draw_network(heads=replace(HEADS, weights=str(path)))
+    save_file({"another.weight": torch.zeros(1)}, path)
+    with pytest.raises(AcouslicError, match="none of the heads"):
+        draw_network(heads=replace(HEADS, weights=str(path)))
 
 
 def test_the_mean_counts_included_frames_only() -> None:

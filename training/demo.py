@@ -14,11 +14,13 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from acouslic.errors import AcouslicError
 from acouslic.release import Release
 from acouslic.write import write_json
+from algorithm.artifact import HEADS_FILE
 from algorithm.open_clip_weights import tower_config_from_open_clip
 from training import generate, prepare, split
 from training.cache import Cache
@@ -71,7 +73,7 @@ class DemoPlan:
 
     pretraining: SweepPlan = SweepPlan(seed=7001, cases=400, rows=281, sweeps=2, frames_per_sweep=35, folds=6)
     """Many cases of few, small frames: a tower that saw 48 whole cases knew the cases, not the abdomen."""
-    members: SweepPlan = SweepPlan(seed=7002, cases=24, rows=562, sweeps=6, frames_per_sweep=140, folds=3)
+    members: SweepPlan = SweepPlan(seed=7002, cases=72, rows=562, sweeps=3, frames_per_sweep=70, folds=3)
     pretraining_epochs: tuple[int, int] = (8, 10)
     member_epochs: int = 4
     jobs: int = 2
@@ -111,10 +113,10 @@ MEMBER = TrainSettings(
     tower=TowerSource(kept_patches="fan"),
     adapter=AdapterSettings(rank=4, alpha=8, dropout=0.05, last_blocks=2),
     heads=HeadSettings(filters=8, decoder_grid=6),
-    sampling=SamplingSettings(negatives_per_positive=3.0, validation_stride=8),
+    sampling=SamplingSettings(negatives_per_positive=2.0, hard_share=0.5, validation_stride=4),
     augment=_AUGMENT,
     optimiser=OptimiserSettings(
-        learning_rate=1e-3,
+        learning_rate=7e-4,
         decoder_learning_rate=2e-3,
         warmup_share=0.1,
         batch_size=32,
@@ -134,6 +136,7 @@ def build_demo(plan: DemoPlan, work: Path, out: Path, machine: MachineSettings, 
     pretraining = _prepare(work / "pretraining", plan.pretraining, plan.jobs)
     tower = TowerSource(weights=str(weights_path), config=str(config_path), kept_patches="fan")
     folds = split.read_split(work / "pretraining" / "split.json")
+    heads: dict[str, Tensor] = {}
     for stage, (settings, epochs) in enumerate(
         zip((PRETRAINING, SECOND_PRETRAINING), plan.pretraining_epochs, strict=True), start=1
     ):
@@ -141,8 +144,13 @@ def build_demo(plan: DemoPlan, work: Path, out: Path, machine: MachineSettings, 
         settings = _with(settings, replace(tower, train_all=True), epochs, machine)
         tower_run = fit_fold(pretraining, folds, 0, settings, out_of_stage, command=command)
         tower = _tower_of(tower_run)
+        # Of the first stage the decoder, whose masks are as fine as the members'; of the second the linear heads.
+        heads |= load_file(tower_run.member / HEADS_FILE) if stage == 1 else _linear_heads(tower_run)
+    heads_path = work / "heads.safetensors"
+    save_file(heads, heads_path)
     members = _prepare(work / "members", plan.members, plan.jobs)
     settings = _with(MEMBER, tower, plan.member_epochs, machine)
+    settings = replace(settings, heads=replace(settings.heads, weights=str(heads_path)))
     folds = split.read_split(work / "members" / "split.json")
     runs = [
         fit_fold(members, folds, member, settings, work / "members" / f"run_{member + 1}", command=command)
@@ -154,6 +162,11 @@ def build_demo(plan: DemoPlan, work: Path, out: Path, machine: MachineSettings, 
 def _with(settings: TrainSettings, tower: TowerSource, epochs: int, machine: MachineSettings) -> TrainSettings:
     optimiser = replace(settings.optimiser, epochs=epochs)
     return replace(settings, tower=tower, optimiser=optimiser, machine=machine)
+
+
+def _linear_heads(run: RunFolder) -> dict[str, Tensor]:
+    heads = load_file(run.member / HEADS_FILE)
+    return {name: tensor for name, tensor in heads.items() if not name.startswith("decoder.")}
 
 
 def _tower_of(run: RunFolder) -> TowerSource:

@@ -13,9 +13,9 @@ from torch.utils.checkpoint import checkpoint
 from acouslic.errors import AcouslicError
 from algorithm.heads import Heads, presence_from_mask
 from algorithm.manifest import DecoderConfig, MemberConfig, TowerConfig
-from algorithm.tower import Tower, tower_from_state
+from algorithm.tower import Tower, check_state, tower_from_state
 from training.settings import AdapterSettings, HeadSettings
-from training.tower_source import LoadedTower
+from training.tower_source import LoadedTower, read_weights
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,26 @@ def build_network(
     if checkpoint_blocks:
         _checkpoint_blocks(tower, 0 if train_all else first_adapted_block(loaded.config, adapter))
     adapted = attach_adapter(tower, adapter) if member.adapter else tower
-    return FrameNetwork(adapted, member, Heads(member, loaded.config), heads.detach_decoder).train()
+    own_heads = Heads(member, loaded.config)
+    if heads.weights is not None:
+        load_heads(own_heads, Path(heads.weights))
+    return FrameNetwork(adapted, member, own_heads, heads.detach_decoder).train()
+
+
+def load_heads(heads: Heads, path: Path) -> None:
+    """Start from the heads of another run, those that both have. Raises AcouslicError where none fits."""
+    state = read_weights(path)
+    fitting = 0
+    for name, head in heads.named_children():
+        part = {key.removeprefix(f"{name}."): tensor for key, tensor in state.items() if key.startswith(f"{name}.")}
+        if part:
+            check_state(part, head.state_dict(), f"{path}, {name}")
+            head.load_state_dict(part)
+            fitting += 1
+    if not fitting:
+        raise AcouslicError(
+            f"{path} holds none of the heads that are trained: {', '.join(dict(heads.named_children()))}"
+        )
 
 
 def member_config(tower: TowerConfig, adapter: AdapterSettings, heads: HeadSettings) -> MemberConfig:

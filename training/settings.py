@@ -70,6 +70,7 @@ class HeadSettings:
         decoder_grid: side of the token grid the decoder works on; nothing is the tower's own, 14 the published one.
         filters: width of the decoder's last stage.
         detach_decoder: no gradient from the mask reaches the tower (the published decoder sits on a frozen tower).
+        weights: a `heads.safetensors` of another run to start from, for the heads that both have.
     """
 
     presence: bool = True
@@ -79,6 +80,7 @@ class HeadSettings:
     decoder_grid: int | None = None
     filters: int = 32
     detach_decoder: bool = False
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
