@@ -16,13 +16,13 @@ import hashlib
 import os
 import shutil
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -39,7 +39,7 @@ from algorithm.manifest import (
     manifest_to_json,
     read_manifest,
 )
-from algorithm.tower import Tower, check_state, linear_shapes
+from algorithm.tower import Tower, check_state, linear_shapes, without_weights
 
 HEADS_FILE = "heads.safetensors"
 
@@ -59,9 +59,46 @@ class Artifact:
 
     folder: Path
     manifest: Manifest
-    tower_state: dict[str, Tensor]
-    """The state dict of `tower.Tower`, in the file's precision."""
+    tower_state: Mapping[str, Tensor]
+    """The state dict of `tower.Tower`, in the file's precision, each tensor read from the file when it is asked for."""
     members: tuple[MemberState, ...]
+
+
+class FileTensors(Mapping[str, Tensor]):
+    """The tensors of a safetensors file, mapped into memory a part at a time.
+
+    The pages of a mapping count as the process's memory as long as it lives. So the file is mapped anew after every
+    64 MiB of tensors, and who takes one after the other, as merging does, holds no more than that of the file.
+    Raises AcouslicError where the file is not safetensors.
+    """
+
+    MAPPED_BYTES = 1 << 26
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._names = list(self._map().keys())
+        self._mapped, self._taken_bytes = self._map(), 0
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        if self._taken_bytes > self.MAPPED_BYTES:
+            self._mapped, self._taken_bytes = self._map(), 0
+        tensor: Tensor = self._mapped.get_tensor(name)
+        self._taken_bytes += tensor.numel() * tensor.element_size()
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def _map(self) -> safe_open:
+        try:
+            return safe_open(self.path, framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise AcouslicError(f"{self.path} is not a readable safetensors file: {error}") from None
 
 
 def load_artifact(folder: Path, *, verify_hashes: bool = True) -> Artifact:
@@ -75,8 +112,8 @@ def load_artifact(folder: Path, *, verify_hashes: bool = True) -> Artifact:
     _check_files(folder, manifest)
     with ThreadPoolExecutor(max_workers=2) as pool:
         hashes = {name: pool.submit(hash_file, folder / name) for name in manifest.files} if verify_hashes else {}
-        tower_state = _read_tensors(folder / TOWER_FILE)
-        with torch.device("meta"):
+        tower_state = FileTensors(folder / TOWER_FILE)
+        with without_weights():
             expected = Tower(manifest.tower).state_dict()
         check_state(tower_state, expected, str(folder / TOWER_FILE))
         shapes = linear_shapes(manifest.tower)
@@ -195,7 +232,7 @@ def _read_member(
 ) -> MemberState:
     adapter = read_adapter(folder, shapes) if member.adapter else None
     heads = _read_tensors(folder / HEADS_FILE)
-    with torch.device("meta"):
+    with without_weights():
         expected = Heads(member, tower).state_dict()
     check_state(heads, expected, str(folder / HEADS_FILE))
     return MemberState(adapter, heads)

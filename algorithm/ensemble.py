@@ -16,6 +16,7 @@ from algorithm.artifact import Artifact
 from algorithm.heads import Heads, presence_from_mask
 from algorithm.manifest import DecoderConfig, Manifest
 from algorithm.stacked_tower import Row, RowOrder, StackedOutput, StackedTower
+from algorithm.tower import without_weights
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Ensemble:
         tower = StackedTower(manifest.tower, artifact.tower_state, rows, device=device, dtype=dtype, packed=packed)
         heads = []
         for member, config in zip(artifact.members, manifest.members, strict=True):
-            with torch.device("meta"):
+            with without_weights():
                 head = Heads(config, manifest.tower)
             head.load_state_dict({name: tensor.clone() for name, tensor in member.heads.items()}, assign=True)
             heads.append(head.to(device, torch.float32).eval().requires_grad_(False))

@@ -187,7 +187,7 @@ class StackedTower:
         self.packed = packed
         kept = config.kept_patches
         self.kept_patches = None if kept is None else torch.tensor(kept, device=device)
-        self.patch_weight = state["conv1.weight"].to(device, dtype).flatten(1)
+        self.patch_weight = weights.tensor("conv1.weight", dtype).flatten(1)
         positions = state["positional_embedding"].float()
         self.class_token = (state["class_embedding"].float() + positions[0]).to(device, weights.residual_dtype)
         patch_positions = positions[1:] if kept is None else positions[1:][list(kept)]
@@ -198,9 +198,9 @@ class StackedTower:
         adapted = [index for index, step in enumerate(self.steps) if step.adapted]
         self.parting = adapted[0] if adapted else len(self.steps)
         """Index of the first step that differs between rows."""
-        self.ln_post_weight = state["ln_post.weight"].to(device, torch.float32)
-        self.ln_post_bias = state["ln_post.bias"].to(device, torch.float32)
-        self.proj = state["proj"].to(device, torch.float32)
+        self.ln_post_weight = weights.tensor("ln_post.weight", torch.float32)
+        self.ln_post_bias = weights.tensor("ln_post.bias", torch.float32)
+        self.proj = weights.tensor("proj", torch.float32)
 
     def run(
         self,
@@ -308,10 +308,14 @@ class _Weights:
         all (bench/LOG.md); float16 has 11, so it stays float16."""
         return torch.float32 if self.dtype == torch.bfloat16 else self.dtype
 
+    def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
+        """A tensor of the tower on the device. It goes there as it lies in the file: torch would convert before it
+        copies, on the CPU, and then copy twice the bytes."""
+        return self.state[name].to(self.device).to(dtype)
+
     def norm(self, name: str) -> tuple[Tensor, Tensor]:
         """Weight and bias of a normalisation, which reads the residual stream."""
-        weight, bias = self.state[f"{name}.weight"], self.state[f"{name}.bias"]
-        return weight.to(self.device, self.residual_dtype), bias.to(self.device, self.residual_dtype)
+        return self.tensor(f"{name}.weight", self.residual_dtype), self.tensor(f"{name}.bias", self.residual_dtype)
 
     def fused_groups(self, root: str, is_last: bool) -> list[list[str]]:
         """Which of queries, keys and values are computed in one product.
@@ -327,22 +331,31 @@ class _Weights:
 
     def linear(self, names: Sequence[str], layer_scale: str | None, *, packed: bool) -> StackedLinear:
         """The layers `names`, adapted all or none, fused into one along their outputs."""
-        gamma = None if layer_scale is None else self.state[layer_scale].to(self.device, torch.float32)
-        bias = torch.cat([self.state[f"{name}.bias"].to(self.device, torch.float32) for name in names])
+        gamma = None if layer_scale is None else self.tensor(layer_scale, torch.float32)
+        bias = torch.cat([self.tensor(f"{name}.bias", torch.float32) for name in names])
         rows = self.rows if names[0] in self.adapted else [()]
+        if rows == [()] and gamma is None:
+            # As it lies in the file to its place: the way through float32 would end in the same bits.
+            weights = [torch.cat([self.tensor(f"{name}.weight", self.dtype) for name in names])]
+            return StackedLinear(weights, bias.to(self.dtype), packed=packed)
+        base = torch.cat([self.tensor(f"{name}.weight", torch.float32) for name in names])
         weights = []
-        bases = {name: self.state[f"{name}.weight"].to(self.device, torch.float32) for name in names}
         for row in rows:
-            merged = torch.cat([self._merged(bases[name], name, row) for name in names])
+            merged = self._merged(base, names, row)
             weights.append((merged if gamma is None else merged * gamma[:, None]).to(self.dtype))
         return StackedLinear(weights, (bias if gamma is None else bias * gamma).to(self.dtype), packed=packed)
 
-    def _merged(self, base: Tensor, name: str, row: Row) -> Tensor:
-        """The float32 weight of layer `name` with the row's adapters added in."""
-        merged = base
+    def _merged(self, base: Tensor, names: Sequence[str], row: Row) -> Tensor:
+        """The float32 weights `base` of the layers `names`, one below the other, with the row's adapters added in."""
+        merged, height = base, len(base) // len(names)
         for share, adapter in row:
-            if adapter is not None and name in adapter.factors:
-                merged = merged + adapter.factors[name].delta(self.device) * share
+            for index, name in enumerate(names):
+                factors = None if adapter is None else adapter.factors.get(name)
+                if factors is None:
+                    continue
+                merged = merged.clone() if merged is base else merged
+                a, b = factors.a.to(self.device, torch.float32), factors.b.to(self.device, torch.float32)
+                merged[index * height : (index + 1) * height].addmm_(b, a, alpha=factors.scaling * share)
         return merged
 
 

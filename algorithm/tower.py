@@ -6,12 +6,15 @@ adapter on any of them acts on the output and gets a gradient. Parameter names a
 float32 (test_model_tower.py).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from acouslic.errors import AcouslicError
 from algorithm.manifest import TowerConfig
@@ -102,7 +105,7 @@ class Transformer(nn.Module):
 
 
 class Tower(nn.Module):
-    """The visual transformer of `config`, randomly initialised; on the meta device where asked for by context."""
+    """The visual transformer of `config`, randomly initialised, or with nothing but shapes in `without_weights`."""
 
     kept_patches: Tensor | None
 
@@ -111,12 +114,14 @@ class Tower(nn.Module):
         self.config = config
         width, patches = config.width, config.grid_size**2
         self.conv1 = nn.Conv2d(3, width, config.patch_size, stride=config.patch_size, bias=False)
-        self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
-        self.positional_embedding = nn.Parameter(torch.randn(patches + 1, width) * width**-0.5)
+        self.class_embedding = nn.Parameter(torch.empty(width))
+        self.positional_embedding = nn.Parameter(torch.empty(patches + 1, width))
         self.ln_pre = nn.LayerNorm(width, eps=config.norm_eps) if config.pre_norm else nn.Identity()
         self.transformer = Transformer(config)
         self.ln_post = nn.LayerNorm(width, eps=config.norm_eps)
-        self.proj = nn.Parameter(torch.randn(width, config.output_dim) * width**-0.5)
+        self.proj = nn.Parameter(torch.empty(width, config.output_dim))
+        for parameter in (self.class_embedding, self.positional_embedding, self.proj):
+            nn.init.normal_(parameter, std=width**-0.5)
         # Part of the configuration, not of the weights: never in the state dict, and real even on the meta device.
         kept = None if config.kept_patches is None else torch.tensor(config.kept_patches, device="cpu")
         self.register_buffer("kept_patches", kept, persistent=False)
@@ -167,12 +172,39 @@ class Tower(nn.Module):
         return full.index_copy(1, self.kept_patches + 1, tokens[:, 1:])
 
 
+class _NoInitialisation(TorchFunctionMode):
+    """Leaves tensors as they are where a module would fill them."""
+
+    FILLING: tuple[Callable[..., Any], ...] = (
+        *(Tensor.uniform_, Tensor.normal_, Tensor.fill_, Tensor.zero_),
+        *(nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_, nn.init.ones_, nn.init.zeros_),
+    )
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in self.FILLING:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Modules built inside have names, shapes and types only, on the meta device.
+
+    Initialising meta tensors would import torch._dynamo and 900 modules more: two seconds of a cold start.
+    """
+    with torch.device("meta"), _NoInitialisation():
+        yield
+
+
 def tower_from_state(config: TowerConfig, state: Mapping[str, Tensor]) -> Tower:
     """The tower of `config` whose parameters are the very tensors of `state`, without a copy or an initialisation.
 
     Raises AcouslicError naming the first tensor that is missing, unknown or of another shape.
     """
-    with torch.device("meta"):
+    with without_weights():
         tower = Tower(config)
     check_state(state, tower.state_dict(), "the tower's weights")
     tower.load_state_dict(state, strict=True, assign=True)
@@ -181,7 +213,7 @@ def tower_from_state(config: TowerConfig, state: Mapping[str, Tensor]) -> Tower:
 
 def linear_shapes(config: TowerConfig) -> dict[str, tuple[int, int]]:
     """Every linear layer of the tower, all of which adapters can act on: name to (out_features, in_features)."""
-    with torch.device("meta"):
+    with without_weights():
         modules = dict(Tower(config).named_modules())
     return {
         name: (module.out_features, module.in_features)

@@ -30,7 +30,7 @@ from algorithm.manifest import (
     Thresholds,
     TowerConfig,
 )
-from algorithm.tower import Tower, linear_shapes
+from algorithm.tower import Tower, linear_shapes, without_weights
 
 TOWERS = {
     # FetalCLIP's own configuration.
@@ -132,7 +132,7 @@ def central_patches(grid_size: int, share: float) -> tuple[int, ...]:
 
 def random_tower(config: TowerConfig, generator: torch.Generator, dtype: torch.dtype) -> Tower:
     """A tower in which every parameter is random and no two are alike, and activations stay near one."""
-    with torch.device("meta"):
+    with without_weights():
         tower = Tower(config)
     state = {}
     for name, parameter in tower.state_dict().items():

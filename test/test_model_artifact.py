@@ -5,6 +5,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import tarfile
 
 import pytest
@@ -194,6 +196,20 @@ def test_pickle_is_never_read(name, artifact, monkeypatch, tmp_path):
     with pytest.raises(AcouslicError, match=f"{name} is not a readable safetensors file"):
         load_artifact(artifact)
     assert not (tmp_path / "exploded").exists()
+
+
+def test_loading_imports_no_compiler(sound, repository):
+    """From the folder to the first mask nothing imports torch's compiler: 900 modules, seconds of a cold start."""
+    program = (
+        "import sys, torch; from pathlib import Path\n"
+        "from algorithm.artifact import load_artifact; from algorithm.ensemble import Ensemble\n"
+        f"ensemble = Ensemble.from_artifact(load_artifact(Path({str(sound)!r})), torch.device('cpu'), torch.bfloat16)\n"
+        "images = torch.zeros(1, 3, 56, 56); ensemble.score(images); ensemble.segment(images)\n"
+        "print(sorted({'torch._dynamo', 'torch._inductor', 'sympy', 'open_clip', 'peft', 'timm'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+    assert done.stderr == ""
 
 
 def test_without_hashes_sizes_still_count(artifact):
