@@ -203,6 +203,8 @@ class _Batches:
         self.ensemble = ensemble
         self.frames = frames
         self.first_batch_at = 0.0
+        self._clock = _DeviceClock(frames.device)
+        self._first_batch: float | torch.cuda.Event | None = None
         self._batch_frames = batch_frames
         self._wait_for = wait_for
 
@@ -235,9 +237,12 @@ class _Batches:
             presence.append(scores.presence_probability)
             optimality.append(scores.optimality_probability)
             start = stop
-            self._note_first_batch()
+            if self._first_batch is None:
+                self._first_batch = self._clock.mark()
             progress(start / len(indices))
         found = [torch.cat(parts, 1).float().cpu().numpy() for parts in (presence, optimality)]
+        if not self.first_batch_at and self._first_batch is not None:
+            self.first_batch_at = self._clock.passed_at(self._first_batch)
         if not all(np.isfinite(values).all() for values in found):
             raise AcouslicError(
                 f"the model gives probabilities that are not numbers in {self.ensemble.dtype}: its weights overflow or "
@@ -271,9 +276,27 @@ class _Batches:
         if self.frames.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _note_first_batch(self) -> None:
-        """The time of the first result, which costs one wait a case on a GPU: the next batch starts a little later."""
-        if not self.first_batch_at:
-            if self.frames.device.type == "cuda":
-                torch.cuda.synchronize(self.frames.device)
-            self.first_batch_at = time.monotonic()
+
+class _DeviceClock:
+    """Says when queued work was done, once it is known to be, so that nobody has to wait to look at a clock."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._started_at = time.monotonic()
+        # Nothing is queued yet, so the GPU passes this mark at once.
+        self._start = self.mark()
+
+    def mark(self) -> float | torch.cuda.Event:
+        """A mark behind everything that is queued by now."""
+        if not self._on_gpu:
+            return time.monotonic()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def passed_at(self, mark: float | torch.cuda.Event) -> float:
+        """When `mark` was passed, in terms of `time.monotonic()`; the work behind it must be done."""
+        if isinstance(mark, float):
+            return mark
+        assert isinstance(self._start, torch.cuda.Event)
+        return self._started_at + self._start.elapsed_time(mark) / 1000
