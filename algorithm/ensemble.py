@@ -15,7 +15,8 @@ from acouslic.errors import AcouslicError
 from algorithm.artifact import Artifact
 from algorithm.heads import Heads, presence_from_mask
 from algorithm.manifest import DecoderConfig, Manifest
-from algorithm.stacked_tower import Row, RowOrder, StackedOutput, StackedTower
+from algorithm.merged_weights import Row
+from algorithm.stacked_tower import RowOrder, StackedOutput, StackedTower
 from algorithm.tower import without_weights
 
 

@@ -4,8 +4,6 @@ A layer that some member adapts holds one merged weight a row, (rows, out, in); 
 row is a member or a mixture of members. Activations carry a leading row axis that stays 1 until the first stacked
 weight: so whole blocks before the first adapter, and in an adapted block whatever does not depend on it, are computed
 once, exactly. From there on the rows run batched (one product for all) or one after another.
-
-Merging happens in float32, layer by layer, and is cast once. LayerScale is folded into the layer before it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,13 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from algorithm.lora import LoraAdapter
 from algorithm.manifest import TowerConfig
-from algorithm.packed_linear import PackedWeight, can_pack
-from algorithm.tower import activate
+from algorithm.merged_weights import MergedWeights, Row, StackedLinear
+from algorithm.packed_linear import can_pack
 
-Row = Sequence[tuple[float, LoraAdapter | None]]
-"""Adapters with their share; None is the bare tower."""
 RowOrder = Literal["batched", "sequential"]
 
 
@@ -34,30 +29,6 @@ class StackedOutput:
     """(rows, batch, output_dim) float32; None where only taps were asked for."""
     taps: list[dict[int, Tensor]]
     """One a row: block number to (batch, 1 + grid x grid, width), as `tower.TowerOutput.taps`."""
-
-
-class StackedLinear:
-    """A linear layer of all rows: its weight (rows or 1, out, in) and its shared bias (out,)."""
-
-    def __init__(self, weights: Sequence[Tensor], bias: Tensor, *, packed: bool) -> None:
-        self.adapted = len(weights) > 1
-        self.bias = bias
-        self.packed = [PackedWeight(weight) for weight in weights] if packed else None
-        self.stack = None if packed else _stack(weights)
-
-    def __call__(self, x: Tensor, rows: slice, activation: str | None = None) -> Tensor:
-        """Apply the layer of `rows`, and the activation, to x (rows or 1, batch, tokens, in)."""
-        if self.packed is not None:
-            (packed,) = self.packed[rows] if self.adapted else self.packed
-            return packed.apply(x, self.bias, activation)
-        assert self.stack is not None
-        weight = self.stack[rows] if self.adapted else self.stack
-        if len(weight) == 1:
-            y = F.linear(x, weight[0], self.bias)
-        else:
-            flat = x.flatten(1, -2).expand(len(weight), -1, -1)
-            y = torch.baddbmm(self.bias, flat, weight.transpose(1, 2)).unflatten(1, x.shape[1:-1])
-        return y if activation is None else activate(y, activation)
 
 
 @dataclass(frozen=True)
@@ -88,7 +59,7 @@ class _Step:
 class StackedBlock:
     """One block's weights, and its operations as steps."""
 
-    def __init__(self, number: int, weights: "_Weights", *, packed: bool) -> None:
+    def __init__(self, number: int, weights: MergedWeights, *, packed: bool) -> None:
         config = weights.config
         self.number, self.heads, self.width = number, config.heads, config.width
         self.eps, self.activation = config.norm_eps, config.activation
@@ -182,7 +153,7 @@ class StackedTower:
         packed: bool,
     ) -> None:
         self.config, self.rows, self.device, self.dtype = config, len(rows), device, dtype
-        weights = _Weights(config, state, rows, device, dtype)
+        weights = MergedWeights(config, state, rows, device, dtype)
         packed = packed and can_pack(device, dtype)
         self.packed = packed
         kept = config.kept_patches
@@ -286,78 +257,3 @@ class StackedTower:
         full = x.new_zeros(*x.shape[:2], 1 + self.config.grid_size**2, x.shape[-1])
         full[:, :, 0] = x[:, :, 0]
         return full.index_copy(2, self.kept_patches + 1, x[:, :, 1:])
-
-
-class _Weights:
-    """Takes merged weights out of the tower's state, one layer at a time."""
-
-    def __init__(
-        self,
-        config: TowerConfig,
-        state: Mapping[str, Tensor],
-        rows: Sequence[Row],
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        self.config, self.state, self.rows, self.device, self.dtype = config, state, rows, device, dtype
-        self.adapted = {name for row in rows for _, adapter in row if adapter is not None for name in adapter.factors}
-
-    @property
-    def residual_dtype(self) -> torch.dtype:
-        """The type of the residual stream: float32 beside bfloat16, whose 8 bits would lose most of what is lost in
-        all (bench/LOG.md); float16 has 11, so it stays float16."""
-        return torch.float32 if self.dtype == torch.bfloat16 else self.dtype
-
-    def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
-        """A tensor of the tower on the device. It goes there as it lies in the file: torch would convert before it
-        copies, on the CPU, and then copy twice the bytes."""
-        return self.state[name].to(self.device).to(dtype)
-
-    def norm(self, name: str) -> tuple[Tensor, Tensor]:
-        """Weight and bias of a normalisation, which reads the residual stream."""
-        return self.tensor(f"{name}.weight", self.residual_dtype), self.tensor(f"{name}.bias", self.residual_dtype)
-
-    def fused_groups(self, root: str, is_last: bool) -> list[list[str]]:
-        """Which of queries, keys and values are computed in one product.
-
-        Those that are adapted and those that are not stay apart, so that the latter are computed once for all rows;
-        in the last block the queries stay apart, since only the class token's may be needed.
-        """
-        groups = []
-        for parts in (["q"], ["k", "v"]) if is_last else (["q", "k", "v"],):
-            adapted = [part for part in parts if f"{root}attn.{part}_proj" in self.adapted]
-            groups += [[part for part in parts if part not in adapted], adapted]
-        return sorted(filter(None, groups), key=lambda group: f"{root}attn.{group[0]}_proj" in self.adapted)
-
-    def linear(self, names: Sequence[str], layer_scale: str | None, *, packed: bool) -> StackedLinear:
-        """The layers `names`, adapted all or none, fused into one along their outputs."""
-        gamma = None if layer_scale is None else self.tensor(layer_scale, torch.float32)
-        bias = torch.cat([self.tensor(f"{name}.bias", torch.float32) for name in names])
-        rows = self.rows if names[0] in self.adapted else [()]
-        if rows == [()] and gamma is None:
-            # As it lies in the file to its place: the way through float32 would end in the same bits.
-            weights = [torch.cat([self.tensor(f"{name}.weight", self.dtype) for name in names])]
-            return StackedLinear(weights, bias.to(self.dtype), packed=packed)
-        base = torch.cat([self.tensor(f"{name}.weight", torch.float32) for name in names])
-        weights = []
-        for row in rows:
-            merged = self._merged(base, names, row)
-            weights.append((merged if gamma is None else merged * gamma[:, None]).to(self.dtype))
-        return StackedLinear(weights, (bias if gamma is None else bias * gamma).to(self.dtype), packed=packed)
-
-    def _merged(self, base: Tensor, names: Sequence[str], row: Row) -> Tensor:
-        """The float32 weights `base` of the layers `names`, one below the other, with the row's adapters added in."""
-        merged, height = base, len(base) // len(names)
-        for share, adapter in row:
-            for index, name in enumerate(names):
-                factors = None if adapter is None else adapter.factors.get(name)
-                if factors is None:
-                    continue
-                merged = merged.clone() if merged is base else merged
-                a, b = factors.a.to(self.device, torch.float32), factors.b.to(self.device, torch.float32)
-                merged[index * height : (index + 1) * height].addmm_(b, a, alpha=factors.scaling * share)
-        return merged
-
-
-def _stack(weights: Sequence[Tensor]) -> Tensor:
-    return weights[0][None] if len(weights) == 1 else torch.stack(list(weights))
