@@ -87,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             report = CaseReport(
                 manifest=setting.manifest,
                 model=setting.model,
+                random=args.model is None,
                 header=setting.header,
                 float32=runs.float32,
                 autocast=AutocastSide(half_type(runs.ours), runs.autocast),

@@ -32,6 +32,8 @@ class CaseReport:
 
     manifest: Manifest
     model: Path
+    random: bool
+    """The artifact is `inputs.random_model`."""
     header: StackHeader
     float32: list[SideRun]
     autocast: AutocastSide
@@ -201,6 +203,11 @@ class CaseReport:
             "chosen frame: " + _listed(agreement["selected_frame"]) + "; best candidate before any outline: "
             f"{_listed(agreement['first_candidate'])}.",
         ]
+        if self.random:
+            lines.append(
+                "The random heads are set to tell the case's frames apart, however alike a random tower finds them, "
+                "and magnify its rounding by as much: parity.py on a trained artifact is the measure of half precision."
+            )
         if "cold" in found:
             cold = found["cold"]
             lines.append(

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from acouslic.errors import AcouslicError
@@ -93,6 +94,19 @@ def speckle_sweep(path: Path, *, frames: int, rows: int = ROWS) -> Path:
     noise = np.random.default_rng(0).rayleigh(40, (16, rows, round(rows * COLUMNS / ROWS))).clip(0, 255)
     few = noise.astype(np.uint8)
     write_stack(path, few[np.arange(frames) % len(few)], 0.28 * ROWS / rows)
+    return path
+
+
+def varied_sweep(path: Path, *, frames: int, rows: int = ROWS) -> Path:
+    """A stack at `path` whose frames differ as images of different things do: blobs of any size under speckle."""
+    columns = round(rows * COLUMNS / ROWS)
+    random = np.random.default_rng(0)
+    stack = np.empty((frames, rows, columns), np.uint8)
+    for frame in stack:
+        side = int(random.integers(2, 12))
+        blobs = cv2.resize(random.uniform(0, 200, (side, side)), (columns, rows), interpolation=cv2.INTER_CUBIC)
+        frame[:] = (blobs * random.rayleigh(random.uniform(0.2, 0.8), (rows, columns))).clip(0, 255)
+    write_stack(path, stack, 0.28 * ROWS / rows)
     return path
 
 
