@@ -67,11 +67,17 @@ def test_a_replayed_run_is_the_run(tiny_model, release, settings):
     assert record.labels.tolist() == [0] * 8 + [2] * 3 + [1] * 2 + [2] * 4 + [0] * 13
 
 
-def test_frames_spell_numbers_beyond_a_byte():
-    """840 frames need two grey levels each."""
+def test_frames_spell_numbers_beyond_a_byte(tiny_model):
+    """840 frames need two grey levels each; every one is read back as itself."""
     frames = spelled_frames(840)
     assert frames.shape == (840, 1, 2)
     assert frames[839, 0].tolist() == [3, 71]
+    presence = np.linspace(0, 1, 840, dtype=np.float32)
+    record = record_of(presence, presence, np.zeros(840))
+    manifest = read_manifest(tiny_model)
+    members = tuple(dataclasses.replace(member, optimality=False) for member in manifest.members)
+    scores = replay(record, dataclasses.replace(manifest, members=members), ScoringConfig())
+    np.testing.assert_array_equal(scores.presence_probability, presence)
 
 
 def record_of(presence, gate, labels):
