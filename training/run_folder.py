@@ -13,7 +13,7 @@ import argparse
 import dataclasses
 import json
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ class RunFolder:
         Raises AcouslicError where another run lies there.
         """
         text = settings_to_yaml(settings)
-        if self.settings_path.is_file() and _without_machine(self.settings_path.read_text()) != _without_machine(text):
+        if self.settings_path.is_file() and not _same_result(read_settings(self.settings_path), settings):
             raise AcouslicError(
                 f"{self.settings_path} holds other settings: a run goes on only with its own; choose another --out"
             )
@@ -134,9 +134,6 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _without_machine(text: str) -> Any:
-    """Settings that decide the result: a run may go on on another machine."""
-    content = yaml.safe_load(text)
-    if isinstance(content, dict):
-        content.pop("machine", None)
-    return content
+def _same_result(first: TrainSettings, second: TrainSettings) -> bool:
+    """Whether two settings train the same: a run may go on on another machine."""
+    return replace(first, machine=second.machine) == second
