@@ -3,10 +3,17 @@
     python -m training demo [--out model/demo] [--work FOLDER]
 
 The same modules as any other training, in the same order: generate, prepare, split, fit, export. First the tower
-learns, with all heads, on half-size sweeps (they are drawn four times as fast); it is then frozen, and three members
-with LoRA in its last blocks learn on full-size sweeps of other cases, one a fold of subjects. An ended command goes
-on where it stopped when it is given the same `--work`. Nothing here has seen ultrasound: the demo shows that
-everything runs and is never to be used on a patient.
+learns, in two stages and with all heads, on half-size sweeps (they are drawn four times as fast); it is then frozen,
+and three members with LoRA in its last blocks learn on full-size sweeps of other cases, one a fold of subjects. An
+ended command goes on where it stopped when it is given the same `--work`. Nothing here has seen ultrasound: the demo
+shows that everything runs and is never to be used on a patient.
+
+Measured for the committed artifact, on 12 generated cases of another seed (`generate --cases 12 --seed 20002`, then
+`algorithm predict` and `evaluation local`): the chosen frame is annotated in 12 of 12 cases; the circumference is off
+by 9.6 % on average, 6.3 % in the median (5 of 12 within 5 %, 8 within 10 %), because the masks of so small a tower are
+rough; soft Dice 0.85, WFSS 0.93, score 0.90; frame F1 0.76 on annotated sweeps and 0.65 on all frames. Training took
+30 minutes (654 + 794 s for the tower, 374 s for the members) on two cores that other jobs shared; drawing and preparing
+the sweeps about 6 more.
 """
 
 import argparse
