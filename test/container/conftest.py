@@ -23,6 +23,7 @@ NOT_OURS = {
     "GRAND_CHALLENGE_COMPONENT_MAX_MEMORY_MB": "64",
     "grand_challenge_max_workers": "99",
 }
+LONGEST_RUN_S = 600
 PLATFORM = ("--network", "none", "--read-only", "--tmpfs", "/tmp:rw,mode=1777", "--memory", "16g")
 PLATFORM += ("--ulimit", f"data={15 * 2**30}")  # RLIMIT_DATA: the instance's memory less 1 GiB
 
@@ -79,12 +80,25 @@ class Engine:
         container = self.create(image, words, options)
         start = time.monotonic()
         try:
-            # Piped through the client to its end: the engine's own logs may lag behind the exit.
-            started = self("start", "--attach", container, check=False)
-            exit_code = self.inspect(container)["State"]["ExitCode"]
-            return Ended(exit_code, started.stdout, started.stderr, time.monotonic() - start)
+            self("start", container)
+            exit_code = self.wait(container, LONGEST_RUN_S)
+            seconds = time.monotonic() - start
+            return Ended(exit_code, *self.logs(container), seconds)
         finally:
             self("rm", "--force", container)
+
+    def wait(self, container: str, limit_s: float) -> int:
+        """The exit code of a container that ends within the limit. Its logs are complete then."""
+        start = time.monotonic()
+        while (state := self.inspect(container)["State"])["Running"]:
+            assert time.monotonic() - start < limit_s, f"still running after {limit_s} s: {self.logs(container)}"
+            time.sleep(0.1)
+        return state["ExitCode"]
+
+    def logs(self, container: str) -> tuple[str, str]:
+        """stdout and stderr so far."""
+        ended = self("logs", container)
+        return ended.stdout, ended.stderr
 
     def run_as_platform(self, image: str, options: Sequence[str] = ()) -> Ended:
         """Run the image's ENTRYPOINT and CMD as the platform's process manager does.

@@ -45,8 +45,7 @@ class Server:
 
     def logs(self) -> tuple[str, str]:
         """stdout and stderr so far."""
-        ended = self.docker("logs", self.container)
-        return ended.stdout, ended.stderr
+        return self.docker.logs(self.container)
 
     def processes(self) -> list[str]:
         """The commands that run in the container."""
@@ -102,11 +101,8 @@ def test_a_server_lives_through_cases_failures_and_its_end(server, mounts, check
 
     assert server.request("GET", "/health", 10)[0] == 200
     assert len(server.processes()) == 1, server.processes()
-    start = time.monotonic()
     server.docker("kill", "--signal", "TERM", server.container)
-    exit_code = server.docker("wait", server.container).stdout.strip()
-    assert time.monotonic() - start < 5
-    assert exit_code == "0"
+    assert server.docker.wait(server.container, 5) == 0
 
 
 def test_sigterm_in_the_middle_of_a_case(docker, server, mounts, check_output):
@@ -115,10 +111,8 @@ def test_sigterm_in_the_middle_of_a_case(docker, server, mounts, check_output):
     code = REQUEST.replace("sys.argv[1:]", "'POST', '/invoke', '0.5'")
     docker("exec", "--detach", server.container, "python3", "-c", code)
     time.sleep(0.7)
-    start = time.monotonic()
     docker("kill", "--signal", "TERM", server.container)
-    docker("wait", server.container)
-    assert time.monotonic() - start < 5
+    docker.wait(server.container, 5)
     assert mounts.written() in ([], check_output.files)
 
 
