@@ -212,10 +212,10 @@ def test_run_generates_a_case_once_and_predicts_it(checkout, stub_tools):
     assert generate.startswith("-m training generate --out")
     assert not list(checkout.glob("results/*"))
 
-    (checkout / "results" / "generated-case-20260").mkdir(parents=True)
+    (checkout / "results" / "generated-case-20002").mkdir(parents=True)
     assert run(checkout / "run.sh", **stub_tools).returncode == 0
     predict = calls(checkout)[-1]
-    stacks = checkout / "results" / "generated-case-20260" / "images" / "stacked_fetal_ultrasound"
+    stacks = checkout / "results" / "generated-case-20002" / "images" / "stacked_fetal_ultrasound"
     assert predict.startswith(
         f"-m algorithm predict {stacks} --model {checkout}/model/demo --output {checkout}/results/"
     )
