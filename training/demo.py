@@ -21,8 +21,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
 
 from acouslic.errors import AcouslicError
 from acouslic.release import Release
@@ -78,10 +77,10 @@ class SweepPlan:
 class DemoPlan:
     """How much is drawn and learned. The defaults make `model/demo`; tests use less."""
 
-    pretraining: SweepPlan = SweepPlan(seed=7001, cases=400, rows=281, sweeps=2, frames_per_sweep=35, folds=6)
+    pretraining: SweepPlan = SweepPlan(seed=7001, cases=2000, rows=281, sweeps=2, frames_per_sweep=24, folds=20)
     """Many cases of few, small frames: a tower that saw 48 whole cases knew the cases, not the abdomen."""
-    members: SweepPlan = SweepPlan(seed=7002, cases=72, rows=562, sweeps=3, frames_per_sweep=70, folds=3)
-    pretraining_epochs: tuple[int, int] = (8, 10)
+    members: SweepPlan = SweepPlan(seed=7002, cases=96, rows=562, sweeps=3, frames_per_sweep=48, folds=3)
+    pretraining_epochs: tuple[int, int] = (4, 5)
     member_epochs: int = 4
     jobs: int = 2
 
@@ -89,12 +88,15 @@ class DemoPlan:
 _AUGMENT = AugmentSettings(attenuation=0.3, speckle=0.3, shadow=0.2, clahe=0.0)
 """The sweeps are drawn with attenuation, speckle and shadows in them already."""
 
-PRETRAINING = TrainSettings(
+FIRST_PRETRAINING = TrainSettings(
     tower=TowerSource(kept_patches="fan", train_all=True),
     adapter=AdapterSettings(rank=0),
-    heads=HeadSettings(filters=8, decoder_grid=6),
-    sampling=SamplingSettings(negatives_per_positive=2.0, hard_share=0.25, validation_stride=4),
+    # Coarse masks of every frame, so cheap ones: each patch learns whether an abdomen is there, also where something
+    # like it is.
+    heads=HeadSettings(filters=8, decoder_grid=3),
+    sampling=SamplingSettings(negatives_per_positive=2.0, hard_share=0.5, validation_stride=4),
     augment=_AUGMENT,
+    loss=LossSettings(mask_frames="all"),
     optimiser=OptimiserSettings(
         learning_rate=1e-3,
         decoder_learning_rate=2e-3,
@@ -105,16 +107,15 @@ PRETRAINING = TrainSettings(
         patience_epochs=None,
     ),
 )
-"""The tower's first training, all of it: mostly by outlines it learns what an abdomen looks like."""
+"""The tower's first training, all of it: to tell where an abdomen is and where none."""
 
 SECOND_PRETRAINING = replace(
-    PRETRAINING,
-    # Coarse masks of every frame, so cheap ones: each patch learns that here is none, also where something like it is.
-    heads=HeadSettings(filters=8, decoder_grid=3),
-    sampling=SamplingSettings(negatives_per_positive=2.0, hard_share=0.5, validation_stride=4),
-    loss=LossSettings(mask_frames="all"),
+    FIRST_PRETRAINING,
+    heads=HeadSettings(filters=8, decoder_grid=6),
+    sampling=SamplingSettings(negatives_per_positive=1.0, hard_share=0.75, validation_stride=4),
+    loss=LossSettings(),
 )
-"""And its second, from there: to tell frames without one."""
+"""And its second, from there: outlines as fine as the members', which decide the circumference."""
 
 MEMBER = TrainSettings(
     tower=TowerSource(kept_patches="fan"),
@@ -143,21 +144,16 @@ def build_demo(plan: DemoPlan, work: Path, out: Path, machine: MachineSettings, 
     pretraining = _prepare(work / "pretraining", plan.pretraining, plan.jobs)
     tower = TowerSource(weights=str(weights_path), config=str(config_path), kept_patches="fan")
     folds = split.read_split(work / "pretraining" / "split.json")
-    heads: dict[str, Tensor] = {}
     for stage, (settings, epochs) in enumerate(
-        zip((PRETRAINING, SECOND_PRETRAINING), plan.pretraining_epochs, strict=True), start=1
+        zip((FIRST_PRETRAINING, SECOND_PRETRAINING), plan.pretraining_epochs, strict=True), start=1
     ):
         out_of_stage = work / "pretraining" / f"run_{stage}"
         settings = _with(settings, replace(tower, train_all=True), epochs, machine)
         tower_run = fit_fold(pretraining, folds, 0, settings, out_of_stage, command=command)
         tower = _tower_of(tower_run)
-        # Of the first stage the decoder, whose masks are as fine as the members'; of the second the linear heads.
-        heads |= load_file(tower_run.member / HEADS_FILE) if stage == 1 else _linear_heads(tower_run)
-    heads_path = work / "heads.safetensors"
-    save_file(heads, heads_path)
     members = _prepare(work / "members", plan.members, plan.jobs)
     settings = _with(MEMBER, tower, plan.member_epochs, machine)
-    settings = replace(settings, heads=replace(settings.heads, weights=str(heads_path)))
+    settings = replace(settings, heads=replace(settings.heads, weights=str(tower_run.member / HEADS_FILE)))
     folds = split.read_split(work / "members" / "split.json")
     runs = [
         fit_fold(members, folds, member, settings, work / "members" / f"run_{member + 1}", command=command)
@@ -169,11 +165,6 @@ def build_demo(plan: DemoPlan, work: Path, out: Path, machine: MachineSettings, 
 def _with(settings: TrainSettings, tower: TowerSource, epochs: int, machine: MachineSettings) -> TrainSettings:
     optimiser = replace(settings.optimiser, epochs=epochs)
     return replace(settings, tower=tower, optimiser=optimiser, machine=machine)
-
-
-def _linear_heads(run: RunFolder) -> dict[str, Tensor]:
-    heads = load_file(run.member / HEADS_FILE)
-    return {name: tensor for name, tensor in heads.items() if not name.startswith("decoder.")}
 
 
 def _tower_of(run: RunFolder) -> TowerSource:
