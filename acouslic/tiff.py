@@ -1,10 +1,12 @@
-"""Multi-page TIFF: OpenCV decodes the pages, a few at a time; SimpleITK says how large a pixel is.
+"""Multi-page TIFF: OpenCV decodes the pages, a few at a time; tifffile says how large a pixel is.
 
-SimpleITK alone would decode the whole stack into a buffer of its own, a second copy. OpenCV starts at any page, and its
-pages are equal to SimpleITK's (but for white-is-zero files, which only OpenCV turns the right way round).
+SimpleITK, the platform's reader, would decode the whole stack into a buffer of its own, a second copy. OpenCV starts at
+any page. Pages and pixel sizes are equal to SimpleITK's (but for white-is-zero files, which only OpenCV turns the right
+way round).
 """
 
 import math
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,20 +69,29 @@ def _decode(path: Path, indices: range) -> list[np.ndarray]:
     return list(pages)
 
 
-def _pixel_spacing(path: Path) -> tuple[float, float]:
-    """(column, row) in mm."""
-    # Here, because it takes 0.15 s, and a container that starts for one .mha has no use for it.
-    import SimpleITK
+_MM_OF_RESOLUTION_UNIT = {2: 25.4, 3: 10.0}
+"""Inch and centimetre. Without a unit a resolution says how the axes relate, not how large a pixel is."""
 
-    reader = SimpleITK.ImageFileReader()
-    reader.SetImageIO("TIFFImageIO")
-    reader.SetFileName(str(path))
+
+def _pixel_spacing(path: Path) -> tuple[float, float]:
+    """(column, row) in mm; 1 where the first page has no resolution, a zero one or no unit for it.
+
+    As SimpleITK has it, which keeps single precision.
+    """
+    # Here, because a container that starts for one .mha has no use for it.
+    import tifffile
+
     try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise AcouslicError(f"{path} is not a TIFF that can be read: {reason}") from error
-    column_mm, row_mm = reader.GetSpacing()[:2]
+        with tifffile.TiffFile(path) as file:
+            tags = file.pages.first.tags
+            unit = tags.valueof("ResolutionUnit", 2)
+            resolutions = [tags.valueof(name) for name in ("XResolution", "YResolution")]
+    except (tifffile.TiffFileError, OSError, ValueError, KeyError, IndexError, struct.error) as error:
+        raise AcouslicError(f"{path} is not a TIFF that can be read: {error}") from error
+    unit_mm = _MM_OF_RESOLUTION_UNIT.get(unit)
+    if unit_mm is None or not all(resolutions) or not all(above for above, _ in resolutions):
+        return 1.0, 1.0
+    column_mm, row_mm = (unit_mm * below / above for above, below in resolutions)
     if not all(math.isfinite(value) and value > 0 for value in (column_mm, row_mm)):
         raise AcouslicError(f"{path}: expected a positive resolution, got pixels of {row_mm} x {column_mm} mm")
     return column_mm, row_mm

@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 import cv2
-import SimpleITK
 
 from acouslic.errors import AcouslicError
 from evaluation.case_evaluation import CaseTask, evaluate_case
@@ -61,7 +60,7 @@ def _run(
     results: dict[int, CaseResult],
 ) -> list[int]:
     """Add the results of the tasks at `indices`; returns those that were under way when a worker died, if one did."""
-    # A fresh interpreter for each worker: forking a process that has used SimpleITK's threads can hang.
+    # A fresh interpreter for each worker: forking a process that has used a library's threads can hang.
     context = multiprocessing.get_context("spawn")
     progress = context.RawArray("B", len(tasks))
     executor = ProcessPoolExecutor(
@@ -106,8 +105,6 @@ def _start_worker(progress: Any, parent_pid: int) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     cv2.setNumThreads(1)
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
     limit_own_memory()
     threading.Thread(target=_end_with_parent, args=(parent_pid,), daemon=True).start()
 

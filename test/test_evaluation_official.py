@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import SimpleITK
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_strategies
@@ -289,3 +290,24 @@ def test_circumference_error_is_symmetric_and_bounded(first: float, second: floa
     assert error == official.normalised_absolute_error(second, first)
     assert 0 <= error < 1
     assert official.normalised_absolute_error(first, first) == 0
+
+
+PIXEL_ROWS = st.tuples(st.integers(1, 12), st.integers(1, 12))
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), shape=PIXEL_ROWS)
+def test_overlap_and_hausdorff_distance_are_simpleitks(data: st.DataObject, shape: tuple[int, int]) -> None:
+    """Any two masks, empty and full ones among them: the filters' own values, to the last digit."""
+    masks = numpy_strategies.arrays(np.bool_, shape, elements=st.booleans(), fill=st.booleans())
+    reference, predicted = data.draw(masks), data.draw(masks)
+    images = [SimpleITK.GetImageFromArray(mask.astype(np.uint8)) for mask in (reference, predicted)]
+    overlap, hausdorff = SimpleITK.LabelOverlapMeasuresImageFilter(), SimpleITK.HausdorffDistanceImageFilter()
+
+    overlap.Execute(*images)
+
+    theirs = {name: getattr(overlap, f"Get{name}")() for name in official.OVERLAP_METRICS}
+    assert official.label_overlap(reference, predicted) == pytest.approx(theirs, rel=4e-16, abs=0)
+    if reference.any() and predicted.any():
+        hausdorff.Execute(*images)
+        assert official.hausdorff_distance_px(reference, predicted) == hausdorff.GetHausdorffDistance()

@@ -1,10 +1,8 @@
 """What the images are made of: users, labels, torch, size, and nothing that does not belong."""
 
-import gzip
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import tarfile
 
@@ -16,7 +14,8 @@ TRAINING_PACKAGES = ["open_clip", "peft", "timm", "lightning", "pytorch_lightnin
 SMALLEST_HIDDEN_WEIGHTS_BYTES = 1_000_000
 LARGEST_IMAGE_BYTES = 10_000_000_000
 """The platform's."""
-LARGEST_PACKED_EVALUATION_BYTES = 600_000_000
+LARGEST_EVALUATION_BYTES = 600_000_000
+"""Unpacked, its base included."""
 
 
 def test_each_tag_says_how_the_platform_runs_it(docker, invoke_image, exec_image, evaluation_image):
@@ -136,15 +135,12 @@ def test_no_weights_are_in_the_image(docker, exec_image):
 
 
 def test_the_archives_hold_one_image_each_and_the_evaluation_is_small(exec_image, evaluation_image, tmp_path):
-    """`docker save` gives one image with one tag, as the platform demands; packed, the evaluation is below 600 MB."""
-    archive, packed = tmp_path / "image.tar", tmp_path / "image.tar.gz"
-    for image in (exec_image, evaluation_image):
+    """`docker save` gives one image with one tag, as the platform demands; the evaluation is below 600 MB unpacked."""
+    archive = tmp_path / "image.tar"
+    for image, largest_bytes in ((exec_image, LARGEST_IMAGE_BYTES), (evaluation_image, LARGEST_EVALUATION_BYTES)):
         with archive.open("wb") as file:
             subprocess.run(["docker", "save", image], stdout=file, check=True)
         with tarfile.open(archive) as content:
             manifest = json.load(content.extractfile("manifest.json"))
         assert [entry["RepoTags"] for entry in manifest] == [[image]]
-        assert archive.stat().st_size < LARGEST_IMAGE_BYTES
-    with archive.open("rb") as plain, gzip.open(packed, "wb", compresslevel=1) as file:
-        shutil.copyfileobj(plain, file, 1 << 20)
-    assert packed.stat().st_size < LARGEST_PACKED_EVALUATION_BYTES
+        assert archive.stat().st_size < largest_bytes
