@@ -80,11 +80,11 @@ def draw_abdomen(rng: np.random.Generator) -> Body:
     u = -along * math.cos(spine) - across * math.sin(spine)
     v = -along * math.sin(spine) + across * math.cos(spine)
     line = np.array([_at(x, y) for x, y in zip(u, v, strict=True)], np.int32)
-    cv2.polylines(echo, [line], False, min(0.9, tissue + 0.35), round(0.17 * _CELLS))
-    cv2.polylines(echo, [line], False, 0.03, round(rng.uniform(0.075, 0.10) * _CELLS))
+    cv2.polylines(echo, [line], False, min(0.9, tissue + 0.35), round(0.24 * _CELLS))
+    cv2.polylines(echo, [line], False, 0.03, round(rng.uniform(0.12, 0.15) * _CELLS))
     turn = spine + side * rng.uniform(1.1, 1.5)
     stomach = (rng.uniform(0.45, 0.55) * math.cos(turn), rng.uniform(0.45, 0.55) * math.sin(turn))
-    size, tilt = rng.uniform(0.19, 0.26), float(rng.uniform(0, 180))
+    size, tilt = rng.uniform(0.27, 0.34), float(rng.uniform(0, 180))
     _spot(echo, *stomach, size + 0.03, 0.75 * size + 0.03, tilt, tissue + 0.18)
     _spot(echo, *stomach, size, 0.75 * size, tilt, 0.02)
     _spot(attenuation, *stomach, size, 0.75 * size, tilt, 0.0)
@@ -106,7 +106,7 @@ def draw_abdomen(rng: np.random.Generator) -> Body:
         _spot(echo, u, v, rng.uniform(0.05, 0.14), rng.uniform(0.04, 0.08), float(rng.uniform(0, 180)), tissue + 0.12)
     _add_spine(rng, echo, attenuation, spine)
     end = Atlas(_blurred(echo, 2.0), _blurred(attenuation, 1.0))
-    return Body(middle, end, wall_echo=rng.uniform(0.4, 0.75), wall_width=rng.uniform(0.03, 0.05))
+    return Body(middle, end, wall_echo=rng.uniform(0.6, 0.9), wall_width=rng.uniform(0.04, 0.06))
 
 
 def draw_head(rng: np.random.Generator) -> Body:

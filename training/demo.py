@@ -38,7 +38,6 @@ from training.settings import (
     AdapterSettings,
     AugmentSettings,
     HeadSettings,
-    LossSettings,
     MachineSettings,
     OptimiserSettings,
     SamplingSettings,
@@ -77,10 +76,10 @@ class SweepPlan:
 class DemoPlan:
     """How much is drawn and learned. The defaults make `model/demo`; tests use less."""
 
-    pretraining: SweepPlan = SweepPlan(seed=7001, cases=2000, rows=281, sweeps=2, frames_per_sweep=24, folds=20)
+    pretraining: SweepPlan = SweepPlan(seed=7001, cases=1200, rows=281, sweeps=2, frames_per_sweep=24, folds=20)
     """Many cases of few, small frames: a tower that saw 48 whole cases knew the cases, not the abdomen."""
     members: SweepPlan = SweepPlan(seed=7002, cases=96, rows=562, sweeps=3, frames_per_sweep=48, folds=3)
-    pretraining_epochs: tuple[int, int] = (4, 5)
+    pretraining_epochs: tuple[int, int] = (7, 5)
     member_epochs: int = 4
     jobs: int = 2
 
@@ -91,12 +90,9 @@ _AUGMENT = AugmentSettings(attenuation=0.3, speckle=0.3, shadow=0.2, clahe=0.0)
 FIRST_PRETRAINING = TrainSettings(
     tower=TowerSource(kept_patches="fan", train_all=True),
     adapter=AdapterSettings(rank=0),
-    # Coarse masks of every frame, so cheap ones: each patch learns whether an abdomen is there, also where something
-    # like it is.
-    heads=HeadSettings(filters=8, decoder_grid=3),
-    sampling=SamplingSettings(negatives_per_positive=2.0, hard_share=0.5, validation_stride=4),
+    heads=HeadSettings(filters=8, decoder_grid=6),
+    sampling=SamplingSettings(negatives_per_positive=2.0, hard_share=0.25, validation_stride=4),
     augment=_AUGMENT,
-    loss=LossSettings(mask_frames="all"),
     optimiser=OptimiserSettings(
         learning_rate=1e-3,
         decoder_learning_rate=2e-3,
@@ -107,15 +103,13 @@ FIRST_PRETRAINING = TrainSettings(
         patience_epochs=None,
     ),
 )
-"""The tower's first training, all of it: to tell where an abdomen is and where none."""
+"""The tower's first training, all of it: mostly by outlines it learns what an abdomen looks like."""
 
 SECOND_PRETRAINING = replace(
     FIRST_PRETRAINING,
-    heads=HeadSettings(filters=8, decoder_grid=6),
-    sampling=SamplingSettings(negatives_per_positive=1.0, hard_share=0.75, validation_stride=4),
-    loss=LossSettings(),
+    sampling=SamplingSettings(negatives_per_positive=2.0, hard_share=0.75, validation_stride=4),
 )
-"""And its second, from there: outlines as fine as the members', which decide the circumference."""
+"""And its second, from there: mostly against what it took for one."""
 
 MEMBER = TrainSettings(
     tower=TowerSource(kept_patches="fan"),
@@ -144,16 +138,15 @@ def build_demo(plan: DemoPlan, work: Path, out: Path, machine: MachineSettings, 
     pretraining = _prepare(work / "pretraining", plan.pretraining, plan.jobs)
     tower = TowerSource(weights=str(weights_path), config=str(config_path), kept_patches="fan")
     folds = split.read_split(work / "pretraining" / "split.json")
+    heads_path: str | None = None
     for stage, (settings, epochs) in enumerate(
         zip((FIRST_PRETRAINING, SECOND_PRETRAINING), plan.pretraining_epochs, strict=True), start=1
     ):
-        out_of_stage = work / "pretraining" / f"run_{stage}"
-        settings = _with(settings, replace(tower, train_all=True), epochs, machine)
-        tower_run = fit_fold(pretraining, folds, 0, settings, out_of_stage, command=command)
-        tower = _tower_of(tower_run)
+        settings = _with(settings, replace(tower, train_all=True), heads_path, epochs, machine)
+        tower_run = fit_fold(pretraining, folds, 0, settings, work / "pretraining" / f"run_{stage}", command=command)
+        tower, heads_path = _tower_of(tower_run), str(tower_run.member / HEADS_FILE)
     members = _prepare(work / "members", plan.members, plan.jobs)
-    settings = _with(MEMBER, tower, plan.member_epochs, machine)
-    settings = replace(settings, heads=replace(settings.heads, weights=str(tower_run.member / HEADS_FILE)))
+    settings = _with(MEMBER, tower, heads_path, plan.member_epochs, machine)
     folds = split.read_split(work / "members" / "split.json")
     runs = [
         fit_fold(members, folds, member, settings, work / "members" / f"run_{member + 1}", command=command)
@@ -162,9 +155,17 @@ def build_demo(plan: DemoPlan, work: Path, out: Path, machine: MachineSettings, 
     export_runs(runs, out, _EXPORT, command=command)
 
 
-def _with(settings: TrainSettings, tower: TowerSource, epochs: int, machine: MachineSettings) -> TrainSettings:
-    optimiser = replace(settings.optimiser, epochs=epochs)
-    return replace(settings, tower=tower, optimiser=optimiser, machine=machine)
+def _with(
+    settings: TrainSettings, tower: TowerSource, heads: str | None, epochs: int, machine: MachineSettings
+) -> TrainSettings:
+    """Settings that start from a tower and heads."""
+    return replace(
+        settings,
+        tower=tower,
+        heads=replace(settings.heads, weights=heads),
+        optimiser=replace(settings.optimiser, epochs=epochs),
+        machine=machine,
+    )
 
 
 def _tower_of(run: RunFolder) -> TowerSource:

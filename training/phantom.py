@@ -200,7 +200,7 @@ def paint_cut(grid: BeamGrid, echo: FloatArray, attenuation: FloatArray, cut: Cu
     beam_x, beam_y = grid.beam[0, lines], grid.beam[1, lines]
     along = normal_u * (beam_x * cosine + beam_y * sine) + normal_v * (beam_y * cosine - beam_x * sine)
     squareness = along * along / (normal_u * normal_u + normal_v * normal_v + np.float32(1e-12))
-    wall = np.exp(-(((rho - 1) / np.float32(cut.wall_width)) ** 2)) * (0.12 + 0.88 * squareness)
+    wall = np.exp(-(((rho - 1) / np.float32(cut.wall_width)) ** 2)) * (0.3 + 0.7 * squareness)
     alpha = ((1.03 - rho) / 0.06).clip(0, 1)
     target = echo[lines, depths]
     target += alpha * (inside - target) + np.float32(cut.wall_echo) * wall
