@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from acouslic.errors import AcouslicError
 from acouslic.release import CaseCircumferences, read_circumferences, write_circumferences
 from training.__main__ import main as training_main
+from training.cache import Cache
+from training.fit import check_split_of_cache
 from training.split import (
     PAPER_SEED,
     Split,
@@ -189,6 +192,22 @@ def test_a_leak_by_subject_is_an_error_and_for_the_paper_a_warning(capsys: pytes
     parts = {"train": halves[0], "validation": halves[1][:1], "test": halves[1][1:]}
     assert check_split(Split("paper", PAPER_SEED, parts), rows) == {"validation": 0, "test": 1}
     assert "warning: 1 test cases are of a subject" in capsys.readouterr().err
+
+
+def test_training_notices_a_leak_that_the_split_file_does_not_show(tiny_training: Any) -> None:
+    """Folds made from another table: the cache knows whose cases they are."""
+    cache = Cache(tiny_training.cache)
+    by_subject: dict[str, list[str]] = {}
+    for case in cache.cases:
+        by_subject.setdefault(case.subject_id, []).append(case.uuid)
+    whole = [tuple(uuids) for uuids in by_subject.values()]
+    check_split_of_cache(Split("subject", 1, {"fold_1": whole[0], "fold_2": whole[1]}), cache)
+
+    twice = next(uuids for uuids in whole if len(uuids) > 1)
+    with pytest.raises(AcouslicError, match="1 cases of the split are of a subject who is also in another fold"):
+        check_split_of_cache(Split("subject", 1, {"fold_1": twice[:1], "fold_2": twice[1:2]}), cache)
+    with pytest.raises(AcouslicError, match="holds no case nobody"):
+        check_split_of_cache(Split("subject", 1, {"fold_1": twice, "fold_2": ("nobody",)}), cache)
 
 
 @pytest.mark.parametrize(

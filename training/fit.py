@@ -24,13 +24,14 @@ from training.check_settings import check_settings
 from training.run_folder import RunFolder
 from training.run_member import FoldCases, run_member
 from training.settings import PRESETS, TrainSettings
-from training.split import Split, read_split
+from training.split import Split, check_subjects, read_split
 
 
 def main(arguments: list[str]) -> int:
     """The command `python -m training fit`."""
     options = parse_arguments(arguments)
     cache, split = Cache(Path(options.cache)), read_split(Path(options.split))
+    check_split_of_cache(split, cache)
     members = list(range(split.members)) if options.fold is None else [options.fold - 1]
     settings = settings_of(options)
     command = shlex.join(["python", "-m", "training", "fit", *arguments])
@@ -49,6 +50,12 @@ def fit_fold(
         return run_member(cache, cases, settings, out, command=command)
     with tempfile.TemporaryDirectory(prefix="check-") as folder:
         return run_member(cache, cases, settings, Path(folder), command=command, check=True)
+
+
+def check_split_of_cache(split: Split, cache: Cache) -> None:
+    """Raises AcouslicError where a case is not in the cache, or a subject is in two folds of a split by subject."""
+    uuids = (uuid for part in split.parts.values() for uuid in part)
+    check_subjects(split, {uuid: cache.case(uuid).subject_id for uuid in uuids})
 
 
 def parse_arguments(arguments: list[str]) -> Namespace:

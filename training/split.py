@@ -110,15 +110,18 @@ def split_by_subject(rows: list[CaseCircumferences], has_optimal: list[bool], *,
     return Split("subject", seed, parts)
 
 
-def shared_subject_cases(split: Split, rows: dict[str, CaseCircumferences]) -> dict[str, int]:
-    """For each part but the first: how many of its cases are of a subject who is also in an earlier part."""
+def shared_subject_cases(split: Split, subjects: dict[str, str]) -> dict[str, int]:
+    """For each part but the first: how many of its cases are of a subject who is also in an earlier part.
+
+    `subjects` has the subject of each case.
+    """
     seen: set[str] = set()
     counts = {}
     for index, (name, uuids) in enumerate(split.parts.items()):
-        subjects = [rows[uuid].subject_id for uuid in uuids]
+        own = [subjects[uuid] for uuid in uuids]
         if index:
-            counts[name] = sum(subject in seen for subject in subjects)
-        seen.update(subjects)
+            counts[name] = sum(subject in seen for subject in own)
+        seen.update(own)
     return counts
 
 
@@ -126,7 +129,7 @@ def check_split(split: Split, rows: dict[str, CaseCircumferences]) -> dict[str, 
     """Hold a split against the table; returns `shared_subject_cases`.
 
     Raises AcouslicError for a case that is not in the table or is in two parts, for a case of the table in no part, and
-    for a subject in two folds of a split by subject. For the paper's split the latter is a warning on stderr.
+    what `check_subjects` raises.
     """
     uuids = [uuid for part in split.parts.values() for uuid in part]
     unknown = sorted(set(uuids) - set(rows))
@@ -140,7 +143,16 @@ def check_split(split: Split, rows: dict[str, CaseCircumferences]) -> dict[str, 
         raise AcouslicError(
             f"case {left_out[0]} of the table of circumferences is in no part of the split; split again"
         )
-    shared = shared_subject_cases(split, rows)
+    return check_subjects(split, {uuid: row.subject_id for uuid, row in rows.items()})
+
+
+def check_subjects(split: Split, subjects: dict[str, str]) -> dict[str, int]:
+    """Look for leaks by subject, given that of each case; returns `shared_subject_cases`.
+
+    Raises AcouslicError for a subject in two folds of a split by subject. For the paper's split it is a warning on
+    stderr.
+    """
+    shared = shared_subject_cases(split, subjects)
     total = sum(shared.values())
     if total and split.protocol == "subject":
         raise AcouslicError(f"{total} cases of the split are of a subject who is also in another fold; split again")

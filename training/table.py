@@ -26,7 +26,7 @@ from acouslic.write import write_text
 from training.baselines import ROWS, Row, build_baseline
 from training.cache import Cache
 from training.dataset import FrameTable, table_of
-from training.fit import add_settings, settings_of
+from training.fit import add_settings, check_split_of_cache, settings_of
 from training.frame_metrics import FrameCounts, count_frames
 from training.model import Network
 from training.out_of_fold import OutOfFold, read_out_of_fold, score_out_of_fold, write_out_of_fold
@@ -210,9 +210,11 @@ def main(arguments: list[str]) -> int:
     split = read_split(Path(options.split))
     if not split.test_cases():
         raise AcouslicError(f"{options.split} has no test cases: make it with --protocol paper")
+    cache = Cache(Path(options.cache))
+    check_split_of_cache(split, cache)
     task = TableTask(
         row=next(row for row in ROWS if row.name == options.row),
-        cache=Cache(Path(options.cache)),
+        cache=cache,
         split=split,
         settings=settings_of(options),
         out=Path(options.out),
