@@ -80,7 +80,7 @@ class DemoPlan:
     """Many cases of few, small frames: a tower that saw 48 whole cases knew the cases, not the abdomen."""
     members: SweepPlan = SweepPlan(seed=7002, cases=96, rows=562, sweeps=3, frames_per_sweep=48, folds=3)
     pretraining_epochs: tuple[int, int] = (7, 5)
-    member_epochs: int = 4
+    member_epochs: int = 10
     jobs: int = 2
 
 
@@ -113,7 +113,7 @@ SECOND_PRETRAINING = replace(
 
 MEMBER = TrainSettings(
     tower=TowerSource(kept_patches="fan"),
-    adapter=AdapterSettings(rank=4, alpha=8, dropout=0.05, last_blocks=2),
+    adapter=AdapterSettings(rank=8, alpha=16, dropout=0.05, last_blocks=3),
     heads=HeadSettings(filters=8, decoder_grid=6),
     sampling=SamplingSettings(negatives_per_positive=2.0, hard_share=0.5, validation_stride=4),
     augment=_AUGMENT,
@@ -127,7 +127,7 @@ MEMBER = TrainSettings(
         patience_epochs=None,
     ),
 )
-"""A member's: adapters in the last two blocks, and heads."""
+"""A member's: adapters in the last three blocks, and heads."""
 
 
 def build_demo(plan: DemoPlan, work: Path, out: Path, machine: MachineSettings, command: str) -> None:
