@@ -1,6 +1,8 @@
 """Splits: the published one to the case, folds by subject, and what is refused."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -194,20 +196,20 @@ def test_a_leak_by_subject_is_an_error_and_for_the_paper_a_warning(capsys: pytes
     assert "warning: 1 test cases are of a subject" in capsys.readouterr().err
 
 
-def test_training_notices_a_leak_that_the_split_file_does_not_show(tiny_training: Any) -> None:
+def test_training_notices_a_leak_that_the_split_file_does_not_show(tiny_training: Any, tmp_path: Path) -> None:
     """Folds made from another table: the cache knows whose cases they are."""
-    cache = Cache(tiny_training.cache)
-    by_subject: dict[str, list[str]] = {}
-    for case in cache.cases:
-        by_subject.setdefault(case.subject_id, []).append(case.uuid)
-    whole = [tuple(uuids) for uuids in by_subject.values()]
-    check_split_of_cache(Split("subject", 1, {"fold_1": whole[0], "fold_2": whole[1]}), cache)
+    shutil.copytree(tiny_training.cache, tmp_path, dirs_exist_ok=True)
+    cache = Cache(tmp_path)
+    first, second, *_ = (case.uuid for case in cache.cases)
+    split = Split("subject", 1, {"fold_1": (first,), "fold_2": (second,)})
+    check_split_of_cache(split, cache)
 
-    twice = next(uuids for uuids in whole if len(uuids) > 1)
-    with pytest.raises(AcouslicError, match="1 cases of the split are of a subject who is also in another fold"):
-        check_split_of_cache(Split("subject", 1, {"fold_1": twice[:1], "fold_2": twice[1:2]}), cache)
     with pytest.raises(AcouslicError, match="holds no case nobody"):
-        check_split_of_cache(Split("subject", 1, {"fold_1": twice, "fold_2": ("nobody",)}), cache)
+        check_split_of_cache(replace(split, parts={"fold_1": (first,), "fold_2": ("nobody",)}), cache)
+    for record in (tmp_path / "cases").glob("*/case.json"):
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"subject_id": "one for all"}))
+    with pytest.raises(AcouslicError, match="1 cases of the split are of a subject who is also in another fold"):
+        check_split_of_cache(split, Cache(tmp_path))
 
 
 @pytest.mark.parametrize(
