@@ -1,5 +1,6 @@
 """What is trained: algorithm's tower with peft's adapters, and algorithm's heads on it."""
 
+import abc
 import functools
 import json
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ class NetworkOutput:
     """(frames asked for, G, G)."""
 
 
-class Network(nn.Module):
+class Network(nn.Module, abc.ABC):
     """What a run trains: anything that judges frames. `FrameNetwork` is ours, `baselines.TimmNetwork` the paper's."""
 
     has_decoder = False
@@ -40,9 +41,9 @@ class Network(nn.Module):
     judges_by_mask = False
     """True where presence can only be read from the mask (the published FETALCLIP_SEG)."""
 
+    @abc.abstractmethod
     def forward(self, images: Tensor, mask_rows: Tensor | None = None) -> NetworkOutput:
         """Logits for normalised images (B, 3, S, S); masks only for the rows `mask_rows` (indices), None is none."""
-        raise NotImplementedError
 
     def presence_of(self, output: NetworkOutput) -> Tensor:
         """Presence logits (B,)."""
