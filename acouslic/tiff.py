@@ -84,17 +84,33 @@ def _pixel_spacing(path: Path) -> tuple[float, float]:
     try:
         with tifffile.TiffFile(path) as file:
             tags = file.pages.first.tags
-            unit = tags.valueof("ResolutionUnit", 2)
-            resolutions = [tags.valueof(name) for name in ("XResolution", "YResolution")]
-    except (tifffile.TiffFileError, OSError, ValueError, KeyError, IndexError, struct.error) as error:
+            unit_mm = _MM_OF_RESOLUTION_UNIT.get(tags.valueof("ResolutionUnit", 2))
+            found = [tags.get(name) for name in ("XResolution", "YResolution")]
+            resolutions = [None if tag is None else (tag.value, int(tag.dtype), tag.count) for tag in found]
+    except (tifffile.TiffFileError, OSError, ValueError, KeyError, IndexError, TypeError, struct.error) as error:
         raise AcouslicError(f"{path} is not a TIFF that can be read: {error}") from error
-    unit_mm = _MM_OF_RESOLUTION_UNIT.get(unit)
-    if unit_mm is None or not all(resolutions) or not all(above for above, _ in resolutions):
+    dots = [_dots(path, *resolution) for resolution in resolutions if resolution is not None]
+    if unit_mm is None or len(dots) < 2 or 0 in dots:
         return 1.0, 1.0
-    column_mm, row_mm = (unit_mm * below / above for above, below in resolutions)
+    column_mm, row_mm = unit_mm / dots[0], unit_mm / dots[1]
     if not all(math.isfinite(value) and value > 0 for value in (column_mm, row_mm)):
         raise AcouslicError(f"{path}: expected a positive resolution, got pixels of {row_mm} x {column_mm} mm")
     return column_mm, row_mm
+
+
+_RATIONAL = 5
+"""The tag type of a fraction of two 32-bit numbers, the one that a resolution should have."""
+
+
+def _dots(path: Path, value: object, kind: int, count: int) -> float:
+    """A resolution as a number: a fraction, or the plain number that some writers put in its place."""
+    if count == 1:
+        numbers = value if isinstance(value, tuple) else (value,)
+        if kind == _RATIONAL and numbers[1]:
+            return float(numbers[0] / numbers[1])
+        if kind != _RATIONAL and isinstance(numbers[0], int | float):
+            return float(numbers[0])
+    raise AcouslicError(f"{path}: expected a resolution that is a number, got {value!r:.60}")
 
 
 @contextmanager

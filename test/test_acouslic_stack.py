@@ -1,5 +1,6 @@
 """Opening a stack: TIFF, files of other kinds, and how much memory reading takes."""
 
+import struct
 import subprocess
 import sys
 import zlib
@@ -75,6 +76,43 @@ def test_tiff_pixel_size_is_simpleitks(
     theirs = SimpleITK.ReadImage(str(path)).GetSpacing()
 
     assert read_tiff_header(path).element_spacing[:2] == pytest.approx(theirs[:2], rel=1e-7)
+
+
+ASCII, SHORT, FLOAT = 2, 3, 11
+"""Tag types."""
+
+
+def _tiff_with_resolution(path: Path, kind: int, count: int, value: bytes) -> Path:
+    """A file whose resolution tags have another type, count and value (4 bytes, in place)."""
+    _tiff(path, resolution=(10, 10), resolutionunit="CENTIMETER")
+    with tifffile.TiffFile(path) as file:
+        offsets = [file.pages.first.tags[name].offset for name in ("XResolution", "YResolution")]
+    content = bytearray(path.read_bytes())
+    for offset in offsets:
+        content[offset + 2 : offset + 12] = struct.pack("<HI", kind, count) + value
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "mm"), [(SHORT, struct.pack("<HH", 20, 0), 0.5), (FLOAT, struct.pack("<f", 40), 0.25)]
+)
+def test_tiff_resolution_as_a_plain_number_is_read(tmp_path: Path, kind: int, value: bytes, mm: float) -> None:
+    """As SimpleITK reads it."""
+    path = _tiff_with_resolution(tmp_path / "x.tif", kind, 1, value)
+
+    assert SimpleITK.ReadImage(str(path)).GetSpacing()[:2] == pytest.approx((mm, mm))
+    assert read_tiff_header(path).element_spacing[:2] == (mm, mm)
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "value"), [(SHORT, 2, struct.pack("<HH", 3, 4)), (ASCII, 4, b"abc\0"), (7, 4, b"abcd")]
+)
+def test_tiff_resolution_that_is_no_number_is_refused(tmp_path: Path, kind: int, count: int, value: bytes) -> None:
+    """Two numbers, text and bytes have a sentence, not a traceback."""
+    message = _refused(_tiff_with_resolution(tmp_path / "x.tif", kind, count, value))
+
+    assert "expected a resolution that is a number" in message
 
 
 def test_tiff_resolution_is_the_spacing(tmp_path: Path) -> None:
