@@ -13,6 +13,7 @@ last line is a JSON object.
 """
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -20,76 +21,46 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from acouslic.errors import AcouslicError
 from acouslic.geometry import sweep_ranges
 from algorithm.device import choose_device, set_cpu_threads
 from algorithm.manifest import SelectionConfig
-from algorithm.select_frame import smooth_in_sweeps
-from bench.frame_choice import choose_frame, frame_worth
+from algorithm.select_frame import choose_candidates, frame_quality
+from bench.frame_choice import frame_worth
 from bench.table import table
 from evaluation.bootstrap import Interval, f1_interval, mean_interval, resample_weights, units_of
 from evaluation.frame_f1 import ConfusionCounts, confusion_counts
 from training.cache import Cache
+from training.calibrate import Calibration, CaseJudgement, choose_thresholds, judge_cases
 from training.dataset import FrameTable, table_of
-from training.frame_metrics import best_f1
 from training.out_of_fold import OutOfFold, read_out_of_fold, score_out_of_fold, write_out_of_fold
 from training.run_folder import RunFolder
 from training.trained_member import TrainedMember, read_member, rebuild_network, shared_tower
 
 SELECTION = SelectionConfig()
-Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What a system says about the test frames, one row a frame, cases one after another."""
+class Reading:
+    """How a system's logits are read: its judgement of each test case, and from where on a frame is positive."""
 
-    presence: Values
-    optimality: Values | None
+    cases: list[CaseJudgement]
     threshold: float
 
 
-def plain(_members: Sequence[TrainedMember], scored: Sequence[OutOfFold]) -> Judgement:
-    """As in the paper; several runs are averaged."""
-    return Judgement(np.mean([_sigmoid(one.presence_logit) for one in scored], axis=0), None, 0.5)
+def read_plainly(scored: Sequence[OutOfFold]) -> Reading:
+    """As in the paper, without calibration, smoothing or optimality; several runs are averaged."""
+    cases = judge_cases(scored, [Calibration()] * len(scored), sigma_frames=0.0)
+    return Reading([replace(case, optimality=None) for case in cases], 0.5)
 
 
-def ours(members: Sequence[TrainedMember], scored: Sequence[OutOfFold]) -> Judgement:
-    """Calibrated and smoothed; the threshold is the mean of those that were best on each run's validation cases."""
-    thresholds = []
-    for member in members:
-        presence, _ = _calibrated(member, member.scored)
-        thresholds.append(best_f1(_smoothed(presence, member.scored).astype(np.float32), member.scored.label > 0)[1])
-    judged = [_calibrated(member, one) for member, one in zip(members, scored, strict=True)]
-    optimality = [values for _, values in judged if values is not None]
-    return Judgement(
-        np.mean([presence for presence, _ in judged], axis=0),
-        np.mean(optimality, axis=0) if optimality else None,
-        float(np.mean(thresholds)),
-    )
-
-
-def _calibrated(member: TrainedMember, scored: OutOfFold) -> tuple[Values, Values | None]:
-    fitted = member.calibration
-    presence = _sigmoid((scored.presence_logit + fitted.presence_shift) / fitted.presence_temperature)
-    if not len(scored.optimality_logit):
-        return presence, None
-    return presence, _sigmoid((scored.optimality_logit + fitted.optimality_shift) / fitted.optimality_temperature)
-
-
-def _sigmoid(logit: NDArray[np.floating]) -> Values:
-    return 1 / (1 + np.exp(-np.clip(logit.astype(np.float64), -60, 60)))
-
-
-def _smoothed(values: Values, scored: OutOfFold) -> Values:
-    return np.concatenate(
-        [
-            smooth_in_sweeps(part, sweep_ranges(len(part)), SELECTION.smoothing_sigma_frames)
-            for part in np.split(values, np.cumsum(scored.frame_counts)[:-1])
-        ]
-    )
+def read_as_exported(members: Sequence[TrainedMember], scored: Sequence[OutOfFold]) -> Reading:
+    """As an artifact of these members would be read, its threshold chosen on their validation cases."""
+    calibrations, sigma_frames = [member.calibration for member in members], SELECTION.smoothing_sigma_frames
+    validation = judge_cases([member.scored for member in members], calibrations, sigma_frames=sigma_frames)
+    thresholds = choose_thresholds(validation, SELECTION, mask_threshold=0.5)
+    return Reading(judge_cases(scored, calibrations, sigma_frames=sigma_frames), thresholds.presence)
 
 
 @dataclass(frozen=True)
@@ -103,22 +74,19 @@ class Figures:
     wfss: Interval | None
 
 
-def measure(judgement: Judgement, test: FrameTable, scored: OutOfFold, *, smooth: bool) -> Figures:
-    """The figures of a judgement of all test cases; precision and recall over all frames."""
-    selection = SELECTION if smooth else replace(SELECTION, smoothing_sigma_frames=0.0)
+def measure(reading: Reading, test: FrameTable) -> Figures:
+    """The figures of a reading of all test cases; precision and recall over all frames."""
     counts: dict[str, list[ConfusionCounts]] = {"annotated_sweeps": [], "all_frames": []}
     worth = []
-    ends = np.cumsum(scored.frame_counts)
-    for start, end in zip(ends - scored.frame_counts, ends, strict=True):
-        part = slice(start, end)
-        label = test.label[part]
-        optimality = judgement.optimality[part] if judgement.optimality is not None else None
-        choice = choose_frame(judgement.presence[part], optimality, np.zeros(len(label), bool), selection)
-        called = choice.presence_probability >= judgement.threshold
-        annotated = test.in_annotated_sweep[part]
-        counts["all_frames"].append(confusion_counts(label > 0, called))
-        counts["annotated_sweeps"].append(confusion_counts(label[annotated] > 0, called[annotated]))
-        worth.append(frame_worth(label, choice.frame_index))
+    start = 0
+    for case in reading.cases:
+        annotated = test.in_annotated_sweep[start : start + len(case.label)]
+        start += len(case.label)
+        called = case.presence >= reading.threshold
+        counts["all_frames"].append(confusion_counts(case.label > 0, called))
+        counts["annotated_sweeps"].append(confusion_counts(case.label[annotated] > 0, called[annotated]))
+        quality = frame_quality(case.presence, case.optimality, SELECTION.suboptimal_credit)
+        worth.append(frame_worth(case.label, choose_candidates(quality, sweep_ranges(len(quality)), 1)[0]))
     weights = resample_weights(units_of([case.subject_id for case in test.cases]))
     total = sum(counts["all_frames"], ConfusionCounts())
     return Figures(
@@ -130,10 +98,14 @@ def measure(judgement: Judgement, test: FrameTable, scored: OutOfFold, *, smooth
     )
 
 
-def score_run(member: TrainedMember, test: FrameTable, kept: Path | None) -> OutOfFold:
-    """What a run says about the test cases; from `kept` where it was asked before."""
-    if kept is not None and kept.is_file():
-        return read_out_of_fold(kept)
+def score_run(member: TrainedMember, test: FrameTable, folder: Path | None) -> OutOfFold:
+    """What a run says about the test cases; from `folder` where it was asked before about the same."""
+    kept = None
+    if folder is not None:
+        asked = json.dumps([member.record, [case.uuid for case in test.cases]], sort_keys=True)
+        kept = folder / f"{hashlib.sha256(asked.encode()).hexdigest()[:16]}.npz"
+        if kept.is_file():
+            return read_out_of_fold(kept)
     loaded = shared_tower([member])
     scored = score_out_of_fold(rebuild_network(member, loaded), test, loaded.preprocessing, choose_device(None)[0])
     if kept is not None:
@@ -160,15 +132,11 @@ def main(arguments: list[str] | None = None) -> int:
         seen = {uuid for member in members for uuid in member.record["train_cases"] + member.record["validation_cases"]}
         if seen & {case.uuid for case in cache.cases}:
             raise AcouslicError(f"{name} has learned from or was chosen on a case of {options.cache}")
-        scored = []
-        for member in members:
-            at = "-".join(member.folder.root.absolute().parts[-2:]) + ".npz"
-            scored.append(score_run(member, test, options.scores / at if options.scores else None))
-        for way, judge in (("plain", plain), ("ours", ours)):
-            judgement = judge(members, scored)
-            figures = measure(judgement, test, scored[0], smooth=way == "ours")
+        scored = [score_run(member, test, options.scores) for member in members]
+        for way, reading in (("plain", read_plainly(scored)), ("ours", read_as_exported(members, scored))):
+            figures = measure(reading, test)
             result[f"{name}, {way}"] = {
-                "threshold": judgement.threshold,
+                "threshold": reading.threshold,
                 "precision": figures.precision,
                 "recall": figures.recall,
                 **{
