@@ -139,7 +139,8 @@ class Thresholds:
     optimality: float = 0.5
     mask: float = 0.5
     suitable: float = 0.5
-    """A case is `suitable` where the chosen frame's presence probability reaches this and its mask has an ellipse."""
+    """A case is `suitable` where the chosen frame's presence probability, without context, reaches this and its mask
+    has an ellipse."""
 
     def check(self) -> None:
         """Raises ValueError for a threshold outside [0, 1]."""
@@ -179,11 +180,37 @@ class ScoringConfig:
 
 
 @dataclass(frozen=True)
+class CaseContext:
+    """How the best frame of a case sets the scale for the others, fitted on validation cases by `training export`.
+
+    logit(presence in context) = slope x logit(presence) + best_slope x clip(logit(best presence), best_range) + offset
+
+    A frame is judged against what the same probe shows of the same fetus elsewhere: a network that is sure of one
+    patient's planes is sure of the frames beside them too, and one that doubts them doubts all.
+    """
+
+    slope: float
+    best_slope: float
+    offset: float
+    best_range: tuple[float, float]
+    """Logits of the best frames that were seen in fitting: beyond them nothing is known of their effect."""
+
+    def check(self) -> None:
+        """Raises ValueError for a slope that would turn the order of frames round, and a range that is none."""
+        if self.slope <= 0:
+            raise ValueError(f"slope must be positive, not {self.slope}")
+        if self.best_range[0] > self.best_range[1]:
+            raise ValueError("best_range must be ascending")
+
+
+@dataclass(frozen=True)
 class SelectionConfig:
     """How the frame is chosen and outlined. `select_frame.py` and `segment.py` follow it."""
 
     smoothing_sigma_frames: float = 2.0
     """Gaussian smoothing of probabilities along a sweep; 0 is none."""
+    context: CaseContext | None = None
+    """None judges each frame without a look at the rest of its case."""
     suboptimal_credit: float = 0.6
     """What a suboptimal frame is worth where an optimal one exists: quality = presence x (credit + (1 - credit) x
     optimality), the expected WFSS of the frame."""

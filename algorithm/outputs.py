@@ -40,7 +40,9 @@ class CaseResult:
     circumference_mm: float | None
     interval_mm: tuple[float, float] | None
     presence_probability: Values
-    """(F,), smoothed within sweeps."""
+    """(F,), smoothed within sweeps and, where the artifact has a context, judged against the case's best frame."""
+    presence_alone_probability: Values
+    """(F,), smoothed only: what `suitable` is judged by."""
     optimality_probability: Values | None
     refined: NDArray[np.bool_]
     """(F,): seen by the whole ensemble."""
@@ -134,6 +136,7 @@ def scores_json(result: CaseResult) -> dict[str, Any]:
         "frames": result.header.frames,
         "thresholds": {"presence": result.thresholds.presence, "optimality": result.thresholds.optimality},
         "presence_probability": _rounded(result.presence_probability),
+        "presence_alone_probability": _rounded(result.presence_alone_probability),
         "optimality_probability": None if optimality is None else _rounded(optimality),
         "refined_frames": [[run[0], run[-1]] for run in positive_runs(result.refined, range(len(result.refined)))],
         "sweeps": [

@@ -25,7 +25,7 @@ from algorithm.measure import Outline, outline_best
 from algorithm.outputs import CaseResult, prepare_output, removed_on_failure, write_result
 from algorithm.resized_frames import ResizedFrames
 from algorithm.score import FrameScores, choose_batch_frames, score_case
-from algorithm.select_frame import Values, choose_candidates, frame_quality, smooth_in_sweeps
+from algorithm.select_frame import FrameJudgement, choose_candidates, judge_frames
 from algorithm.timing import RunTimings, peak_rss_bytes
 
 log = logging.getLogger(__name__)
@@ -144,9 +144,9 @@ class Pipeline:
         """Choose, outline and judge the frame of a scored case."""
         manifest = self.ensemble.manifest
         blank = resized.blank()
-        presence, optimality = self._smooth(scores, blank)
+        judged = self._judge(scores, blank)
         notes = [] if header.spacing_note is None else [header.spacing_note]
-        outline = self._outline(resized, header, presence, optimality, blank)
+        outline = self._outline(resized, header, judged, blank)
         suitable = True
         if blank.all():
             suitable = False
@@ -154,10 +154,12 @@ class Pipeline:
         elif outline.ellipse is None:
             suitable = False
             notes.append("none of the candidate frames has a mask that an ellipse can be fitted to")
-        if presence[outline.frame_index] < manifest.thresholds.suitable:
+        # Against the best of its case the best frame always looks well: here it has to stand alone.
+        presence = judged.presence_alone[outline.frame_index]
+        if presence < manifest.thresholds.suitable:
             suitable = False
             notes.append(
-                f"the presence probability of the best frame, {presence[outline.frame_index]:.3f}, does not reach "
+                f"the presence probability of the best frame, {presence:.3f}, does not reach "
                 f"{manifest.thresholds.suitable}"
             )
         if not suitable and manifest.selection.when_unsuitable == "no_frame":
@@ -173,39 +175,31 @@ class Pipeline:
             ellipse=outline.ellipse,
             circumference_mm=outline.circumference_mm,
             interval_mm=outline.interval_mm,
-            presence_probability=presence,
-            optimality_probability=optimality,
+            presence_probability=judged.presence,
+            presence_alone_probability=judged.presence_alone,
+            optimality_probability=judged.optimality,
             refined=scores.refined,
             thresholds=manifest.thresholds,
             notes=tuple(notes),
         )
 
-    def _smooth(self, scores: FrameScores, blank: np.ndarray) -> tuple[Values, Values | None]:
-        """Probabilities smoothed along sweeps. A black frame shows nothing, whatever a network makes of it: 0."""
+    def _judge(self, scores: FrameScores, blank: np.ndarray) -> FrameJudgement:
+        """The frames in their case. A black frame shows nothing, whatever a network makes of it: 0."""
+        presence = np.where(blank, 0.0, scores.presence_probability)
         sweeps = sweep_ranges(len(blank))
-        sigma_frames = self.ensemble.manifest.selection.smoothing_sigma_frames
-        presence = smooth_in_sweeps(np.where(blank, 0.0, scores.presence_probability), sweeps, sigma_frames)
-        if scores.optimality_probability is None:
-            return presence, None
-        return presence, smooth_in_sweeps(scores.optimality_probability, sweeps, sigma_frames)
+        return judge_frames(presence, scores.optimality_probability, sweeps, self.ensemble.manifest.selection)
 
     def _outline(
-        self,
-        resized: ResizedFrames,
-        header: StackHeader,
-        presence: Values,
-        optimality: Values | None,
-        blank: np.ndarray,
+        self, resized: ResizedFrames, header: StackHeader, judged: FrameJudgement, blank: np.ndarray
     ) -> Outline:
         """The best frame that can be outlined; of black frames only, the best guess with an empty mask."""
         selection = self.ensemble.manifest.selection
-        quality = frame_quality(presence, optimality, selection.suboptimal_credit)
         sweeps = sweep_ranges(header.frames)
         if blank.all():
-            (guess,) = choose_candidates(presence, sweeps, 1)
+            (guess,) = choose_candidates(judged.presence, sweeps, 1)
             return Outline(guess, np.zeros((header.rows, header.columns), dtype=bool), None, None, None)
         # Smoothing lends a black frame its neighbours' probability, but it cannot be outlined.
-        candidates = choose_candidates(np.where(blank, -1.0, quality), sweeps, selection.candidates)
+        candidates = choose_candidates(np.where(blank, -1.0, judged.quality), sweeps, selection.candidates)
         candidates = [index for index in candidates if not blank[index]]
         fov = field_of_view(header.rows, header.columns)
         return outline_best(self.ensemble, resized.frames, candidates, fov, header.spacing_mm)

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +16,7 @@ from acouslic.geometry import sweep_ranges
 from algorithm.ensemble import GateScores, MemberScores
 from algorithm.manifest import Manifest, ScoringConfig, TowerConfig
 from algorithm.preprocess import normalise
-from algorithm.select_frame import Values, frame_quality, smooth_in_sweeps
+from algorithm.select_frame import Values, judge_frames
 
 CPU_BATCH_FRAMES = 8
 MAX_BATCH_FRAMES = 128
@@ -171,18 +171,9 @@ def _score_gated(run: "_Batches", config: ScoringConfig, progress: Callable[[flo
     if len(gate_optimality):
         optimality = interpolate_in_sweeps(gate_optimality.mean(0, dtype=np.float64), at, sweeps)
     gated = time.monotonic()
-
-    def smooth(values: Values) -> Values:
-        return smooth_in_sweeps(values, sweeps, selection.smoothing_sigma_frames)
-
-    smoothed_optimality = None if optimality is None else smooth(optimality)
-    indices = choose_refined(
-        presence,
-        frame_quality(presence, optimality, selection.suboptimal_credit),
-        frame_quality(smooth(presence), smoothed_optimality, selection.suboptimal_credit),
-        sweeps,
-        config,
-    )
+    smoothed = judge_frames(presence, optimality, sweeps, selection)
+    unsmoothed = judge_frames(presence, optimality, sweeps, replace(selection, smoothing_sigma_frames=0.0))
+    indices = choose_refined(unsmoothed.presence, unsmoothed.quality, smoothed.quality, sweeps, config)
     fine_presence, fine_optimality = run.score(run.ensemble.score, indices, lambda share: progress((1 + 2 * share) / 3))
     presence[indices] = fine_presence.mean(0, dtype=np.float64)
     if len(fine_optimality):

@@ -1,9 +1,12 @@
 """From probabilities of frames to the frames that are worth outlining, best first. Pure NumPy."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from algorithm.manifest import CaseContext, SelectionConfig
 
 Values = NDArray[np.float64]
 
@@ -13,6 +16,33 @@ CANDIDATE_DISTANCE_FRAMES = 5
 _KERNEL_SIGMAS = 4.0
 _TIE_DECIMALS = 9
 """Qualities that agree to this many decimals are ties: far below what a model can mean, far above rounding."""
+_LEAST_PROBABILITY = 1e-6
+"""Logits are taken of probabilities at least this far from 0 and 1."""
+
+
+@dataclass(frozen=True)
+class FrameJudgement:
+    """What is thought of each frame of a case, its neighbours and the rest of the case considered."""
+
+    presence_alone: Values
+    """(F,) in 0..1: smoothed within sweeps."""
+    presence: Values
+    """(F,) in 0..1: against the case's best frame, where the artifact has a context; else `presence_alone`."""
+    optimality: Values | None
+    """(F,) in 0..1: smoothed within sweeps; None without such a head."""
+    quality: Values
+    """(F,) in 0..1: `frame_quality` of presence and optimality."""
+
+
+def judge_frames(
+    presence: Values, optimality: Values | None, sweeps: Sequence[range], selection: SelectionConfig
+) -> FrameJudgement:
+    """From what the members said of each frame, (F,) in 0..1, to what is thought of it in its case."""
+    alone = smooth_in_sweeps(presence, sweeps, selection.smoothing_sigma_frames)
+    if optimality is not None:
+        optimality = smooth_in_sweeps(optimality, sweeps, selection.smoothing_sigma_frames)
+    inside = alone if selection.context is None else in_context(alone, selection.context)
+    return FrameJudgement(alone, inside, optimality, frame_quality(inside, optimality, selection.suboptimal_credit))
 
 
 def smooth_in_sweeps(probability: Values, sweeps: Sequence[range], sigma_frames: float) -> Values:
@@ -32,6 +62,21 @@ def smooth_in_sweeps(probability: Values, sweeps: Sequence[range], sigma_frames:
         weights = np.convolve(np.ones(len(values)), kernel)[reach : reach + len(values)]
         smoothed[sweep.start : sweep.stop] = weighted / weights
     return np.clip(smoothed, 0.0, 1.0)
+
+
+def in_context(presence: Values, context: CaseContext) -> Values:
+    """Presence of all frames of a case, (F,) in 0..1, judged against the best of them; the order of frames stays."""
+    if not len(presence):
+        return presence
+    logit = presence_logit(presence)
+    best = np.clip(logit.max(), *context.best_range)
+    return 1 / (1 + np.exp(-(context.slope * logit + context.best_slope * best + context.offset)))
+
+
+def presence_logit(probability: Values) -> Values:
+    """log(p / (1 - p)), finite also for 0 and 1."""
+    inside = np.clip(probability, _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
+    return np.log(inside / (1 - inside))
 
 
 def frame_quality(presence: Values, optimality: Values | None, suboptimal_credit: float) -> Values:

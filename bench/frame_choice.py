@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from acouslic.geometry import sweep_ranges
 from algorithm.manifest import SelectionConfig
-from algorithm.select_frame import Values, choose_candidates, frame_quality, smooth_in_sweeps
+from algorithm.select_frame import Values, choose_candidates, judge_frames
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Choice:
 
     frame_index: int
     presence_probability: Values
-    """(F,), smoothed."""
+    """(F,), smoothed and in context."""
 
 
 def choose_frame(
@@ -27,12 +27,9 @@ def choose_frame(
     A run passes on to its next candidate where a mask has no ellipse; masks are not looked at here.
     """
     sweeps = sweep_ranges(len(presence))
-    smoothed = smooth_in_sweeps(np.where(blank, 0.0, presence), sweeps, selection.smoothing_sigma_frames)
-    if optimality is not None:
-        optimality = smooth_in_sweeps(optimality, sweeps, selection.smoothing_sigma_frames)
-    quality = frame_quality(smoothed, optimality, selection.suboptimal_credit)
-    candidates = choose_candidates(np.where(blank, -1.0, quality), sweeps, selection.candidates)
-    return Choice(next(index for index in candidates if not blank[index]), smoothed)
+    judged = judge_frames(np.where(blank, 0.0, presence), optimality, sweeps, selection)
+    candidates = choose_candidates(np.where(blank, -1.0, judged.quality), sweeps, selection.candidates)
+    return Choice(next(index for index in candidates if not blank[index]), judged.presence)
 
 
 def frame_worth(labels: NDArray[np.uint8], frame_index: int) -> float:

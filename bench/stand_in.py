@@ -2,11 +2,12 @@
 
     python -m bench.stand_in --cache TEST_CACHE --system NAME=RUN[,RUN...] [--system ...] [--scores FOLDER]
 
-A system is one run or the mean of several. Two ways to read its probabilities are compared, on the same frames:
-`plain` is the paper's (sigmoid of the logit, called positive from 0.5 on, the highest frame chosen), `ours` calibrates
-each run on its own validation cases, smooths within sweeps, calls positive from the threshold that was best there, and
-chooses by presence and optimality. Needs no decoder, so the published classifier stands beside a whole artifact. Masks
-and the official score come from the algorithm itself (`algorithm predict`, then `evaluation local`).
+A system is one run or the mean of several. Three ways to read its probabilities are compared, on the same frames:
+`plain` is the paper's (sigmoid of the logit, called positive from 0.5 on, the highest frame chosen); `smoothed`
+calibrates each run on its own validation cases, smooths within sweeps, calls positive from the threshold that was best
+there, and chooses by presence and optimality; `in context` also judges each frame against the best of its case, as
+`training export` does. Needs no decoder, so the published classifier stands beside a whole artifact. Masks and the
+official score come from the algorithm itself (`algorithm predict`, then `evaluation local`).
 
 Intervals resample subjects (`evaluation/bootstrap.py`). A run is scored once where --scores keeps what it said. The
 last line is a JSON object.
@@ -26,13 +27,13 @@ from acouslic.errors import AcouslicError
 from acouslic.geometry import sweep_ranges
 from algorithm.device import choose_device, set_cpu_threads
 from algorithm.manifest import SelectionConfig
-from algorithm.select_frame import choose_candidates, frame_quality
+from algorithm.select_frame import choose_candidates
 from bench.frame_choice import frame_worth
 from bench.table import table
 from evaluation.bootstrap import Interval, f1_interval, mean_interval, resample_weights, units_of
 from evaluation.frame_f1 import ConfusionCounts, confusion_counts
 from training.cache import Cache
-from training.calibrate import Calibration, CaseJudgement, choose_thresholds, judge_cases
+from training.calibrate import Calibration, CaseJudgement, choose_thresholds, judge_cases, judge_in_context
 from training.dataset import FrameTable, table_of
 from training.out_of_fold import OutOfFold, read_out_of_fold, score_out_of_fold, write_out_of_fold
 from training.run_folder import RunFolder
@@ -51,16 +52,21 @@ class Reading:
 
 def read_plainly(scored: Sequence[OutOfFold]) -> Reading:
     """As in the paper, without calibration, smoothing or optimality; several runs are averaged."""
-    cases = judge_cases(scored, [Calibration()] * len(scored), sigma_frames=0.0)
-    return Reading([replace(case, optimality=None) for case in cases], 0.5)
+    scored = [replace(member, optimality_logit=member.optimality_logit[:0]) for member in scored]
+    cases = judge_cases(scored, [Calibration()] * len(scored), replace(SELECTION, smoothing_sigma_frames=0.0))
+    return Reading(cases, 0.5)
 
 
-def read_as_exported(members: Sequence[TrainedMember], scored: Sequence[OutOfFold]) -> Reading:
-    """As an artifact of these members would be read, its threshold chosen on their validation cases."""
-    calibrations, sigma_frames = [member.calibration for member in members], SELECTION.smoothing_sigma_frames
-    validation = judge_cases([member.scored for member in members], calibrations, sigma_frames=sigma_frames)
-    thresholds = choose_thresholds(validation, SELECTION, mask_threshold=0.5)
-    return Reading(judge_cases(scored, calibrations, sigma_frames=sigma_frames), thresholds.presence)
+def read_as_exported(members: Sequence[TrainedMember], scored: Sequence[OutOfFold], *, context: bool) -> Reading:
+    """As an artifact of these members would be read, its context and threshold chosen on their validation cases."""
+    calibrations, selection = [member.calibration for member in members], SELECTION
+    validated = [member.scored for member in members]
+    if context:
+        selection, validation = judge_in_context(validated, calibrations, selection)
+    else:
+        validation = judge_cases(validated, calibrations, selection)
+    threshold = choose_thresholds(validation, mask_threshold=0.5).presence
+    return Reading(judge_cases(scored, calibrations, selection), threshold)
 
 
 @dataclass(frozen=True)
@@ -82,11 +88,11 @@ def measure(reading: Reading, test: FrameTable) -> Figures:
     for case in reading.cases:
         annotated = test.in_annotated_sweep[start : start + len(case.label)]
         start += len(case.label)
-        called = case.presence >= reading.threshold
+        called = case.frames.presence >= reading.threshold
         counts["all_frames"].append(confusion_counts(case.label > 0, called))
         counts["annotated_sweeps"].append(confusion_counts(case.label[annotated] > 0, called[annotated]))
-        quality = frame_quality(case.presence, case.optimality, SELECTION.suboptimal_credit)
-        worth.append(frame_worth(case.label, choose_candidates(quality, sweep_ranges(len(quality)), 1)[0]))
+        chosen = choose_candidates(case.frames.quality, sweep_ranges(len(case.label)), 1)[0]
+        worth.append(frame_worth(case.label, chosen))
     weights = resample_weights(units_of([case.subject_id for case in test.cases]))
     total = sum(counts["all_frames"], ConfusionCounts())
     return Figures(
@@ -133,7 +139,12 @@ def main(arguments: list[str] | None = None) -> int:
         if seen & {case.uuid for case in cache.cases}:
             raise AcouslicError(f"{name} has learned from or was chosen on a case of {options.cache}")
         scored = [score_run(member, test, options.scores) for member in members]
-        for way, reading in (("plain", read_plainly(scored)), ("ours", read_as_exported(members, scored))):
+        readings = {
+            "plain": read_plainly(scored),
+            "smoothed": read_as_exported(members, scored, context=False),
+            "in context": read_as_exported(members, scored, context=True),
+        }
+        for way, reading in readings.items():
             figures = measure(reading, test)
             result[f"{name}, {way}"] = {
                 "threshold": reading.threshold,

@@ -40,7 +40,7 @@ from algorithm.heads import Heads  # noqa: E402
 from algorithm.manifest import Manifest, TowerConfig, read_manifest  # noqa: E402
 from algorithm.preprocess import mask_to_frame  # noqa: E402
 from algorithm.segment import clean_mask  # noqa: E402
-from algorithm.select_frame import choose_candidates, frame_quality, smooth_in_sweeps  # noqa: E402
+from algorithm.select_frame import choose_candidates, judge_frames  # noqa: E402
 from algorithm.timing import peak_rss_bytes, process_age_s  # noqa: E402
 
 BATCH_FRAMES = 8
@@ -208,8 +208,7 @@ def main() -> None:
     presence, optimality, passes = score(model, heads, images, manifest, autocast)
     lap("score_s")
     sweeps, selection = sweep_ranges(len(frames)), manifest.selection
-    smoothed = [smooth_in_sweeps(p.mean(0), sweeps, selection.smoothing_sigma_frames) for p in (presence, optimality)]
-    quality = frame_quality(*smoothed, selection.suboptimal_credit)
+    quality = judge_frames(presence.mean(0), optimality.mean(0), sweeps, selection).quality
     fov = field_of_view(*frames.shape[1:])
     candidates = choose_candidates(quality, sweeps, selection.candidates)
     outlines = {}

@@ -14,6 +14,7 @@ from acouslic.errors import AcouslicError
 from algorithm.ensemble import GateScores, MemberScores
 from algorithm.frame_stream import FrameStream
 from algorithm.manifest import (
+    CaseContext,
     DecoderConfig,
     Manifest,
     MemberConfig,
@@ -136,6 +137,7 @@ def test_the_files_say_what_the_result_says(platform_case):
     scores = read_json(platform_case, "frame-quality-scores.json")
     assert scores["frames"] == len(scores["presence_probability"]) == 150
     assert scores["presence_probability"][7] == pytest.approx(250 / 255, abs=1e-4)
+    assert scores["presence_alone_probability"] == scores["presence_probability"], "the artifact has no context"
     assert scores["optimality_probability"] is None
     assert scores["thresholds"] == {"presence": 0.5, "optimality": 0.5}
     assert scores["refined_frames"] == [[0, 149]]
@@ -159,6 +161,19 @@ def test_the_files_say_what_the_result_says(platform_case):
             "longest_run": [145, 145],
         },
     ]
+
+
+def test_frames_are_judged_in_their_case_and_the_case_by_itself(platform_case):
+    """The best frame's 0.47 becomes 0.94 in context, which calls it positive, but does not make the case suitable."""
+    platform_case.write_sweep(drawn_stack(f7=(120, 92, 70, 40, 30), f12=(60, 92, 70, 40, 30)))
+    result = run(platform_case, context=CaseContext(2.0, -1.0, 2.875, (-1.0, 1.0)))
+    assert (result.frame_index, result.suitable) == (7, False)
+    assert "0.471, does not reach 0.5" in result.notes[-1]
+    logit = math.log(120 / 135)
+    scores = read_json(platform_case, "frame-quality-scores.json")
+    assert scores["presence_probability"][7] == pytest.approx(1 / (1 + math.exp(-logit - 2.875)), abs=1e-4)
+    assert scores["presence_alone_probability"][7] == pytest.approx(120 / 255, abs=1e-4)
+    assert scores["sweeps"][0]["longest_run"] == [7, 7]
 
 
 def test_a_run_is_repeated_to_the_byte(platform_case):

@@ -116,6 +116,7 @@ def result_to_draw(tmp_path, **changes):
         circumference_mm=271.3,
         interval_mm=(264.0, 279.1),
         presence_probability=presence,
+        presence_alone_probability=presence,
         optimality_probability=None,
         refined=np.ones(840, bool),
         thresholds=Thresholds(),

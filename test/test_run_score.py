@@ -10,6 +10,7 @@ from acouslic.errors import AcouslicError
 from acouslic.geometry import sweep_ranges
 from algorithm.ensemble import GateScores, MemberScores
 from algorithm.manifest import (
+    CaseContext,
     DecoderConfig,
     Manifest,
     MemberConfig,
@@ -124,6 +125,22 @@ def test_another_error_of_torch_is_not_taken_for_want_of_memory():
     ensemble = GreyEnsemble(most_frames=5, out_of_memory=RuntimeError("shapes do not fit"))
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         score_case(ensemble, grey_frames(LEVELS), ScoringConfig(), batch_frames=32)
+
+
+def test_the_gate_finds_ambiguous_what_is_so_in_its_case():
+    """The gate says 0.9, 0.7 and 0.5: in context the second is the doubtful one, without it the third."""
+    levels = np.zeros(140, dtype=np.int64)
+    levels[[20, 60, 100]] = np.round(255 * np.array([1.0, 0.8, 0.6]))
+    config = ScoringConfig(
+        mode="gated", stride=1, margin_frames=0, refine_ratio=1.0, refine_presence=(0.4, 0.6), max_refined_fraction=1.0
+    )
+    refined = {}
+    # 2 x logit(0.7) - logit(0.9) + 0.5 is 0: probability 0.5.
+    for name, context in (("alone", None), ("context", CaseContext(2.0, -1.0, 0.5025, (-9.0, 9.0)))):
+        selection = dataclasses.replace(MANIFEST.selection, context=context)
+        ensemble = GreyEnsemble(dataclasses.replace(MANIFEST, selection=selection))
+        refined[name] = np.flatnonzero(score_case(ensemble, grey_frames(levels), config).refined).tolist()
+    assert refined == {"alone": [20, 100], "context": [20, 60]}
 
 
 def test_no_room_for_one_frame_is_an_error():

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from algorithm.select_frame import choose_candidates, frame_quality, positive_runs, smooth_in_sweeps
+from algorithm.manifest import CaseContext, SelectionConfig
+from algorithm.select_frame import (
+    choose_candidates,
+    frame_quality,
+    in_context,
+    judge_frames,
+    positive_runs,
+    smooth_in_sweeps,
+)
 
 TWO_SWEEPS = [range(20), range(20, 40)]
 
@@ -47,6 +55,49 @@ def test_quality_is_the_expected_credit():
     presence = np.full(3, 0.5)
     assert frame_quality(presence, np.array([1.0, 0.0, 0.5]), 0.6) == pytest.approx([0.5, 0.3, 0.4])
     assert frame_quality(presence, None, 0.6) is presence
+
+
+def test_context_by_hand():
+    """Logits 2 and 0, the best clipped to 1: slope 3, best slope -2, offset 0.5 make 6 - 2 + 0.5 and 0 - 2 + 0.5."""
+    context = CaseContext(3.0, -2.0, 0.5, (-1.0, 1.0))
+    presence = 1 / (1 + np.exp(-np.array([2.0, 0.0])))
+    assert in_context(presence, context) == pytest.approx(1 / (1 + np.exp(-np.array([4.5, -1.5]))))
+    assert in_context(np.array([]), context).shape == (0,)
+    surely = in_context(np.array([0.0, 1.0]), context)
+    assert np.isfinite(surely).all()
+    assert 0 <= surely[0] < 1e-9 < 1 - 1e-9 < surely[1] <= 1
+
+
+def test_context_that_changes_nothing():
+    """Slope 1 and nothing else is the identity; without a context presence is the smoothed one itself."""
+    presence, sweeps = np.linspace(0.1, 0.9, 40), TWO_SWEEPS
+    same = SelectionConfig(context=CaseContext(1.0, 0.0, 0.0, (-1.0, 1.0)))
+    judged, plain = judge_frames(presence, None, sweeps, same), judge_frames(presence, None, sweeps, SelectionConfig())
+    assert judged.presence == pytest.approx(judged.presence_alone)
+    assert plain.presence is plain.presence_alone
+    assert judged.quality is judged.presence
+    assert np.array_equal(plain.presence, smooth_in_sweeps(presence, sweeps, 2.0))
+
+
+def test_quality_is_that_in_context():
+    """Two sweeps as sure as each other before and after; optimality weighs what is left of presence."""
+    selection = SelectionConfig(smoothing_sigma_frames=0.0, context=CaseContext(2.0, -1.0, 0.0, (-9.0, 9.0)))
+    presence, optimality = np.array([0.5, 0.8]), np.array([1.0, 0.5])
+    judged = judge_frames(presence, optimality, [range(2)], selection)
+    # logit(0.8) = ln 4: the logits are -ln 4 and 2 ln 4 - ln 4.
+    assert judged.presence == pytest.approx([0.2, 0.8])
+    assert judged.quality == pytest.approx([0.2, 0.8 * 0.8])
+    assert judged.presence_alone.tolist() == [0.5, 0.8]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [((0.0, -1.0, 0.0, (0.0, 1.0)), "slope must be positive"), ((1.0, 0.0, 0.0, (1.0, 0.0)), "must be ascending")],
+)
+def test_a_context_that_makes_no_sense_is_refused(values, message):
+    """It would turn the order of frames round, or has no range."""
+    with pytest.raises(ValueError, match=message):
+        CaseContext(*values).check()
 
 
 def test_candidates_are_the_best_and_apart():

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from acouslic.geometry import sweep_ranges
 from algorithm.manifest import SelectionConfig
+from algorithm.select_frame import judge_frames
 from training.cache import Cache
 from training.calibrate import (
     Calibration,
@@ -14,8 +16,10 @@ from training.calibrate import (
     calibrate_member,
     choose_mask_threshold,
     choose_thresholds,
+    fit_context,
     fit_platt,
     judge_cases,
+    judge_in_context,
 )
 from training.dataset import soft_masks, table_of
 from training.frame_metrics import best_f1, count_frames
@@ -99,24 +103,28 @@ def test_cases_are_judged_by_members_that_did_not_learn_from_them() -> None:
     label = np.zeros(8, np.uint8)
     first = draw_scores(["a", "b"], np.zeros(8, np.float32), label)
     second = draw_scores(["b"], np.full(4, 2.0, np.float32), label[:4])
-    judged = judge_cases([first, second], [Calibration(), Calibration(presence_temperature=2.0)], 0.0)
+    judged = judge_cases([first, second], [Calibration(), Calibration(presence_temperature=2.0)], PLAIN)
     assert [case.uuid for case in judged] == ["a", "b"]
-    np.testing.assert_allclose(judged[0].presence, 0.5)
-    np.testing.assert_allclose(judged[1].presence, (0.5 + 1 / (1 + np.exp(-1.0))) / 2)
-    assert judged[0].optimality is None
+    np.testing.assert_allclose(judged[0].frames.presence, 0.5)
+    np.testing.assert_allclose(judged[1].frames.presence, (0.5 + 1 / (1 + np.exp(-1.0))) / 2)
+    assert judged[0].frames.optimality is None
 
 
 def draw_case(presence: list[float], label: list[int], optimality: list[float] | None = None) -> CaseJudgement:
     """A judged case of one short sweep."""
-    return CaseJudgement(
-        "a", np.array(label, np.uint8), np.array(presence), None if optimality is None else np.array(optimality)
+    frames = judge_frames(
+        np.array(presence),
+        None if optimality is None else np.array(optimality),
+        sweep_ranges(len(presence)),
+        PLAIN,
     )
+    return CaseJudgement("a", np.array(label, np.uint8), frames)
 
 
 def test_thresholds_separate_what_can_be_separated() -> None:
     """Presence between 0.2 and 0.6, optimality between 0.3 and 0.7 among annotated frames; all choices right."""
     case = draw_case([0.1, 0.6, 0.9, 0.2], [0, 2, 1, 0], [0.99, 0.3, 0.7, 0.99])
-    thresholds = choose_thresholds([case], PLAIN, 0.45)
+    thresholds = choose_thresholds([case], 0.45)
     assert thresholds.presence == pytest.approx(0.4)
     assert thresholds.optimality == pytest.approx(0.5)
     assert thresholds.mask == 0.45
@@ -126,7 +134,57 @@ def test_thresholds_separate_what_can_be_separated() -> None:
 def test_suitable_tells_wrong_choices_apart() -> None:
     """A case whose best frame is not annotated scored 0.3, the right one 0.45: the threshold lies above the former."""
     cases = [draw_case([0.3, 0.1], [0, 2]), draw_case([0.1, 0.45], [0, 1])]
-    assert 0.3 < choose_thresholds(cases, PLAIN, 0.5).suitable <= 0.45
+    assert 0.3 < choose_thresholds(cases, 0.5).suitable <= 0.45
+
+
+def draw_patients(cases: int, seed: int) -> OutOfFold:
+    """Cases of 60 frames, annotated where a bump of logits reaches 3 below its top; the top differs from case to case.
+
+    No threshold on the logit alone can find them: what counts lies between 0 and 6 for one case, 4 and 10 for another.
+    """
+    rng = np.random.default_rng(seed)
+    top = rng.uniform(0.0, 6.0, cases)
+    profile = top[:, None] - 12.0 * np.abs(np.linspace(-1, 1, 60))[None]
+    label = (profile >= top[:, None] - 3.0).astype(np.uint8)
+    logit = (profile + rng.normal(0, 0.3, profile.shape)).astype(np.float32)
+    return draw_scores([f"{seed}-{k}" for k in range(cases)], logit.ravel(), label.ravel())
+
+
+def test_a_context_finds_what_no_threshold_can() -> None:
+    """Fitted on twelve cases it lifts F1 on twelve others, and leaves the order of frames as it was."""
+    scored, unseen = draw_patients(12, seed=1), draw_patients(12, seed=2)
+    selection, judged = judge_in_context([scored], [Calibration()], PLAIN)
+    assert selection.context is not None
+    assert selection.context.slope > 0 > selection.context.best_slope
+    f1 = {}
+    for name, settings in (("alone", PLAIN), ("context", selection)):
+        threshold = choose_thresholds(judge_cases([scored], [Calibration()], settings), 0.5).presence
+        cases = judge_cases([unseen], [Calibration()], settings)
+        presence = np.concatenate([case.frames.presence for case in cases])
+        f1[name] = count_frames(presence, unseen.label > 0, threshold, None).f1
+        for case in cases:
+            assert np.array_equal(np.argsort(case.frames.presence), np.argsort(case.frames.presence_alone))
+    assert f1["alone"] < 0.85
+    assert f1["context"] > 0.93
+    assert [case.uuid for case in judged] == scored.uuid.tolist()
+    # A case is suitable by what its best frame shows alone, however good it is beside its neighbours.
+    assert (
+        choose_thresholds(judged, 0.5).suitable
+        == choose_thresholds(judge_cases([scored], [Calibration()], PLAIN), 0.5).suitable
+    )
+
+
+def test_no_context_without_cases_enough_or_where_it_would_turn_the_order_round() -> None:
+    """Seven annotated cases are too few; logits that fall where frames are annotated ask for a negative slope."""
+
+    def fit(scored: OutOfFold) -> object:
+        return fit_context(judge_cases([scored], [Calibration()], PLAIN))
+
+    assert fit(draw_patients(8, seed=3)) is not None
+    assert fit(draw_patients(7, seed=3)) is None
+    assert fit(draw_scores(["a", *"bcdefghi"], np.zeros(90, np.float32), np.zeros(90, np.uint8))) is None
+    wrong = draw_patients(12, seed=4)
+    assert fit(OutOfFold(**(vars(wrong) | {"presence_logit": -wrong.presence_logit}))) is None
 
 
 def test_the_mask_threshold_undoes_a_bias(tiny_training: Any) -> None:

@@ -2,11 +2,12 @@
 
 Each member's logits become probabilities by sigmoid((logit + shift) / temperature), fitted on its validation cases
 (Platt 1999; the shift undoes the share of annotated frames that sampling raised, and is folded into the head's bias).
-Thresholds are then chosen on out-of-fold probabilities, smoothed and ranked by the code that inference uses.
+What the best frame of a case says about the others (`manifest.CaseContext`) and the thresholds are then chosen on
+out-of-fold probabilities, smoothed and ranked by the code that inference uses.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,10 +16,10 @@ from numpy.typing import NDArray
 from acouslic.ellipse import circumference_px
 from acouslic.fov import field_of_view
 from acouslic.geometry import sweep_ranges
-from algorithm.manifest import SelectionConfig, Thresholds
+from algorithm.manifest import CaseContext, SelectionConfig, Thresholds
 from algorithm.preprocess import mask_to_frame
 from algorithm.segment import clean_mask
-from algorithm.select_frame import choose_candidates, frame_quality, smooth_in_sweeps
+from algorithm.select_frame import FrameJudgement, choose_candidates, judge_frames, presence_logit
 from training.cache import Cache
 from training.frame_metrics import best_f1
 from training.out_of_fold import OutOfFold
@@ -28,6 +29,8 @@ Values = NDArray[np.float64]
 _MASK_THRESHOLDS = tuple(float(value) for value in np.round(np.arange(0.30, 0.71, 0.05), 2))
 _MOST_MASKS = 400
 """Annotated frames on which the mask threshold is chosen: more change its second decimal no more."""
+_FEWEST_CONTEXT_CASES = 8
+"""Annotated cases from which on a context is fitted: it has three numbers, and a case says one thing about two."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,8 @@ class CaseJudgement:
 
     uuid: str
     label: NDArray[np.uint8]
-    presence: Values
-    """(frames,), mean of the members, smoothed within sweeps."""
-    optimality: Values | None
-    """Likewise."""
+    frames: FrameJudgement
+    """Of the mean of the members."""
 
 
 def calibrate_member(scored: OutOfFold, *, shift: bool = True) -> Calibration:
@@ -71,26 +72,66 @@ def fit_platt(logit: NDArray[np.float32], positive: NDArray[np.bool_], *, shift:
     logits = torch.from_numpy(logit.astype(np.float64))
     targets = torch.from_numpy(positive.astype(np.float64))
     parameters = torch.zeros(2, dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.LBFGS([parameters], lr=0.5, max_iter=200, line_search_fn="strong_wolfe")
 
     def temperature() -> torch.Tensor:
         return parameters[1].exp().clamp(0.2, 20.0)
 
+    # A faint pull towards (0, 1) keeps separable frames from running away.
+    _minimise_cross_entropy(
+        parameters,
+        lambda: (logits + (parameters[0] if shift else 0.0)) / temperature(),
+        targets,
+        lambda: 1e-4 * parameters.square().sum(),
+    )
+    return (float(parameters[0].detach()) if shift else 0.0), float(temperature().detach())
+
+
+def fit_context(cases: Sequence[CaseJudgement]) -> CaseContext | None:
+    """What a case's best frame says about its others: the context with the least cross-entropy over all frames.
+
+    `cases` are judged without one. None where fewer than eight of them are annotated, or where presence tells
+    annotated frames so badly that its order would be turned round.
+    """
+    if sum(bool((case.label > 0).any()) for case in cases) < _FEWEST_CONTEXT_CASES:
+        return None
+    logits = [presence_logit(case.frames.presence_alone) for case in cases]
+    best = [float(values.max()) for values in logits]
+    logit = torch.from_numpy(np.concatenate(logits))
+    best_of_case = torch.from_numpy(np.repeat(best, [len(values) for values in logits]))
+    targets = torch.from_numpy(np.concatenate([case.label > 0 for case in cases]).astype(np.float64))
+    unchanged = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+    parameters = unchanged.clone().requires_grad_()
+    _minimise_cross_entropy(
+        parameters,
+        lambda: parameters[0] * logit + parameters[1] * best_of_case + parameters[2],
+        targets,
+        lambda: 1e-5 * (parameters - unchanged).square().sum(),
+    )
+    slope, best_slope, offset = (round(value, 4) for value in parameters.detach().tolist())
+    if slope <= 0:
+        return None
+    return CaseContext(slope, best_slope, offset, (round(min(best), 4), round(max(best), 4)))
+
+
+def _minimise_cross_entropy(
+    parameters: torch.Tensor,
+    logits: Callable[[], torch.Tensor],
+    targets: torch.Tensor,
+    penalty: Callable[[], torch.Tensor],
+) -> None:
+    optimiser = torch.optim.LBFGS([parameters], lr=0.5, max_iter=200, line_search_fn="strong_wolfe")
+
     def loss() -> torch.Tensor:
         optimiser.zero_grad()
-        scaled = (logits + (parameters[0] if shift else 0.0)) / temperature()
-        value = torch.nn.functional.binary_cross_entropy_with_logits(scaled, targets)
-        # A faint pull towards (0, 1) keeps separable frames from running away.
-        value = value + 1e-4 * parameters.square().sum()
+        value = torch.nn.functional.binary_cross_entropy_with_logits(logits(), targets) + penalty()
         value.backward()
         return value
 
     optimiser.step(loss)
-    return (float(parameters[0].detach()) if shift else 0.0), float(temperature().detach())
 
 
 def judge_cases(
-    scored: Sequence[OutOfFold], calibrations: Sequence[Calibration], sigma_frames: float
+    scored: Sequence[OutOfFold], calibrations: Sequence[Calibration], selection: SelectionConfig
 ) -> list[CaseJudgement]:
     """Every case that any member validated on, once, with the mean of those members' probabilities."""
     presence: dict[str, list[Values]] = {}
@@ -112,43 +153,48 @@ def judge_cases(
                     )
                 )
 
-    def smoothed(values: list[Values]) -> Values:
-        return smooth_in_sweeps(np.mean(values, axis=0), sweep_ranges(len(values[0])), sigma_frames)
+    def judge(uuid: str) -> FrameJudgement:
+        mean = np.mean(presence[uuid], axis=0)
+        mean_optimality = np.mean(optimality[uuid], axis=0) if uuid in optimality else None
+        return judge_frames(mean, mean_optimality, sweep_ranges(len(mean)), selection)
 
-    return [
-        CaseJudgement(
-            uuid, labels[uuid], smoothed(presence[uuid]), smoothed(optimality[uuid]) if uuid in optimality else None
-        )
-        for uuid in presence
-    ]
+    return [CaseJudgement(uuid, labels[uuid], judge(uuid)) for uuid in presence]
 
 
-def choose_thresholds(cases: Sequence[CaseJudgement], selection: SelectionConfig, mask_threshold: float) -> Thresholds:
+def judge_in_context(
+    scored: Sequence[OutOfFold], calibrations: Sequence[Calibration], selection: SelectionConfig
+) -> tuple[SelectionConfig, list[CaseJudgement]]:
+    """`selection` with a context fitted to these cases, where they allow one, and the cases as it judges them."""
+    context = fit_context(judge_cases(scored, calibrations, replace(selection, context=None)))
+    selection = replace(selection, context=context)
+    return selection, judge_cases(scored, calibrations, selection)
+
+
+def choose_thresholds(cases: Sequence[CaseJudgement], mask_threshold: float) -> Thresholds:
     """The operating points: highest frame F1 for presence and, among annotated frames, for optimality."""
     label = np.concatenate([case.label for case in cases])
-    _, presence = best_f1(np.concatenate([case.presence for case in cases]).astype(np.float32), label > 0)
+    _, presence = best_f1(np.concatenate([case.frames.presence for case in cases]).astype(np.float32), label > 0)
     optimality = 0.5
-    judged = [case for case in cases if case.optimality is not None]
+    judged = [case for case in cases if case.frames.optimality is not None]
     if judged:
         judged_label = np.concatenate([case.label for case in judged])
-        probability = np.concatenate([case.optimality for case in judged if case.optimality is not None])
+        probability = np.concatenate([case.frames.optimality for case in judged if case.frames.optimality is not None])
         annotated = judged_label > 0
         _, optimality = best_f1(probability[annotated].astype(np.float32), judged_label[annotated] == 1)
     return Thresholds(
         presence=round(presence, 4),
         optimality=round(optimality, 4),
         mask=mask_threshold,
-        suitable=round(_suitable_threshold(cases, selection), 4),
+        suitable=round(_suitable_threshold(cases), 4),
     )
 
 
-def _suitable_threshold(cases: Sequence[CaseJudgement], selection: SelectionConfig) -> float:
-    """Where the chosen frame's presence best tells annotated choices from wrong ones; at most 0.5."""
+def _suitable_threshold(cases: Sequence[CaseJudgement]) -> float:
+    """Where the chosen frame's presence alone best tells annotated choices from wrong ones; at most 0.5."""
     chosen_presence, right = [], []
     for case in cases:
-        quality = frame_quality(case.presence, case.optimality, selection.suboptimal_credit)
-        frame = choose_candidates(quality, sweep_ranges(len(quality)), 1)[0]
-        chosen_presence.append(case.presence[frame])
+        frame = choose_candidates(case.frames.quality, sweep_ranges(len(case.label)), 1)[0]
+        chosen_presence.append(case.frames.presence_alone[frame])
         right.append(bool(case.label[frame] > 0))
     values, correct = np.array(chosen_presence), np.array(right)
     if correct.all():

@@ -35,7 +35,7 @@ from algorithm.manifest import (
 from algorithm.preprocess import normalise
 from algorithm.tower import linear_shapes
 from training.cache import Cache
-from training.calibrate import choose_mask_threshold, choose_thresholds, judge_cases
+from training.calibrate import choose_mask_threshold, choose_thresholds, judge_cases, judge_in_context
 from training.dataset import table_of
 from training.model import all_rows
 from training.pack import write_archive
@@ -64,6 +64,8 @@ class ExportSettings:
         tower_dtype: precision of the tower in the file.
         scoring: which frames the whole ensemble sees.
         selection: how the frame is chosen and outlined.
+        fit_context: let the best frame of a case set the scale for the others, as fitted on the validation cases; a
+            context given in `selection` is taken as it is.
     """
 
     tower: str
@@ -75,6 +77,7 @@ class ExportSettings:
     tower_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
+    fit_context: bool = True
 
 
 def export_runs(
@@ -90,19 +93,24 @@ def export_runs(
     cache = cache or Cache(Path(members[0].record["cache"]))
     scored = [member.scored for member in members]
     mask_threshold, mask_error = choose_mask_threshold(scored, cache)
-    cases = judge_cases(scored, [member.calibration for member in members], settings.selection.smoothing_sigma_frames)
+    calibrations, selection = [member.calibration for member in members], settings.selection
+    if settings.fit_context and selection.context is None:
+        selection, cases = judge_in_context(scored, calibrations, selection)
+    else:
+        cases = judge_cases(scored, calibrations, selection)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         name=settings.name,
         tower=loaded.config,
         preprocessing=loaded.preprocessing,
         members=tuple(_calibrated_config(member) for member in members),
-        thresholds=choose_thresholds(cases, settings.selection, mask_threshold),
+        thresholds=choose_thresholds(cases, mask_threshold),
         scoring=settings.scoring,
-        selection=settings.selection,
+        selection=selection,
         provenance=_provenance(members, settings, command),
     )
     print(f"thresholds {manifest.thresholds}; circumference error at the mask's {mask_error:.2%}", flush=True)
+    print(f"context {selection.context or 'none'}", flush=True)
     state = {name: tensor.to(_DTYPES[settings.tower_dtype]) for name, tensor in loaded.state.items()}
     shapes = linear_shapes(loaded.config)
     states = [
