@@ -1,6 +1,6 @@
 """Frame figures of trained runs on test cases, every run judged alike: the stand-in experiment's table.
 
-    python -m bench.stand_in --cache TEST_CACHE --system NAME=RUN[,RUN...] [--system ...] [--scores FOLDER]
+    python bench/stand_in.py --cache TEST_CACHE --system NAME=RUN[,RUN...] [--system ...] [--scores FOLDER]
 
 A system is one run or the mean of several. Three ways to read its probabilities are compared, on the same frames:
 `plain` is the paper's (sigmoid of the logit, called positive from 0.5 on, the highest frame chosen); `smoothed`

@@ -1,6 +1,6 @@
 """How long the evaluation takes a case, on the golden cases of the official evaluator.
 
-    python bench/evaluation.py --golden ../shared/data/golden [--repeat 300]
+    python bench/evaluation_speed.py --golden ../shared/data/golden [--repeat 300]
 
 Builds the cases in the platform's layout in a temporary folder (compressed stacks of 840 x 562 x 744), packs the ground
 truth, measures what one worker does of each case, and runs the whole container: start, workers, report. The official
@@ -31,16 +31,14 @@ from typing import Any
 import numpy as np
 from zlib_ng import zlib_ng
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
-
-from acouslic.geometry import COLUMNS, FRAMES_PER_CASE, ROWS, SPACING_MM  # noqa: E402 - found through the line above
-from acouslic.metaimage import header_text  # noqa: E402
-from evaluation.case_evaluation import CaseTask, evaluate_case  # noqa: E402
-from evaluation.ground_truth import TruthSource, find_official  # noqa: E402
-from evaluation.limits import read_limits, worker_count  # noqa: E402
-from evaluation.pack import pack  # noqa: E402
-from evaluation.predictions import read_platform_predictions  # noqa: E402
+from acouslic.geometry import COLUMNS, FRAMES_PER_CASE, ROWS, SPACING_MM
+from acouslic.metaimage import header_text
+from bench.machine import REPOSITORY
+from evaluation.case_evaluation import CaseTask, evaluate_case
+from evaluation.ground_truth import TruthSource, find_official
+from evaluation.limits import read_limits, worker_count
+from evaluation.pack import pack
+from evaluation.predictions import read_platform_predictions
 
 OFFICIAL_SECONDS_PER_CASE = (5.0, 7.0)
 """Documented, of the official evaluator; measured elsewhere."""
