@@ -65,14 +65,18 @@ def set_cpu_threads() -> tuple[int, str]:
     """Let torch use as many threads as this process may use cores; returns their number and the reason.
 
     Torch itself counts the machine's cores; in a container with a quota that is too many, and oversubscribed threads
-    wait for each other.
+    wait for each other. Fewer are used where the variable OMP_NUM_THREADS asks for fewer.
     """
     affinity = len(os.sched_getaffinity(0))
     quota = cgroup_cpus()
     threads = affinity if quota is None else max(1, min(affinity, int(quota)))
-    torch.set_num_threads(threads)
     limit = "no cgroup quota" if quota is None else f"a cgroup quota of {quota:g}"
-    return threads, f"{affinity} cores by affinity, {limit}"
+    reason = f"{affinity} cores by affinity, {limit}"
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdecimal() and 0 < int(wanted) < threads:
+        threads, reason = int(wanted), f"OMP_NUM_THREADS; {reason}"
+    torch.set_num_threads(threads)
+    return threads, reason
 
 
 def cgroup_cpus(files: tuple[Path, ...] = CGROUP_CPU_FILES) -> float | None:

@@ -92,13 +92,19 @@ def test_cgroup_quota(tmp_path):
 
 
 def test_threads_follow_quota_and_affinity(monkeypatch):
-    """As many threads as the process may use cores, at least one."""
+    """As many threads as the process may use cores, at least one; fewer where the user asks for fewer, never more."""
     before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     try:
         for quota, threads in ((None, 8), (4.0, 4), (2.5, 2), (0.5, 1), (64.0, 8)):
             monkeypatch.setattr("algorithm.device.cgroup_cpus", lambda quota=quota: quota)
             assert set_cpu_threads()[0] == threads
             assert torch.get_num_threads() == threads
+        for asked, threads in (("3", 3), ("64", 8), ("0", 8), ("many", 8), ("", 8)):
+            monkeypatch.setenv("OMP_NUM_THREADS", asked)
+            assert set_cpu_threads()[0] == threads
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+        assert "OMP_NUM_THREADS" in set_cpu_threads()[1]
     finally:
         torch.set_num_threads(before)
