@@ -39,7 +39,7 @@ MOST_F1_DIFFERENCE = 0.005
 
 GRID: dict[str, tuple] = {
     "gate": ("average", "member"),
-    "stride": (1, 2, 3, 4),
+    "stride": (1, 2, 3, 4, 5, 6),
     "margin_frames": (2, 4),
     "refine_ratio": (0.5, 0.7, 0.9),
     "refine_presence": ((0.05, 0.95), (0.1, 0.9), (0.3, 0.7)),
