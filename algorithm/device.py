@@ -50,7 +50,7 @@ def choose_precision(device: torch.device) -> tuple[torch.dtype, str]:
         if major >= 8:
             return torch.bfloat16, f"compute capability {major}.{minor} has bfloat16 tensor cores"
         if (major, minor) >= (5, 3):
-            return torch.float16, f"compute capability {major}.{minor} has float16 but no bfloat16 tensor cores"
+            return torch.float16, f"compute capability {major}.{minor} has float16 but no fast bfloat16"
         return torch.float32, f"compute capability {major}.{minor} has no fast half precision"
     flags = cpu_flags()
     native = sorted({"avx512_bf16", "amx_bf16"} & flags)
@@ -59,6 +59,19 @@ def choose_precision(device: torch.device) -> tuple[torch.dtype, str]:
     if not native:
         return torch.float32, "the CPU has no bfloat16 instructions"
     return torch.bfloat16, f"the CPU has {', '.join(native)}"
+
+
+def keep_exact_sums() -> None:
+    """Let a GPU sum in float32, and twice in the same order: torch's defaults trade that for a few per cent.
+
+    TF32 would round the float32 heads and decoders to 10 bits, reduced-precision reductions the partial sums of long
+    half-precision products; both would count against the parity bounds.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cudnn.deterministic = True
 
 
 def set_cpu_threads() -> tuple[int, str]:

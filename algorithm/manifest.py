@@ -136,11 +136,12 @@ class Thresholds:
     """Operating points on the ensemble's probabilities, chosen on validation cases."""
 
     presence: float = 0.5
+    """Of a frame, in context where there is one."""
     optimality: float = 0.5
     mask: float = 0.5
     suitable: float = 0.5
-    """A case is `suitable` where the chosen frame's presence probability, without context, reaches this and its mask
-    has an ellipse."""
+    """A case is `suitable` where the chosen frame's presence probability, by itself, reaches this and its mask has an
+    ellipse."""
 
     def check(self) -> None:
         """Raises ValueError for a threshold outside [0, 1]."""
@@ -165,7 +166,7 @@ class ScoringConfig:
     refine_ratio: float = 0.5
     """A gated frame could win where its quality reaches this share of the best of the case."""
     refine_presence: tuple[float, float] = (0.1, 0.9)
-    """Frames whose gate probability lies between these are refined too: they decide F1."""
+    """Frames whose gate probability, in context, lies between these are refined too: they decide F1."""
     max_refined_fraction: float = 0.5
     """At most this share of the frames is refined, the best first."""
 

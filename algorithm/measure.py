@@ -100,9 +100,11 @@ def _segment(ensemble: Segmenter, frames: Tensor, frame_indices: Sequence[int], 
     if not frame_indices:
         return []
     with torch.inference_mode():
-        images = normalise(frames[list(frame_indices)], ensemble.manifest.preprocessing, ensemble.dtype)
+        chosen = frames.index_select(0, torch.tensor(frame_indices, device=frames.device))
+        images = normalise(chosen, ensemble.manifest.preprocessing, ensemble.dtype)
         of_frames = ensemble.segment(images).unbind(1)
-        return [np.asarray(mask_to_frame(members, *fov.shape).cpu().numpy()) for members in of_frames]
+        on_frames = torch.stack([mask_to_frame(members, *fov.shape) for members in of_frames])
+        return list(on_frames.cpu().numpy())
 
 
 def _clean(probability: NDArray[np.float32], ensemble: Segmenter, fov: Mask) -> tuple[Mask, Ellipse | None]:

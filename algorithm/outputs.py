@@ -134,7 +134,11 @@ def scores_json(result: CaseResult) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "frames": result.header.frames,
-        "thresholds": {"presence": result.thresholds.presence, "optimality": result.thresholds.optimality},
+        "thresholds": {
+            "presence": result.thresholds.presence,
+            "optimality": result.thresholds.optimality,
+            "suitable": result.thresholds.suitable,
+        },
         "presence_probability": _rounded(result.presence_probability),
         "presence_alone_probability": _rounded(result.presence_alone_probability),
         "optimality_probability": None if optimality is None else _rounded(optimality),

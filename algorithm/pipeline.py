@@ -18,7 +18,7 @@ from acouslic.fov import field_of_view
 from acouslic.geometry import sweep_ranges
 from acouslic.stack import StackHeader
 from algorithm.artifact import load_artifact
-from algorithm.device import choose_device, choose_precision, set_cpu_threads
+from algorithm.device import choose_device, choose_precision, keep_exact_sums, set_cpu_threads
 from algorithm.ensemble import Ensemble
 from algorithm.frame_stream import FrameStream
 from algorithm.measure import Outline, outline_best
@@ -58,6 +58,7 @@ class Pipeline:
         """
         start = time.monotonic()
         threads, threads_reason = set_cpu_threads()
+        keep_exact_sums()
         # Creating a GPU's context takes about as long as reading the weights.
         with ThreadPoolExecutor(max_workers=1) as pool:
             choosing = pool.submit(_choose_device, device)
@@ -114,6 +115,7 @@ class Pipeline:
             manifest.scoring,
             batch_frames=self.batch_frames,
             wait_for=resized.fill,
+            blank=resized.blank,
             progress=progress,
         )
         scored = time.monotonic()
@@ -154,7 +156,7 @@ class Pipeline:
         elif outline.ellipse is None:
             suitable = False
             notes.append("none of the candidate frames has a mask that an ellipse can be fitted to")
-        # Against the best of its case the best frame always looks well: here it has to stand alone.
+        # Against the best of its case the best frame always looks good: here it has to stand alone.
         presence = judged.presence_alone[outline.frame_index]
         if presence < manifest.thresholds.suitable:
             suitable = False

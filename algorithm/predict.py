@@ -192,7 +192,7 @@ def _row(result: CaseResult, seconds: float) -> ResultRow:
         sweep=result.sweep_number,
         presence_probability=None
         if result.frame_index is None
-        else round(float(result.presence_probability[result.frame_index]), 6),
+        else round(float(result.presence_alone_probability[result.frame_index]), 6),
         circumference_mm=_tenths(result.circumference_mm),
         interval_low_mm=_tenths(low_mm),
         interval_high_mm=_tenths(high_mm),

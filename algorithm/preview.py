@@ -108,7 +108,7 @@ def _draw_title(picture: Picture, result: CaseResult, shown: int) -> None:
     sweeps = sweep_ranges(result.header.frames)
     sweep = next(number for number, frames in enumerate(sweeps, start=1) if shown in frames)
     parts = [f"frame {shown}", f"sweep {sweep} of {len(sweeps)}"]
-    parts.append(f"presence {result.presence_probability[shown]:.2f}")
+    parts.append(f"presence {result.presence_alone_probability[shown]:.2f}")
     if result.frame_index is None:
         parts.append("no frame was chosen; this one came nearest")
     elif result.circumference_mm is None:

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -16,13 +16,18 @@ from acouslic.geometry import sweep_ranges
 from algorithm.ensemble import GateScores, MemberScores
 from algorithm.manifest import Manifest, ScoringConfig, TowerConfig
 from algorithm.preprocess import normalise
-from algorithm.select_frame import Values, judge_frames
+from algorithm.select_frame import Values, frame_quality, in_context, judge_frames
 
 CPU_BATCH_FRAMES = 8
+FIRST_BATCH_FRAMES = 2
+"""A run's first batch: what a person who waits sees first is that it works, and how fast."""
 MAX_BATCH_FRAMES = 128
 """A GPU is busy from about 16,000 tokens on; a larger batch only takes memory."""
 _MEMORY_SHARE = 0.4
 """Of a GPU's free memory: the estimate of a frame's activations is rough, and running out costs a repeated batch."""
+
+_OUT_OF_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+"""What torch's CPU allocator and the GPU's libraries say, for want of a class of their own."""
 
 log = logging.getLogger(__name__)
 
@@ -74,18 +79,20 @@ def score_case(
     *,
     batch_frames: int = CPU_BATCH_FRAMES,
     wait_for: Callable[[int], None] = _nothing,
+    blank: Callable[[], NDArray[np.bool_]] | None = None,
     progress: Callable[[float], None] = _nothing,
 ) -> FrameScores:
     """Score the frames of one case: uint8 (F, S, S) on the ensemble's device, F at least 1, S its image size.
 
     `wait_for(stop)` is called before frames below `stop` are looked at, so that `frames` may still be filling up;
-    `progress(share)` after each batch with the share of the work that is done. Where memory runs out the batch is
+    `blank()` says, once all are there, which (F,) hold nothing and are not worth refining; `progress(share)` is called
+    after each batch with the share of the work that is done. Where memory runs out the batch is
     halved; AcouslicError where one frame is too many.
     """
     run = _Batches(ensemble, frames, batch_frames, wait_for)
     if config.mode == "exhaustive":
         return _score_exhaustively(run, progress)
-    return _score_gated(run, config, progress)
+    return _score_gated(run, config, blank, progress)
 
 
 def choose_batch_frames(tower: TowerConfig, members: int, device: torch.device, dtype: torch.dtype) -> int:
@@ -120,7 +127,7 @@ def interpolate_in_sweeps(values: Values, indices: NDArray[np.int64], sweeps: Se
 def choose_refined(
     presence: Values, quality: Values, smoothed_quality: Values, sweeps: Sequence[range], config: ScoringConfig
 ) -> NDArray[np.int64]:
-    """The frames the whole ensemble looks at, ascending, from the gate's (F,) values; at least one.
+    """The frames the whole ensemble looks at, ascending, from the gate's (F,) values in their case; at least one.
 
     A frame could win where its quality, smoothed as selection smooths it or not, reaches `refine_ratio` of the best
     of the case; it and `margin_frames` on each side within its sweep are refined, then the frames whose presence lies
@@ -160,7 +167,12 @@ def _score_exhaustively(run: "_Batches", progress: Callable[[float], None]) -> F
     )
 
 
-def _score_gated(run: "_Batches", config: ScoringConfig, progress: Callable[[float], None]) -> FrameScores:
+def _score_gated(
+    run: "_Batches",
+    config: ScoringConfig,
+    blank: Callable[[], NDArray[np.bool_]] | None,
+    progress: Callable[[float], None],
+) -> FrameScores:
     count, selection = len(run.frames), run.ensemble.manifest.selection
     sweeps = sweep_ranges(count)
     start = time.monotonic()
@@ -171,9 +183,16 @@ def _score_gated(run: "_Batches", config: ScoringConfig, progress: Callable[[flo
     if len(gate_optimality):
         optimality = interpolate_in_sweeps(gate_optimality.mean(0, dtype=np.float64), at, sweeps)
     gated = time.monotonic()
+    if blank is not None:
+        presence = np.where(blank(), 0.0, presence)
     smoothed = judge_frames(presence, optimality, sweeps, selection)
-    unsmoothed = judge_frames(presence, optimality, sweeps, replace(selection, smoothing_sigma_frames=0.0))
-    indices = choose_refined(unsmoothed.presence, unsmoothed.quality, smoothed.quality, sweeps, config)
+    indices = choose_refined(
+        in_context(presence, smoothed.presence_alone, selection.context),
+        frame_quality(presence, optimality, selection.suboptimal_credit),
+        smoothed.quality,
+        sweeps,
+        config,
+    )
     fine_presence, fine_optimality = run.score(run.ensemble.score, indices, lambda share: progress((1 + 2 * share) / 3))
     presence[indices] = fine_presence.mean(0, dtype=np.float64)
     if len(fine_optimality):
@@ -218,7 +237,8 @@ class _Batches:
         presence, optimality = [], []
         start = 0
         while start < len(indices):
-            stop = min(start + self._batch_frames, len(indices))
+            count = self._batch_frames if self._first_batch else min(self._batch_frames, FIRST_BATCH_FRAMES)
+            stop = min(start + count, len(indices))
             self._wait_for(int(indices[stop - 1]) + 1)
             scores = self._try(network, at[start:stop])
             if scores is None:
@@ -252,8 +272,7 @@ class _Batches:
         except torch.OutOfMemoryError:
             return None
         except RuntimeError as error:
-            # What torch's CPU allocator says, for want of a class of its own.
-            if "can't allocate memory" not in str(error):
+            if not any(said in str(error) for said in _OUT_OF_MEMORY):
                 raise
             return None
 

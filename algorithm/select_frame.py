@@ -16,7 +16,7 @@ CANDIDATE_DISTANCE_FRAMES = 5
 _KERNEL_SIGMAS = 4.0
 _TIE_DECIMALS = 9
 """Qualities that agree to this many decimals are ties: far below what a model can mean, far above rounding."""
-_LEAST_PROBABILITY = 1e-6
+_LEAST_PROBABILITY = 1e-12
 """Logits are taken of probabilities at least this far from 0 and 1."""
 
 
@@ -25,13 +25,14 @@ class FrameJudgement:
     """What is thought of each frame of a case, its neighbours and the rest of the case considered."""
 
     presence_alone: Values
-    """(F,) in 0..1: smoothed within sweeps."""
+    """(F,) in 0..1: smoothed within sweeps. Which frame is best, and whether it is good enough, is read here."""
     presence: Values
-    """(F,) in 0..1: against the case's best frame, where the artifact has a context; else `presence_alone`."""
+    """(F,) in 0..1: against the case's best frame, where the artifact has a context; else `presence_alone`. Which
+    frames are called positive is read here."""
     optimality: Values | None
     """(F,) in 0..1: smoothed within sweeps; None without such a head."""
     quality: Values
-    """(F,) in 0..1: `frame_quality` of presence and optimality."""
+    """(F,) in 0..1: `frame_quality` of `presence_alone` and optimality."""
 
 
 def judge_frames(
@@ -41,8 +42,8 @@ def judge_frames(
     alone = smooth_in_sweeps(presence, sweeps, selection.smoothing_sigma_frames)
     if optimality is not None:
         optimality = smooth_in_sweeps(optimality, sweeps, selection.smoothing_sigma_frames)
-    inside = alone if selection.context is None else in_context(alone, selection.context)
-    return FrameJudgement(alone, inside, optimality, frame_quality(inside, optimality, selection.suboptimal_credit))
+    quality = frame_quality(alone, optimality, selection.suboptimal_credit)
+    return FrameJudgement(alone, in_context(alone, alone, selection.context), optimality, quality)
 
 
 def smooth_in_sweeps(probability: Values, sweeps: Sequence[range], sigma_frames: float) -> Values:
@@ -64,19 +65,27 @@ def smooth_in_sweeps(probability: Values, sweeps: Sequence[range], sigma_frames:
     return np.clip(smoothed, 0.0, 1.0)
 
 
-def in_context(presence: Values, context: CaseContext) -> Values:
-    """Presence of all frames of a case, (F,) in 0..1, judged against the best of them; the order of frames stays."""
-    if not len(presence):
+def in_context(presence: Values, smoothed: Values, context: CaseContext | None) -> Values:
+    """Presence of all frames of a case, (F,) in 0..1, judged against the best of the same, `smoothed`.
+
+    A frame of 0 stays 0, and no frame overtakes another. Without a context presence is returned as it is.
+    """
+    if context is None or not len(presence):
         return presence
-    logit = presence_logit(presence)
-    best = np.clip(logit.max(), *context.best_range)
-    return 1 / (1 + np.exp(-(context.slope * logit + context.best_slope * best + context.offset)))
+    best = np.clip(presence_logit(smoothed).max(), *context.best_range)
+    judged = probability_of(context.slope * presence_logit(presence) + context.best_slope * best + context.offset)
+    return np.where(presence > 0, judged, 0.0)
 
 
 def presence_logit(probability: Values) -> Values:
     """log(p / (1 - p)), finite also for 0 and 1."""
     inside = np.clip(probability, _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
     return np.log(inside / (1 - inside))
+
+
+def probability_of(logit: Values) -> Values:
+    """1 / (1 + exp(-logit)), without overflow."""
+    return np.exp(-np.logaddexp(0.0, -logit))
 
 
 def frame_quality(presence: Values, optimality: Values | None, suboptimal_credit: float) -> Values:

@@ -178,8 +178,8 @@ def agreement(setting: Setting, side_a: SideRun, frames: int) -> dict[str, Any]:
             "B float32": case["float32_frame"],
             f"B {parity['precision']}": case["half_frame"],
         },
-        "agrees": side_a.report["chosen_frame"] == exhaustive.report["frame_number"],
-        "agrees_as_set_up": side_a.report["chosen_frame"] == gated.report["frame_number"],
+        "agrees": side_a.report["chosen_frame"] == gated.report["frame_number"],
+        "agrees_exhaustive": side_a.report["chosen_frame"] == exhaustive.report["frame_number"],
     }
 
 

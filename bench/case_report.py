@@ -103,7 +103,7 @@ class CaseReport:
             "peak_flop_per_s": self.peak_flop_per_s,
             "share_of_peak": self._share(flop, ours),
             "selected_frame_agrees": self.agreement["agrees"],
-            "selected_frame_agrees_as_set_up": self.agreement["agrees_as_set_up"],
+            "selected_frame_agrees_exhaustive": self.agreement["agrees_exhaustive"],
             "agreement": self.agreement,
             "straightforward": {
                 "float32": self._a_json(self.float32, a_float32, "float32"),

@@ -16,7 +16,7 @@ class Choice:
 
     frame_index: int
     presence_probability: Values
-    """(F,), smoothed and in context."""
+    """(F,), smoothed, and in context where there is one."""
 
 
 def choose_frame(

@@ -26,7 +26,7 @@ import torch
 from acouslic.errors import AcouslicError
 from acouslic.geometry import FRAMES_PER_CASE, ROWS
 from algorithm.artifact import load_artifact
-from algorithm.device import choose_device, choose_precision, set_cpu_threads
+from algorithm.device import choose_device, choose_precision, keep_exact_sums, set_cpu_threads
 from algorithm.ensemble import Ensemble
 from algorithm.pipeline import Pipeline
 from algorithm.score import choose_batch_frames
@@ -128,6 +128,7 @@ def measure(args: argparse.Namespace, work: Path) -> tuple[dict[str, Any], str]:
     begun = time.monotonic()
     machine = describe_machine()
     threads, _ = set_cpu_threads()
+    keep_exact_sums()
     device, reason = choose_device(args.device)
     dtype, _ = choose_precision(device)
     _say(f"{device} ({reason}), {dtype}; making the artifact and the case")

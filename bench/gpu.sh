@@ -12,7 +12,7 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python3}
-needed="numpy, cv2, SimpleITK, zlib_ng, safetensors, tqdm, waitress"
+needed="numpy, cv2, zlib_ng, safetensors, tqdm, waitress"
 
 has() {
     "$1" -c "import $2" >/dev/null 2>&1
@@ -26,6 +26,9 @@ elif has "$python" torch; then
         echo "Installing the small packages that $python lacks into .venv-bench; its torch stays"
         "$python" -m venv --system-site-packages "$environment" ||
             { echo "$python has no venv module: install it, or name another Python in PYTHON." >&2; exit 1; }
+        # Where $python is itself a virtual environment, --system-site-packages reaches past it: name its packages.
+        "$python" -c 'import sysconfig; print(*{sysconfig.get_path(name) for name in ("purelib", "platlib")}, sep="\n")' \
+            >"$("$environment/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/outer.pth"
         "$environment/bin/python" -m pip install --quiet --disable-pip-version-check \
             --constraint "$root/requirements/constraints.txt" -r "$root/requirements/algorithm.txt" ||
             { echo "requirements/algorithm.txt could not be installed: see pip's message above." >&2; exit 1; }

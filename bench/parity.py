@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from algorithm.artifact import load_artifact
-from algorithm.device import choose_device, choose_precision, set_cpu_threads
+from algorithm.device import choose_device, choose_precision, keep_exact_sums, set_cpu_threads
 from algorithm.ensemble import Ensemble
 from algorithm.frame_stream import FrameStream
 from algorithm.manifest import ScoringConfig, SelectionConfig, read_manifest
@@ -102,6 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--probabilities", action="store_true")
     args = parser.parse_args(arguments)
     set_cpu_threads()
+    keep_exact_sums()
     device, _ = choose_device(args.device)
     half_type = getattr(torch, args.precision) if args.precision else choose_precision(device)[0]
     exact = score_exhaustively(args.model, args.sweeps, device, torch.float32)

@@ -139,9 +139,8 @@ class RecordedEnsemble:
 
 def replay(record: Record, manifest: Manifest, scoring: ScoringConfig) -> FrameScores:
     """What `score_case` makes of the case with these settings."""
-    return score_case(
-        RecordedEnsemble(record, manifest, scoring), spelled_frames(len(record.labels)), scoring, batch_frames=4096
-    )
+    ensemble, frames = RecordedEnsemble(record, manifest, scoring), spelled_frames(len(record.labels))
+    return score_case(ensemble, frames, scoring, batch_frames=4096, blank=lambda: record.blank)
 
 
 def spelled_frames(count: int) -> Tensor:

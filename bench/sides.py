@@ -103,8 +103,13 @@ def drop_page_cache() -> None:
 
 
 def python_environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a process that imports this repository, without a run's variables of an outer process."""
-    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1", **variables}
+    """The environment of a process that imports this repository.
+
+    Waiting threads sleep, on both sides: the algorithm asks for that itself, and where cores are shared a side whose
+    threads spin would be measured slower than it is.
+    """
+    own = {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    return {**os.environ, **own, **variables}
 
 
 def _run(module: str, words: list[str], variables: Mapping[str, str], read: Any) -> SideRun:

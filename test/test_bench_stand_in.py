@@ -1,4 +1,4 @@
-"""`bench/stand_in.py`: runs judged on cases that none of them has seen, in both readings."""
+"""`bench/stand_in.py`: runs judged on cases that none of them has seen, in all readings."""
 
 import json
 import shutil

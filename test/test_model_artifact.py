@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from acouslic.errors import AcouslicError
 from algorithm.artifact import hash_file, load_artifact, pack_artifact, write_artifact
-from algorithm.manifest import TowerConfig
+from algorithm.manifest import CaseContext, TowerConfig
 from bench.random_artifact import write_random_artifact
 
 CONFIG = TowerConfig(56, 14, 32, 4, 4, 64, 16)
@@ -149,6 +149,32 @@ def test_unknown_schema_and_field_refused(artifact):
         load_artifact(artifact)
     change_manifest(artifact, lambda m: m.update(schema_version=2))
     with pytest.raises(AcouslicError, match="schema_version is 2"):
+        load_artifact(artifact)
+
+
+CONTEXT = {"slope": 2.0, "best_slope": -1.0, "offset": 0.5, "best_range": [-3.0, 2.0]}
+
+
+def test_a_context_is_read(artifact):
+    """From JSON to numbers; the written artifact has none."""
+    assert load_artifact(artifact).manifest.selection.context is None
+    change_manifest(artifact, lambda m: m["selection"].update(context=CONTEXT))
+    assert load_artifact(artifact).manifest.selection.context == CaseContext(2.0, -1.0, 0.5, (-3.0, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"slope": 0.0}, "in selection.context: slope must be positive"),
+        ({"best_range": [2.0, -3.0]}, "in selection.context: best_range must be ascending"),
+        ({"best_range": [1.0, 2.0, 3.0]}, "selection.context.best_range must be"),
+        ({"best_slope": None}, "selection.context.best_slope must be float"),
+    ],
+)
+def test_a_context_that_makes_no_sense_is_refused(change, message, artifact):
+    """By field."""
+    change_manifest(artifact, lambda m: m["selection"].update(context=CONTEXT | change))
+    with pytest.raises(AcouslicError, match=message):
         load_artifact(artifact)
 
 

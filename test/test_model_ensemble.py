@@ -157,13 +157,14 @@ def test_equals_members_one_by_one(name, order, manifest, images, tmp_path):
     assert scores.presence_probability.dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 @pytest.mark.parametrize("order", ["sequential", "batched"])
 @pytest.mark.parametrize("name", ["last_blocks", "heads_missing", "different_targets", "layer_scale_no_pre_norm"])
-def test_half_precision_stays_close(name, order, manifest, images, tmp_path):
-    """bfloat16 gives every probability within 0.02 of float32's for heads of about one logit's spread; masks too."""
+def test_half_precision_stays_close(name, order, dtype, manifest, images, tmp_path):
+    """Every probability within 0.02 of float32's for heads of about one logit's spread; masks too."""
     artifact = write_scenario(tmp_path / "artifact", SCENARIOS[name], manifest)
     exact = Ensemble.from_artifact(artifact, CPU, torch.float32)
-    half = Ensemble.from_artifact(artifact, CPU, torch.bfloat16, order=order)
+    half = Ensemble.from_artifact(artifact, CPU, dtype, order=order)
     expected, scores = exact.score(images), half.score(images)
     assert scores.presence_probability.dtype == torch.float32
     for ours, theirs in (

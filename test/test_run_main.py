@@ -163,6 +163,28 @@ def test_a_bad_sweep_is_refused(spoil, expected, platform_case, speckle, tiny_mo
     assert_refused(run_algorithm(**environment(platform_case, tiny_model)), platform_case, expected)
 
 
+def test_a_bad_sweep_fails_its_invoke_and_no_other(platform_case, speckle, start_server):
+    """Each of them through one server: 500 with the sentence, nothing written; a good one afterwards is analysed."""
+    frames = speckle()
+    server = start_server()
+    server.wait_until_ready()
+    for spoil, expected in BAD_SWEEPS:
+        for path in platform_case.sweep_dir.iterdir():
+            path.unlink()
+        platform_case.write_sweep(frames)
+        spoil(platform_case, frames)
+        status, body, _ = server.ask("POST", "/invoke")
+        assert status == 500, spoil.__name__
+        assert expected in body, spoil.__name__
+        assert server.errors.read_text().splitlines()[-1] == body.strip()
+        assert platform_case.written() == []
+    for path in platform_case.sweep_dir.iterdir():
+        path.unlink()
+    platform_case.write_sweep(frames)
+    assert server.ask("POST", "/invoke")[0] == 201
+    assert len(platform_case.written()) == len(RESULT_FILES)
+
+
 @pytest.mark.parametrize(("dtype", "element"), [("<i2", "MET_SHORT"), ("<f4", "MET_FLOAT"), ("<u2", "MET_USHORT")])
 def test_other_types_with_whole_grey_levels_are_as_good(
     dtype, element, platform_case, speckle, tiny_model, run_algorithm

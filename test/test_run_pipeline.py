@@ -139,7 +139,7 @@ def test_the_files_say_what_the_result_says(platform_case):
     assert scores["presence_probability"][7] == pytest.approx(250 / 255, abs=1e-4)
     assert scores["presence_alone_probability"] == scores["presence_probability"], "the artifact has no context"
     assert scores["optimality_probability"] is None
-    assert scores["thresholds"] == {"presence": 0.5, "optimality": 0.5}
+    assert scores["thresholds"] == {"presence": 0.5, "optimality": 0.5, "suitable": 0.5}
     assert scores["refined_frames"] == [[0, 149]]
     assert scores["sweeps"] == [
         {
@@ -236,8 +236,9 @@ def test_black_frames_beside_others_have_no_probability(platform_case):
             return MemberScores(presence[None], torch.empty(0, len(images)))
 
     (path,) = platform_case.sweep_dir.iterdir()
-    result = Pipeline(Dreamer(), 8, 0.0, 0.0).run(path, platform_case.output_dir, "case 1")
-    assert (result.presence_probability[10:] == 0).all()
+    for context in (None, CaseContext(1.8, -1.8, 1.1, (-14.0, 3.0))):
+        result = Pipeline(Dreamer(context=context), 8, 0.0, 0.0).run(path, platform_case.output_dir, "case 1")
+        assert (result.presence_probability[10:] == 0).all()
     assert result.frame_index < 10
 
 

@@ -108,14 +108,15 @@ def test_scores_do_not_depend_on_the_batch(mode):
     [
         torch.OutOfMemoryError("CUDA out of memory."),
         RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: ..."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     ],
 )
 def test_out_of_memory_halves_the_batch_and_goes_on(error, caplog):
-    """Room for 5 frames: 32 -> 16 -> 8 -> 4, nothing lost, said in the log, and the small batch is kept."""
+    """Two frames first, then room for 5: 32 -> 16 -> 8 -> 4, nothing lost, said in the log, the small batch kept."""
     ensemble = GreyEnsemble(most_frames=5, out_of_memory=error)
     caplog.set_level("INFO")
     scores = score_case(ensemble, grey_frames(LEVELS), ScoringConfig(), batch_frames=32)
-    assert ensemble.batches == [4] * 12 + [2]
+    assert ensemble.batches == [2] + [4] * 12
     assert scores.presence_probability == pytest.approx(LEVELS / 255 * 0.75, abs=1e-6)
     assert "going on with batches of 4" in caplog.text
 
@@ -141,6 +142,38 @@ def test_the_gate_finds_ambiguous_what_is_so_in_its_case():
         ensemble = GreyEnsemble(dataclasses.replace(MANIFEST, selection=selection))
         refined[name] = np.flatnonzero(score_case(ensemble, grey_frames(levels), config).refined).tolist()
     assert refined == {"alone": [20, 100], "context": [20, 60]}
+
+
+def test_the_best_that_sets_the_scale_for_the_gate_is_the_smoothed_one():
+    """A lone bright frame among dark ones is no plane: smoothed it is nothing, and the plateau stays doubtful."""
+    levels = np.zeros(140, dtype=np.int64)
+    levels[80:120] = round(255 * 0.6)
+    levels[[10, 130]] = [255, 0]
+    context = CaseContext(2.0, -1.0, 0.0, (-9.0, 9.0))
+    selection = dataclasses.replace(MANIFEST.selection, smoothing_sigma_frames=2.0, context=context)
+    ensemble = GreyEnsemble(dataclasses.replace(MANIFEST, selection=selection))
+    config = ScoringConfig(
+        mode="gated", stride=1, margin_frames=0, refine_ratio=1.0, refine_presence=(0.4, 0.6), max_refined_fraction=1.0
+    )
+    # The gate says 0.5 on the plateau: 2 x logit(0.5) - logit(0.5) is 0 with the plateau as the best, and
+    # 2 x logit(0.5) - logit(0.9), probability 0.1, with the lone frame.
+    refined = score_case(ensemble, grey_frames(levels), config).refined
+    assert refined[82:118].all()
+
+
+def test_black_frames_set_no_scale_for_the_gate():
+    """A gate that likes black frames is not believed there: they are not refined, nor judged the best."""
+
+    class Contrary(GreyEnsemble):
+        def gate(self, images):
+            return GateScores(1.0 - self._grey(images), None)
+
+    levels = np.full(140, 200, dtype=np.int64)
+    levels[100:] = 0
+    config = ScoringConfig(mode="gated", stride=1, margin_frames=0, max_refined_fraction=1.0)
+    refined = score_case(Contrary(), grey_frames(levels), config, blank=lambda: levels == 0).refined
+    assert refined[:100].all()
+    assert not refined[100:].any()
 
 
 def test_no_room_for_one_frame_is_an_error():
@@ -241,10 +274,10 @@ def test_the_limit_keeps_the_best_first():
 
 
 def test_frames_are_waited_for_before_they_are_looked_at():
-    """Each batch asks for exactly the frames it needs, so that scoring starts while the stack is still decoding."""
+    """Each batch, a small one first, asks for just the frames it needs: scoring starts while the stack is decoding."""
     asked = []
     score_case(GreyEnsemble(), grey_frames(LEVELS), ScoringConfig(), batch_frames=20, wait_for=asked.append)
-    assert asked == [20, 40, 50]
+    assert asked == [2, 22, 42, 50]
 
 
 def test_progress_ends_at_one():

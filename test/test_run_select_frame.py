@@ -10,6 +10,7 @@ from algorithm.select_frame import (
     in_context,
     judge_frames,
     positive_runs,
+    probability_of,
     smooth_in_sweeps,
 )
 
@@ -58,46 +59,42 @@ def test_quality_is_the_expected_credit():
 
 
 def test_context_by_hand():
-    """Logits 2 and 0, the best clipped to 1: slope 3, best slope -2, offset 0.5 make 6 - 2 + 0.5 and 0 - 2 + 0.5."""
+    """Slope 3, best slope -2, offset 0.5: logits 2 and 0 under a best of 1 become 6 - 2 + 0.5 and 0 - 2 + 0.5."""
     context = CaseContext(3.0, -2.0, 0.5, (-1.0, 1.0))
-    presence = 1 / (1 + np.exp(-np.array([2.0, 0.0])))
-    assert in_context(presence, context) == pytest.approx(1 / (1 + np.exp(-np.array([4.5, -1.5]))))
-    assert in_context(np.array([]), context).shape == (0,)
-    surely = in_context(np.array([0.0, 1.0]), context)
-    assert np.isfinite(surely).all()
-    assert 0 <= surely[0] < 1e-9 < 1 - 1e-9 < surely[1] <= 1
+    presence = probability_of(np.array([2.0, 0.0]))
+    expected = probability_of(np.array([4.5, -1.5]))
+    assert in_context(presence, probability_of(np.array([1.0, 0.0])), context) == pytest.approx(expected)
+    assert in_context(presence, presence, context) == pytest.approx(expected), "a best of 2 counts as 1"
+    low = probability_of(np.array([-2.0, -4.0]))
+    assert in_context(low, low, context) == pytest.approx(probability_of(np.array([-3.5, -9.5]))), "of -2 as -1"
+    assert in_context(presence, presence, None) is presence
+    assert in_context(np.array([]), np.array([]), context).shape == (0,)
 
 
-def test_context_that_changes_nothing():
-    """Slope 1 and nothing else is the identity; without a context presence is the smoothed one itself."""
-    presence, sweeps = np.linspace(0.1, 0.9, 40), TWO_SWEEPS
-    same = SelectionConfig(context=CaseContext(1.0, 0.0, 0.0, (-1.0, 1.0)))
-    judged, plain = judge_frames(presence, None, sweeps, same), judge_frames(presence, None, sweeps, SelectionConfig())
-    assert judged.presence == pytest.approx(judged.presence_alone)
-    assert plain.presence is plain.presence_alone
-    assert judged.quality is judged.presence
-    assert np.array_equal(plain.presence, smooth_in_sweeps(presence, sweeps, 2.0))
+def test_no_frame_overtakes_another_and_nothing_stays_nothing():
+    """Probabilities from 0 to 1 keep their order, without a warning, whatever the numbers; 0 stays 0."""
+    presence = np.array([0.0, 1e-11, 1e-8, 0.3, 0.999, 1 - 1e-8, 1.0])
+    for context in (CaseContext(2.0, -1.0, 0.0, (-9.0, 9.0)), CaseContext(90.0, -3.0, 50.0, (-90.0, 90.0))):
+        judged = in_context(presence, presence, context)
+        assert judged[0] == 0
+        assert (np.diff(judged) >= 0).all()
+        assert ((judged >= 0) & (judged <= 1)).all()
+    # Fitted to cases with nothing in them, the best of which sets a very low scale.
+    nothing = np.zeros(9)
+    assert (in_context(nothing, nothing, CaseContext(1.8, -1.8, 1.1, (-14.0, 3.0))) == 0).all()
 
 
-def test_quality_is_that_in_context():
-    """Two sweeps as sure as each other before and after; optimality weighs what is left of presence."""
+def test_context_changes_what_is_called_positive_and_not_what_is_best():
+    """Slope 2, best slope -1: logits -ln 4 and 2 ln 4 - ln 4. Quality is that of the frames by themselves."""
     selection = SelectionConfig(smoothing_sigma_frames=0.0, context=CaseContext(2.0, -1.0, 0.0, (-9.0, 9.0)))
     presence, optimality = np.array([0.5, 0.8]), np.array([1.0, 0.5])
     judged = judge_frames(presence, optimality, [range(2)], selection)
-    # logit(0.8) = ln 4: the logits are -ln 4 and 2 ln 4 - ln 4.
     assert judged.presence == pytest.approx([0.2, 0.8])
-    assert judged.quality == pytest.approx([0.2, 0.8 * 0.8])
+    assert judged.quality == pytest.approx([0.5, 0.8 * 0.8])
     assert judged.presence_alone.tolist() == [0.5, 0.8]
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [((0.0, -1.0, 0.0, (0.0, 1.0)), "slope must be positive"), ((1.0, 0.0, 0.0, (1.0, 0.0)), "must be ascending")],
-)
-def test_a_context_that_makes_no_sense_is_refused(values, message):
-    """It would turn the order of frames round, or has no range."""
-    with pytest.raises(ValueError, match=message):
-        CaseContext(*values).check()
+    plain = judge_frames(np.linspace(0.1, 0.9, 40), None, TWO_SWEEPS, SelectionConfig())
+    assert plain.presence is plain.presence_alone is plain.quality
+    assert np.array_equal(plain.presence, smooth_in_sweeps(np.linspace(0.1, 0.9, 40), TWO_SWEEPS, 2.0))
 
 
 def test_candidates_are_the_best_and_apart():

@@ -2,91 +2,13 @@
 
 import concurrent.futures
 import http.client
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 
 from algorithm.serve import Service
-
-
-def free_port():
-    """A port nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-class Server:
-    """A real `python -m algorithm serve`, its streams in files."""
-
-    def __init__(self, root, input_dir, output_dir, model_dir, repository, options):
-        self.port = free_port()
-        self.log, self.errors = root / "stdout.txt", root / "stderr.txt"
-        variables = os.environ | {
-            "INPUT_DIR": str(input_dir),
-            "OUTPUT_DIR": str(output_dir),
-            "MODEL_DIR": str(model_dir),
-        }
-        command = [sys.executable, "-m", "algorithm", "serve", "--port", str(self.port), *options]
-        with self.log.open("wb") as log, self.errors.open("wb") as errors:
-            self.process = subprocess.Popen(
-                command, env=variables, cwd=repository, stdout=log, stderr=errors, start_new_session=True
-            )
-
-    def ask(self, method, path, timeout_s=600):
-        """Status, body and headers of one request."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
-        try:
-            connection.request(method, path)
-            response = connection.getresponse()
-            return response.status, response.read().decode(), dict(response.getheaders())
-        finally:
-            connection.close()
-
-    def wait_until_ready(self):
-        """All answers of /health until it says 200; refused connections do not count."""
-        statuses = []
-        deadline = time.monotonic() + 600
-        while time.monotonic() < deadline:
-            try:
-                statuses.append(self.ask("GET", "/health")[0])
-            except OSError:
-                assert self.process.poll() is None, self.errors.read_text()
-            else:
-                if statuses[-1] == 200:
-                    return statuses
-            time.sleep(0.02)
-        raise AssertionError("the server did not become ready")
-
-    def stop(self):
-        """SIGTERM to the process group, as the platform does; the exit code and how long it took."""
-        start = time.monotonic()
-        os.killpg(self.process.pid, signal.SIGTERM)
-        code = self.process.wait(timeout=20)
-        return code, time.monotonic() - start
-
-
-@pytest.fixture
-def start_server(tmp_path, platform_case, tiny_model, repository):
-    """`start_server(model)`; whatever was started is killed at the end."""
-    started = []
-
-    def start(*options, model_dir=tiny_model, input_dir=platform_case.input_dir):
-        started.append(Server(tmp_path, input_dir, platform_case.output_dir, model_dir, repository, options))
-        return started[-1]
-
-    yield start
-    for server in started:
-        if server.process.poll() is None:
-            os.killpg(server.process.pid, signal.SIGKILL)
-            server.process.wait()
 
 
 def test_a_life_of_a_server(start_server, platform_case, speckle, tmp_path):

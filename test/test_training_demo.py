@@ -1,14 +1,19 @@
 """`python -m training demo` in small: every step, through the same modules, to an artifact that runs."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from acouslic.release import Release
 from algorithm.artifact import load_artifact
 from algorithm.manifest import TowerConfig
 from algorithm.open_clip_weights import tower_config_from_open_clip
 from algorithm.tower import tower_from_state
+from bench import parity
+from bench.recorded_scores import frame_labels
+from training import generate
 from training.demo import TOWER_CONFIG, DemoPlan, SweepPlan, build_demo
 from training.local_attention import STEPS, starting_weights
 from training.settings import MachineSettings
@@ -77,3 +82,20 @@ def test_the_committed_demo(repository: Path) -> None:
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= DEMO_BYTES
     assert "no patient" in manifest.provenance.notes
     assert manifest.provenance.tower_licence == "Apache-2.0"
+
+
+def test_the_demo_keeps_the_bounds_of_half_precision(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trained members on six unseen cases: probabilities, order and chosen frame are float32's, most frames right."""
+    sizes = ["--cases=6", "--rows=562", "--sweeps=2", "--frames-per-sweep=48"]
+    assert generate.main([f"--out={tmp_path}", "--seed=60006", "--jobs=2", *sizes]) == 0
+    release = Release(tmp_path)
+    sweeps = [str(release.image_path(uuid)) for uuid in release.cases()]
+    capsys.readouterr()
+    parity.main([*sweeps, f"--model={repository / 'model' / 'demo'}", "--device=cpu", "--precision=bfloat16"])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["within_bounds"], found
+    labels = [frame_labels(release.mask_path(uuid)) for uuid in release.cases()]
+    chosen = [case["float32_frame"] for case in found["cases"]]
+    assert sum(bool(label[frame]) for label, frame in zip(labels, chosen, strict=True)) >= 5

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from acouslic.errors import AcouslicError
 from algorithm.artifact import load_artifact
 from algorithm.ensemble import Ensemble
+from algorithm.manifest import CaseContext
 from algorithm.preprocess import normalise
 from training.cache import Cache
 from training.dataset import table_of
@@ -148,6 +149,24 @@ def test_settings_of_the_manifest(runs: Path, tmp_path: Path) -> None:
     assert len(manifest.members) == 1
     with pytest.raises(AcouslicError, match="export: "):
         main([str(runs), f"--out={tmp_path / 'other'}", *WORDS, "--selection.candidats=3"])
+
+
+def test_the_context_is_fitted_given_or_left_out(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fitted context goes into the manifest and the threshold is chosen in it; a given one is kept, none is none."""
+    fitted = CaseContext(2.0, -1.5, 3.0, (-2.0, 1.0))
+    monkeypatch.setattr("training.calibrate.fit_context", lambda _: fitted)
+    numbers = {"slope": "3", "best_slope": "-1", "offset": "0", "best_range": "[-1, 1]"}
+    given = [f"--selection.context.{name}={value}" for name, value in numbers.items()]
+    manifests = {}
+    ways: dict[str, list[str]] = {"fitted": [], "given": given, "none": ["--fit_context=false"]}
+    for name, words in ways.items():
+        assert main([str(runs), f"--out={tmp_path / name}", *WORDS, *words]) == 0
+        manifests[name] = load_artifact(tmp_path / name).manifest
+    assert manifests["fitted"].selection.context == fitted
+    assert manifests["given"].selection.context == CaseContext(3.0, -1.0, 0.0, (-1.0, 1.0))
+    assert manifests["none"].selection.context is None
+    assert manifests["fitted"].thresholds.presence != manifests["none"].thresholds.presence
+    assert manifests["fitted"].thresholds.suitable == manifests["none"].thresholds.suitable
 
 
 def test_a_trained_tower_is_exported_with_its_run(tiny_training: Any, tmp_path: Path) -> None:

@@ -19,7 +19,14 @@ from acouslic.geometry import sweep_ranges
 from algorithm.manifest import CaseContext, SelectionConfig, Thresholds
 from algorithm.preprocess import mask_to_frame
 from algorithm.segment import clean_mask
-from algorithm.select_frame import FrameJudgement, choose_candidates, judge_frames, presence_logit
+from algorithm.select_frame import (
+    FrameJudgement,
+    choose_candidates,
+    in_context,
+    judge_frames,
+    presence_logit,
+    probability_of,
+)
 from training.cache import Cache
 from training.frame_metrics import best_f1
 from training.out_of_fold import OutOfFold
@@ -30,7 +37,8 @@ _MASK_THRESHOLDS = tuple(float(value) for value in np.round(np.arange(0.30, 0.71
 _MOST_MASKS = 400
 """Annotated frames on which the mask threshold is chosen: more change its second decimal no more."""
 _FEWEST_CONTEXT_CASES = 8
-"""Annotated cases from which on a context is fitted: it has three numbers, and a case says one thing about two."""
+"""Annotated cases from which on a context is fitted: what the best frame says is learned from cases, not frames."""
+_CONTEXT_FOLDS = 10
 
 
 @dataclass(frozen=True)
@@ -89,28 +97,49 @@ def fit_platt(logit: NDArray[np.float32], positive: NDArray[np.bool_], *, shift:
 def fit_context(cases: Sequence[CaseJudgement]) -> CaseContext | None:
     """What a case's best frame says about its others: the context with the least cross-entropy over all frames.
 
-    `cases` are judged without one. None where fewer than eight of them are annotated, or where presence tells
-    annotated frames so badly that its order would be turned round.
+    None where fewer than eight cases are annotated; where the fit says the opposite of what a context is for, that a
+    surer case makes its frames likelier; and where, fitted on nine tenths of the cases in turn, it foretells the other
+    tenth no better than presence alone.
     """
     if sum(bool((case.label > 0).any()) for case in cases) < _FEWEST_CONTEXT_CASES:
         return None
+    context = _fit_context(cases)
+    if context is None:
+        return None
+    held_out = 0.0
+    for fold in range(min(_CONTEXT_FOLDS, len(cases))):
+        others = _fit_context([case for k, case in enumerate(cases) if k % _CONTEXT_FOLDS != fold])
+        held_out += sum(_cross_entropy(case, others) for case in cases[fold::_CONTEXT_FOLDS])
+    return context if held_out < sum(_cross_entropy(case, None) for case in cases) else None
+
+
+def _fit_context(cases: Sequence[CaseJudgement]) -> CaseContext | None:
     logits = [presence_logit(case.frames.presence_alone) for case in cases]
     best = [float(values.max()) for values in logits]
     logit = torch.from_numpy(np.concatenate(logits))
     best_of_case = torch.from_numpy(np.repeat(best, [len(values) for values in logits]))
     targets = torch.from_numpy(np.concatenate([case.label > 0 for case in cases]).astype(np.float64))
     unchanged = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+    # Frames are many and determine slope and offset; cases are few, and what they say of each other is believed less.
+    pull = torch.tensor([1e-5, 1e-3 / len(cases), 1e-5], dtype=torch.float64)
     parameters = unchanged.clone().requires_grad_()
     _minimise_cross_entropy(
         parameters,
         lambda: parameters[0] * logit + parameters[1] * best_of_case + parameters[2],
         targets,
-        lambda: 1e-5 * (parameters - unchanged).square().sum(),
+        lambda: (pull * (parameters - unchanged).square()).sum(),
     )
     slope, best_slope, offset = (round(value, 4) for value in parameters.detach().tolist())
-    if slope <= 0:
+    if slope <= 0 or best_slope >= 0:
         return None
     return CaseContext(slope, best_slope, offset, (round(min(best), 4), round(max(best), 4)))
+
+
+def _cross_entropy(case: CaseJudgement, context: CaseContext | None) -> float:
+    """Of a case's frames, summed."""
+    alone = case.frames.presence_alone
+    logit = presence_logit(in_context(alone, alone, context))
+    return float(np.logaddexp(0.0, np.where(case.label > 0, -logit, logit)).sum())
 
 
 def _minimise_cross_entropy(
@@ -165,9 +194,14 @@ def judge_in_context(
     scored: Sequence[OutOfFold], calibrations: Sequence[Calibration], selection: SelectionConfig
 ) -> tuple[SelectionConfig, list[CaseJudgement]]:
     """`selection` with a context fitted to these cases, where they allow one, and the cases as it judges them."""
-    context = fit_context(judge_cases(scored, calibrations, replace(selection, context=None)))
-    selection = replace(selection, context=context)
-    return selection, judge_cases(scored, calibrations, selection)
+    cases = judge_cases(scored, calibrations, replace(selection, context=None))
+    selection = replace(selection, context=fit_context(cases))
+    return selection, [replace(case, frames=_judge_again(case.frames, selection)) for case in cases]
+
+
+def _judge_again(frames: FrameJudgement, selection: SelectionConfig) -> FrameJudgement:
+    alone = frames.presence_alone
+    return replace(frames, presence=in_context(alone, alone, selection.context))
 
 
 def choose_thresholds(cases: Sequence[CaseJudgement], mask_threshold: float) -> Thresholds:
@@ -250,4 +284,4 @@ def _circumference_errors(
 
 
 def _probability(logit: NDArray[np.float32], shift: float, temperature: float) -> Values:
-    return 1 / (1 + np.exp(-(logit.astype(np.float64) + shift) / temperature))
+    return probability_of((logit.astype(np.float64) + shift) / temperature)
