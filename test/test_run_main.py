@@ -185,6 +185,27 @@ def test_a_bad_sweep_fails_its_invoke_and_no_other(platform_case, speckle, start
     assert len(platform_case.written()) == len(RESULT_FILES)
 
 
+@pytest.mark.parametrize("black", [True, False], ids=["black frames only", "speckle"])
+def test_the_platform_reads_one_image(black, platform_case, speckle, tiny_model, run_algorithm, tmp_path):
+    """panimg makes one image of a run's output folder; of 840 black frames too: not suitable, a mask of nothing."""
+    from panimg import convert
+
+    frames = np.zeros((840, 40, 60), np.uint8) if black else speckle(840)
+    platform_case.write_sweep(frames)
+    assert run_algorithm(**environment(platform_case, tiny_model)).code == 0
+    measured = json.loads((platform_case.output_dir / RESULT_FILES[1]).read_text())
+    folder = (platform_case.output_dir / RESULT_FILES[3]).parent
+    result = convert(input_directory=folder, output_directory=tmp_path / "converted")
+    (image,), (file,) = result.new_images, result.new_image_files
+    assert (image.width, image.height, image.depth) == (60, 40, 840)
+    mask = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(file.file)))
+    written = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(folder / "output.mha")))
+    assert np.array_equal(mask, written)
+    if black:
+        assert (measured["suitable"], measured["circumference_mm"]) == (False, None)
+        assert not mask.any()
+
+
 @pytest.mark.parametrize(("dtype", "element"), [("<i2", "MET_SHORT"), ("<f4", "MET_FLOAT"), ("<u2", "MET_USHORT")])
 def test_other_types_with_whole_grey_levels_are_as_good(
     dtype, element, platform_case, speckle, tiny_model, run_algorithm
