@@ -157,6 +157,7 @@ def agreement(setting: Setting, side_a: SideRun, frames: int) -> dict[str, Any]:
     parity = json.loads(run_python("bench.parity", *words).splitlines()[-1])
     expected = np.array(side_a.report["member_presence"])
     found = {name: np.array(parity[f"{name}_presence"][0]) for name in ("float32", "half")}
+    optimality = np.array(side_a.report["member_optimality"]).mean(0)
     input_dir = platform_input(setting.work / "short", short)
     gated = run_algorithm(input_dir, setting.work / "out-short", setting.model, setting.device)
     exhaustive = run_algorithm(input_dir, setting.work / "out-short", _exhaustive(setting), setting.device)
@@ -165,6 +166,10 @@ def agreement(setting: Setting, side_a: SideRun, frames: int) -> dict[str, Any]:
         "frames": frames,
         "float32_probability_difference": float(np.abs(found["float32"] - expected).max()),
         "half_probability_difference": float(np.abs(found["half"] - expected).max()),
+        **{
+            f"{name}_optimality_difference": float(np.abs(np.array(parity[f"{name}_optimality"][0]) - optimality).max())
+            for name in ("float32", "half")
+        },
         "half_type": parity["precision"],
         "rank_correlation": rank_correlation(found["half"].mean(0), expected.mean(0)),
         "probability_spread": float(expected.mean(0).std()),
@@ -172,6 +177,11 @@ def agreement(setting: Setting, side_a: SideRun, frames: int) -> dict[str, Any]:
             "A float32": side_a.report["chosen_frame"],
             "B exhaustive": exhaustive.report["frame_number"],
             f"B {setting.manifest.scoring.mode}": gated.report["frame_number"],
+        },
+        "circumference_mm": {
+            "A float32": side_a.report["circumference_mm"],
+            "B exhaustive": exhaustive.report["circumference_mm"],
+            f"B {setting.manifest.scoring.mode}": gated.report["circumference_mm"],
         },
         "first_candidate": {
             "A float32": side_a.report["first_candidate"],

@@ -200,8 +200,10 @@ class CaseReport:
             f"{agreement['float32_probability_difference']:.1e} in float32, "
             f"{agreement['half_probability_difference']:.1e} in {agreement['half_type']} (rank correlation "
             f"{agreement['rank_correlation']:.5f}, spread of the probabilities {agreement['probability_spread']:.3f}); "
+            f"of the members' mean optimality {agreement['float32_optimality_difference']:.1e} and "
+            f"{agreement['half_optimality_difference']:.1e}; "
             "chosen frame: " + _listed(agreement["selected_frame"]) + "; best candidate before any outline: "
-            f"{_listed(agreement['first_candidate'])}.",
+            f"{_listed(agreement['first_candidate'])}; circumference in mm: {_listed(agreement['circumference_mm'])}.",
         ]
         if self.random:
             lines.append(
@@ -248,8 +250,8 @@ def _median_run(runs: Sequence[SideRun]) -> SideRun:
     return sorted(runs, key=lambda run: run.wall_s)[len(runs) // 2]
 
 
-def _listed(frames: dict[str, int]) -> str:
-    return ", ".join(f"{who} {frame}" for who, frame in frames.items())
+def _listed(found: dict[str, Any]) -> str:
+    return ", ".join(f"{who} {f'{value:.1f}' if isinstance(value, float) else value}" for who, value in found.items())
 
 
 def _percent(share: float) -> str:

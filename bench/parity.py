@@ -128,6 +128,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.probabilities:
         for name, scored in (("float32", exact), ("half", half)):
             result[f"{name}_presence"] = [scores.member_presence.tolist() for scores, _ in scored]
+            result[f"{name}_optimality"] = [
+                None if scores.optimality_probability is None else scores.optimality_probability.tolist()
+                for scores, _ in scored
+            ]
     print(json.dumps(result))
 
 

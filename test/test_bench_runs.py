@@ -55,6 +55,8 @@ def test_a_case_by_both_sides(tiny_model, sweep, tmp_path, capsys, monkeypatch):
     assert found["mode"] == "gated"
     assert 1 <= found["refined_frames"] <= 0.2 * 24
     assert found["agreement"]["float32_probability_difference"] < 1e-4
+    assert found["agreement"]["float32_optimality_difference"] < 1e-4
+    assert set(found["agreement"]["circumference_mm"]) == {"A float32", "B exhaustive", "B gated"}
     assert found["agreement"]["first_candidate"]["A float32"] == found["agreement"]["first_candidate"]["B float32"]
     side_a = found["straightforward"]["float32"]
     assert found["speedup"] == pytest.approx(side_a["seconds_per_case"] / found["seconds_per_case"])
