@@ -2,6 +2,7 @@
 
     python bench/case.py                        random five-member ViT-L/14, generated case; about 12 minutes on 2 cores
     python bench/case.py --cold --exhaustive    and with an empty page cache (as root), and B without its gate
+    python bench/case.py --kept-patches         and B on an artifact that knows only the patches inside the fan
     python bench/case.py --model ARTIFACT --sweep CASE.mha
     python bench/case.py --ours-only --frames 60          B alone, in exec and invoke mode
 
@@ -27,7 +28,7 @@ import numpy as np
 from acouslic.errors import AcouslicError
 from acouslic.geometry import FRAMES_PER_CASE
 from acouslic.stack import StackHeader, open_stack
-from algorithm.manifest import Manifest, read_manifest
+from algorithm.manifest import Manifest, TowerConfig, read_manifest
 from bench.case_report import AutocastSide, CaseReport
 from bench.frame_choice import rank_correlation
 from bench.inputs import (
@@ -41,6 +42,7 @@ from bench.inputs import (
 )
 from bench.machine import describe_machine
 from bench.modes import measure_modes
+from bench.random_artifact import TOWERS
 from bench.sides import SideRun, drop_page_cache, run_algorithm, run_straightforward
 
 HALF_WITHOUT_ONE = "bfloat16"
@@ -58,6 +60,8 @@ class Setting:
     work: Path
     device: str | None
     """None leaves the choice to each side."""
+    kept: Path | None
+    """A random artifact of the same sizes that keeps the patches inside the fan alone."""
 
 
 @dataclass
@@ -68,6 +72,7 @@ class Runs:
     autocast: list[SideRun] = field(default_factory=list)
     ours: list[SideRun] = field(default_factory=list)
     exhaustive: list[SideRun] = field(default_factory=list)
+    kept: list[SideRun] = field(default_factory=list)
     cold_float32: SideRun | None = None
     cold_ours: SideRun | None = None
 
@@ -93,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 autocast=AutocastSide(half_type(runs.ours), runs.autocast),
                 ours=runs.ours,
                 exhaustive=runs.exhaustive,
+                kept=runs.kept,
                 cold_float32=runs.cold_float32,
                 cold_ours=runs.cold_ours,
                 agreement=agreement(setting, runs.float32[0], args.frames),
@@ -115,7 +121,22 @@ def prepare(args: argparse.Namespace, work: Path) -> Setting:
     model = args.model or random_model(work, sweep, device=args.device, **sizes)
     scoring = scoring_of(model, random=args.model is None, mode=args.mode, refined_fraction=args.refined_fraction)
     model = with_scoring(model, work / f"model-{scoring.mode}", scoring)
-    return Setting(model, read_manifest(model), sweep, open_stack(sweep).header, work, args.device)
+    header = open_stack(sweep).header
+    kept = None
+    if args.kept_patches:
+        if args.model is not None:
+            raise AcouslicError("--kept-patches goes with a random artifact: which patches one knows cannot be changed")
+        keep_share = fan_share(TOWERS[args.config], header)
+        kept = random_model(work, sweep, device=args.device, keep_share=keep_share, **sizes)
+        kept = with_scoring(kept, work / "model-kept-patches", scoring)
+    return Setting(model, read_manifest(model), sweep, header, work, args.device, kept)
+
+
+def fan_share(tower: TowerConfig, header: StackHeader) -> float:
+    """The share of patches that hold a pixel of the field of view."""
+    from training.tower_source import fan_patches
+
+    return len(fan_patches(tower, header.rows, header.columns)) / tower.grid_size**2
 
 
 def measure(setting: Setting, args: argparse.Namespace) -> Runs:
@@ -136,6 +157,9 @@ def measure(setting: Setting, args: argparse.Namespace) -> Runs:
         runs.autocast.append(_side_a(setting, half, args.autocast_frames))
         _say("    B again")
         runs.ours.append(_side_b(setting, "ours"))
+        if setting.kept is not None:
+            _say("    B on the patches inside the fan")
+            runs.kept.append(_side_b(setting, "kept", setting.kept))
         if args.exhaustive:
             _say("    B exhaustively")
             runs.exhaustive.append(_side_b(setting, "exhaustive", _exhaustive(setting)))
@@ -253,6 +277,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rows", type=int, default=562, help="of a generated case's frames")
     parser.add_argument("--rounds", type=int, default=1, help="each runs A twice and B twice")
     parser.add_argument("--exhaustive", action="store_true", help="run B without its gate too")
+    parser.add_argument("--kept-patches", action="store_true", help="run B with the patches inside the fan alone too")
     parser.add_argument("--cold", action="store_true", help="first run both with an empty page cache; needs root")
     parser.add_argument("--ours-only", action="store_true", help="B alone in exec and invoke mode on --frames frames")
     parser.add_argument("--device", choices=("cpu", "cuda"))

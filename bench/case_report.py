@@ -39,6 +39,8 @@ class CaseReport:
     autocast: AutocastSide
     ours: list[SideRun]
     exhaustive: list[SideRun]
+    kept: list[SideRun]
+    """B on an artifact that keeps the patches inside the fan alone."""
     cold_float32: SideRun | None
     cold_ours: SideRun | None
     agreement: dict[str, Any]
@@ -119,6 +121,16 @@ class CaseReport:
                 "phases": {name: run.report["timings"][name] for name in PHASES},
                 "flop_per_case": self.b_flop(run).total,
                 "share_of_peak": self._share(self.b_flop(run), run),
+                "peak_rss_bytes": run.report["timings"]["peak_rss_bytes"],
+            }
+        if self.kept:
+            run = _median_run(self.kept)
+            result["kept_patches"] = {
+                "seconds_per_case": run.wall_s,
+                "speedup": a_float32.total_s / run.wall_s,
+                "time_share": run.wall_s / _median_run(self.ours).wall_s,
+                "phases": {name: run.report["timings"][name] for name in PHASES},
+                "refined_frames": run.report["refined_frames"],
                 "peak_rss_bytes": run.report["timings"]["peak_rss_bytes"],
             }
         if self.cold_ours is not None and self.cold_float32 is not None:
@@ -209,6 +221,12 @@ class CaseReport:
             lines.append(
                 "The random heads are set to tell the case's frames apart, however alike a random tower finds them, "
                 "and magnify its rounding by as much: parity.py on a trained artifact is the measure of half precision."
+            )
+        if "kept_patches" in found:
+            kept = found["kept_patches"]
+            lines.append(
+                f"On the patches inside the fan alone: B {number(kept['seconds_per_case'])} s, "
+                f"{_percent(kept['time_share'])} of its time, with {kept['refined_frames']} frames refined."
             )
         if "cold" in found:
             cold = found["cold"]

@@ -42,10 +42,11 @@ def last_json(captured):
     return found
 
 
-def test_a_case_by_both_sides(tiny_model, sweep, tmp_path, capsys, monkeypatch):
+def test_a_case_by_both_sides(sweep, tmp_path, capsys, monkeypatch):
     """One round: the table says what was extrapolated, and every figure that the README wants is in the JSON."""
     monkeypatch.setattr("bench.case.matrix_peaks", lambda _: {"float32": 1e11, "bfloat16": 4e11})
-    words = ["--model", str(tiny_model), "--sweep", str(sweep), "--mode", "gated", "--refined-fraction", "0.2"]
+    words = ["--config", "tiny", "--members", "2", "--adapted-blocks", "2", "--kept-patches"]
+    words += ["--sweep", str(sweep), "--mode", "gated", "--refined-fraction", "0.2"]
     words += ["--frames", "8", "--autocast-frames", "2", "--work", str(tmp_path / "work"), "--device", "cpu"]
     assert case.main(words) == 0
     printed = capsys.readouterr().out
@@ -56,6 +57,8 @@ def test_a_case_by_both_sides(tiny_model, sweep, tmp_path, capsys, monkeypatch):
     assert 1 <= found["refined_frames"] <= 0.2 * 24
     assert found["agreement"]["float32_probability_difference"] < 1e-4
     assert found["agreement"]["float32_optimality_difference"] < 1e-4
+    assert found["kept_patches"]["seconds_per_case"] > 0
+    assert "On the patches inside the fan alone" in printed
     assert set(found["agreement"]["circumference_mm"]) == {"A float32", "B exhaustive", "B gated"}
     assert found["agreement"]["first_candidate"]["A float32"] == found["agreement"]["first_candidate"]["B float32"]
     side_a = found["straightforward"]["float32"]
