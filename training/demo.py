@@ -79,8 +79,8 @@ class DemoPlan:
 
     pretraining: SweepPlan = SweepPlan(seed=7001, cases=1200, rows=281, sweeps=2, frames_per_sweep=24, folds=20)
     """Many cases of few, small frames: a tower that saw 48 whole cases knew the cases, not the abdomen."""
-    members: SweepPlan = SweepPlan(seed=7002, cases=96, rows=562, sweeps=3, frames_per_sweep=48, folds=3)
-    pretraining_epochs: tuple[int, int] = (7, 5)
+    members: SweepPlan = SweepPlan(seed=7002, cases=192, rows=562, sweeps=3, frames_per_sweep=48, folds=3)
+    pretraining_epochs: tuple[int, int] = (7, 8)
     member_epochs: int = 10
     jobs: int = 2
 
