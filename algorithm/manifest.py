@@ -160,14 +160,14 @@ class ScoringConfig:
     gate: Literal["average", "member"] = "average"
     """The gate: one pass through the members' averaged adapters and heads, or through member `gate_member`."""
     gate_member: int = 0
-    stride: int = 2
+    stride: int = 4
     margin_frames: int = 3
     """Frames refined on each side of a frame that could win."""
     refine_ratio: float = 0.5
     """A gated frame could win where its quality reaches this share of the best of the case."""
     refine_presence: tuple[float, float] = (0.1, 0.9)
     """Frames whose gate probability, in context, lies between these are refined too: they decide F1."""
-    max_refined_fraction: float = 0.5
+    max_refined_fraction: float = 0.2
     """At most this share of the frames is refined, the best first."""
 
     def check(self) -> None:
