@@ -205,7 +205,8 @@ def test_gated_refines_the_peak_and_keeps_the_gate_elsewhere():
     levels = np.zeros(50, int)
     levels[20:23] = 250
     ensemble = GreyEnsemble()
-    scores = score_case(ensemble, grey_frames(levels), ScoringConfig(mode="gated", stride=2))
+    config = ScoringConfig(mode="gated", stride=2, max_refined_fraction=0.5)
+    scores = score_case(ensemble, grey_frames(levels), config)
     assert np.flatnonzero(scores.refined).tolist() == list(range(16, 27))
     assert sum(ensemble.gate_batches) == 26
     assert sum(ensemble.batches) == 11

@@ -87,9 +87,9 @@ def test_the_committed_demo(repository: Path) -> None:
 def test_the_demo_keeps_the_bounds_of_half_precision(
     repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Trained members on six unseen cases: probabilities, order and chosen frame are float32's, most frames right."""
-    sizes = ["--cases=6", "--rows=562", "--sweeps=2", "--frames-per-sweep=48"]
-    assert generate.main([f"--out={tmp_path}", "--seed=60006", "--jobs=2", *sizes]) == 0
+    """Trained members on three whole cases that they have not seen: probabilities, order and chosen frame are
+    float32's, and most frames are right."""
+    assert generate.main([f"--out={tmp_path}", "--seed=60006", "--jobs=2", "--cases=3", "--rows=281"]) == 0
     release = Release(tmp_path)
     sweeps = [str(release.image_path(uuid)) for uuid in release.cases()]
     capsys.readouterr()
@@ -98,4 +98,4 @@ def test_the_demo_keeps_the_bounds_of_half_precision(
     assert found["within_bounds"], found
     labels = [frame_labels(release.mask_path(uuid)) for uuid in release.cases()]
     chosen = [case["float32_frame"] for case in found["cases"]]
-    assert sum(bool(label[frame]) for label, frame in zip(labels, chosen, strict=True)) >= 5
+    assert sum(bool(label[frame]) for label, frame in zip(labels, chosen, strict=True)) >= 2
