@@ -34,14 +34,16 @@ make_python_image() {
 }
 
 make_torch_image() {
-    local wheels=$work/wheels container
+    local wheels=$work/wheels container files
     # For the image's Python, whatever this machine's is; a local build (+cpu) that pip finds here goes first.
     "${PYTHON:-python3}" -m pip download --quiet --disable-pip-version-check --dest "$wheels" --only-binary :all: \
         --python-version 3.11 --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 --platform manylinux_2_17_x86_64 \
         "torch==$torch_version"
+    files=("$wheels"/*.whl)
+    # Every wheel by its name, so that pip looks nowhere else: the container has no network.
     container=$(docker create --network none --volume "$wheels:/wheels:ro" "$python_image" \
-        python3 -m pip install --quiet --break-system-packages --root-user-action ignore --no-cache-dir \
-        --no-index --find-links /wheels "torch==$torch_version")
+        python3 -m pip install --quiet --break-system-packages --root-user-action ignore --no-cache-dir --no-deps \
+        "${files[@]/#"$wheels"//wheels}")
     docker start --attach "$container" || {
         docker rm --force "$container" >/dev/null
         echo "torch could not be installed in the stand-in base image: see pip's message above." >&2
