@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from algorithm.attention import attend
 from algorithm.manifest import TowerConfig
 from algorithm.merged_weights import MergedWeights, Row, StackedLinear
 from algorithm.packed_linear import can_pack
@@ -113,7 +114,7 @@ class StackedBlock:
             part.expand(count, -1, -1, -1).flatten(0, 1).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in parts
         )
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).unflatten(0, (count, batch))
+        attended = attend(q, k, v).transpose(1, 2).flatten(2).unflatten(0, (count, batch))
         return replace(state, branch=attended, q=None, k=None, v=None)
 
     def _add_attention(self, state: _State, rows: slice) -> _State:

@@ -1,0 +1,31 @@
+"""Softmax attention as inference runs it: PyTorch's own kernels, but for bfloat16 on a CPU."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of queries (batch, heads, N, head width) to keys and values (batch, heads, tokens, head width).
+
+    The result is shaped like the queries. Scores and softmax are float32 in any precision.
+    """
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        return _attend_image_by_image(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def _attend_image_by_image(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """One image after another, so that its scores stay in the cache, as three products of all its heads.
+
+    PyTorch's kernel multiplies tiles of 64 queries of one head, too small for oneDNN: a third slower (bench/LOG.md).
+    Scores are multiplied in float32, since a bfloat16 product would be rounded to 8 bits before the softmax.
+    """
+    batch, heads, queries, width = q.shape
+    out = q.new_empty(batch, queries, heads, width)
+    nothing = q.new_empty((), dtype=torch.float32)  # beta=0: it is not read
+    for index in range(batch):
+        scores = torch.baddbmm(nothing, q[index].float(), k[index].float().transpose(1, 2), beta=0, alpha=width**-0.5)
+        weights = scores.softmax(-1).to(q.dtype)
+        out[index] = (weights @ v[index]).transpose(0, 1)
+    return out.transpose(1, 2)
