@@ -121,12 +121,24 @@ class Ensemble:
         return len(self.manifest.members)
 
     @torch.inference_mode()
-    def score(self, images: Tensor) -> MemberScores:
+    def trunk(self, images: Tensor) -> Tensor | None:
+        """What `score` and `gate` both do first with images: tokens (batch, ...), to be handed to them.
+
+        None where nothing is shared, or where decoders that judge frames read what is.
+        """
+        if self.tower.trunk_blocks == 0 or self.mask_judges:
+            return None
+        return self.tower.run_trunk(images)
+
+    @torch.inference_mode()
+    def score(self, images: Tensor, trunk: Tensor | None = None) -> MemberScores:
         """Every member's judgement of normalised images (batch, 3, image_size, image_size) on the ensemble's device.
 
+        `trunk` is what `trunk` said of the same images, where that is known already.
         Raises torch.OutOfMemoryError where the batch is too large for the device.
         """
-        output = self.tower.run(images, range(self.members), taps=self._taps(self.mask_judges), order=self.order)
+        taps = self._taps(self.mask_judges)
+        output = self.tower.run(images, range(self.members), taps=taps, order=self.order, trunk=trunk)
         embedding = output.embedding
         assert embedding is not None
         presence = self._presence_of_members(images, output)
@@ -136,18 +148,21 @@ class Ensemble:
         return MemberScores(presence, optimality)
 
     @torch.inference_mode()
-    def gate(self, images: Tensor) -> GateScores:
-        """The gate's judgement, as `manifest.scoring` sets it: averaged adapters and heads, or one member."""
+    def gate(self, images: Tensor, trunk: Tensor | None = None) -> GateScores:
+        """The gate's judgement, as `manifest.scoring` sets it: averaged adapters and heads, or one member.
+
+        `trunk` as for `score`.
+        """
         scoring = self.manifest.scoring
         if scoring.mode != "gated":
             raise AcouslicError("the manifest's scoring.mode is not 'gated', so this ensemble has no gate")
         if scoring.gate == "average":
             assert self.presence is not None
-            embedding = self.tower.run(images, [self.members]).embedding
+            embedding = self.tower.run(images, [self.members], trunk=trunk).embedding
             assert embedding is not None
             optimality = None if self.optimality is None else self.optimality.average().probability(embedding)[0]
             return GateScores(self.presence.average().probability(embedding)[0], optimality)
-        return self._gate_member(images, scoring.gate_member)
+        return self._gate_member(images, trunk, scoring.gate_member)
 
     @torch.inference_mode()
     def segment(self, images: Tensor) -> Tensor:
@@ -213,10 +228,10 @@ class Ensemble:
             presence |= dict(zip(self.presence_members, of_heads, strict=True))
         return torch.stack([presence[k] for k in range(self.members)])
 
-    def _gate_member(self, images: Tensor, k: int) -> GateScores:
+    def _gate_member(self, images: Tensor, trunk: Tensor | None, k: int) -> GateScores:
         """Member k alone as the gate."""
         taps = self._taps([k]) if k in self.mask_judges else []
-        output = self.tower.run(images, [k], taps=taps)
+        output = self.tower.run(images, [k], taps=taps, trunk=trunk)
         assert output.embedding is not None
         optimality = None
         if self.optimality is not None and k in self.optimality_members:

@@ -18,13 +18,14 @@ from acouslic.fov import field_of_view
 from acouslic.geometry import sweep_ranges
 from acouslic.stack import StackHeader
 from algorithm.artifact import load_artifact
+from algorithm.batches import choose_batch_frames
 from algorithm.device import choose_device, choose_precision, keep_exact_sums, set_cpu_threads
 from algorithm.ensemble import Ensemble
 from algorithm.frame_stream import FrameStream
 from algorithm.measure import Outline, outline_best
 from algorithm.outputs import CaseResult, prepare_output, removed_on_failure, write_result
 from algorithm.resized_frames import ResizedFrames
-from algorithm.score import FrameScores, choose_batch_frames, score_case
+from algorithm.score import FrameScores, score_case
 from algorithm.select_frame import FrameJudgement, choose_candidates, judge_frames
 from algorithm.timing import RunTimings, peak_rss_bytes
 
@@ -139,7 +140,7 @@ class Pipeline:
             peak_rss_bytes=peak_rss_bytes(),
             peak_device_bytes=_peak_device_bytes(self.ensemble.device),
         )
-        self._log(result, timings)
+        self._log(result, scores.reused, timings)
         return result
 
     def _conclude(self, case: str, header: StackHeader, resized: ResizedFrames, scores: FrameScores) -> CaseResult:
@@ -206,7 +207,7 @@ class Pipeline:
         fov = field_of_view(header.rows, header.columns)
         return outline_best(self.ensemble, resized.frames, candidates, fov, header.spacing_mm)
 
-    def _log(self, result: CaseResult, timings: RunTimings) -> None:
+    def _log(self, result: CaseResult, reused_frames: int, timings: RunTimings) -> None:
         for note in result.notes:
             case_log.info("note: %s", note)
         case_log.info(
@@ -216,6 +217,7 @@ class Pipeline:
                     "case": result.case,
                     "frames": result.header.frames,
                     "refined_frames": int(result.refined.sum()),
+                    "reused_frames": reused_frames,
                     "members": self.ensemble.members,
                     "frame_number": result.frame_number,
                     "circumference_mm": result.circumference_mm,

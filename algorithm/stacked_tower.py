@@ -170,6 +170,10 @@ class StackedTower:
         adapted = [index for index, step in enumerate(self.steps) if step.adapted]
         self.parting = adapted[0] if adapted else len(self.steps)
         """Index of the first step that differs between rows."""
+        own_block = self.steps[self.parting].block if adapted else config.layers
+        self.trunk_blocks = own_block - 1
+        """So many blocks from the first on are the same for all rows. The last block is never one of them: what it
+        has to compute depends on what is asked for."""
         self.ln_post_weight = weights.tensor("ln_post.weight", torch.float32)
         self.ln_post_bias = weights.tensor("ln_post.bias", torch.float32)
         self.proj = weights.tensor("proj", torch.float32)
@@ -182,18 +186,24 @@ class StackedTower:
         taps: Sequence[int] = (),
         order: RowOrder = "sequential",
         embed: bool = True,
+        trunk: Tensor | None = None,
     ) -> StackedOutput:
         """Embeddings and taps of `rows` for normalised images (batch, 3, image_size, image_size).
 
         Batched order needs rows in sequence; the result's rows are in the order asked for. Without `embed` nothing
-        after the last tap is computed.
+        after the last tap is computed. `trunk` is what `run_trunk` gave for the images: with it no tap may lie there.
         """
         class_token_only = self.config.pool == "tok" and self.config.layers not in taps
-        state = _State(self.embed_patches(images), class_token_only)
         steps = self.steps if embed else [step for step in self.steps if step.block <= max(taps)]
-        trunk, tail = steps[: self.parting], steps[self.parting :]
+        shared_steps, tail = steps[: self.parting], steps[self.parting :]
+        if trunk is None:
+            x = self.embed_patches(images)
+        else:
+            assert all(number > self.trunk_blocks for number in taps)
+            x = trunk[None]
+            shared_steps = [step for step in shared_steps if step.block > self.trunk_blocks]
         shared: dict[int, Tensor] = {}
-        state = self._advance(state, trunk, slice(0, 1), taps, shared)
+        state = self._advance(_State(x, class_token_only), shared_steps, slice(0, 1), taps, shared)
         if order == "batched":
             chosen = slice(rows[0], rows[-1] + 1)
             assert list(rows) == list(range(chosen.start, chosen.stop))
@@ -213,6 +223,11 @@ class StackedTower:
             tapped = tapped * len(rows)
         embedding = torch.cat(embeddings).expand(len(rows), -1, -1) if embed else None
         return StackedOutput(embedding, tapped)
+
+    def run_trunk(self, images: Tensor) -> Tensor:
+        """Tokens (batch, 1 + kept patches, width) after the last block that is the same for all rows."""
+        steps = [step for step in self.steps if step.block <= self.trunk_blocks]
+        return self._advance(_State(self.embed_patches(images), False), steps, slice(0, 1), (), {}).x[0]
 
     def embed_patches(self, images: Tensor) -> Tensor:
         """Tokens before the first block, (1, batch, 1 + kept patches, width)."""

@@ -71,6 +71,7 @@ class CaseReport:
             self._adapted,
             gate_frames=len(gate_frames(sweep_ranges(frames), scoring.stride)) if gated else 0,
             refined_frames=refined,
+            reused_frames=run.report["reused_frames"],
             # Every candidate where none has an ellipse; else at least one, and those around it for the interval.
             segmented_frames=1 + 2 * selection.neighbour_frames if outlined else selection.candidates,
         )

@@ -76,6 +76,15 @@ def shared_flop(
     return SharedFlop(sum(flop for _, flop in steps[:parting]), sum(flop for _, flop in steps[parting:]))
 
 
+def trunk_flop(config: TowerConfig, adapted: Collection[str]) -> int:
+    """One image through the blocks before the first that any member adapts, never the last one."""
+    steps = tower_steps(config, adapted)
+    last = f"transformer.resblocks.{config.layers - 1}."
+    own = next((name for name, _ in steps if name in adapted), last).split(".")[2]
+    parting = next(index for index, (name, _) in enumerate(steps) if name.startswith(f"transformer.resblocks.{own}."))
+    return sum(flop for _, flop in steps[:parting])
+
+
 def adapted_layers(model: Path, manifest: Manifest) -> set[str]:
     """The layers that any member of the artifact in `model` adapts, from the names in its adapter files."""
     layers = set()
@@ -101,9 +110,18 @@ class CaseFlop:
 
 
 def case_flop(
-    manifest: Manifest, adapted: Collection[str], *, gate_frames: int, refined_frames: int, segmented_frames: int
+    manifest: Manifest,
+    adapted: Collection[str],
+    *,
+    gate_frames: int,
+    refined_frames: int,
+    reused_frames: int,
+    segmented_frames: int,
 ) -> CaseFlop:
-    """The ensemble over a case: so many frames by the gate, by all members, and by all decoders."""
+    """The ensemble over a case: so many frames by the gate, by all members, and by all decoders.
+
+    Of the refined ones `reused_frames` go on from the trunk that the gate has run.
+    """
     config, members = manifest.tower, manifest.members
     taps = {tap for member in members if not member.presence and member.decoder for tap in member.decoder.taps}
     narrow = config.pool == "tok" and config.layers not in taps
@@ -113,7 +131,7 @@ def case_flop(
     judging = sum(decoder_flop(manifest, k) for k, member in enumerate(members) if not member.presence)
     return CaseFlop(
         gate_frames * scoring.of(1),
-        refined_frames * (scoring.of(len(members)) + heads + judging),
+        refined_frames * (scoring.of(len(members)) + heads + judging) - reused_frames * trunk_flop(config, adapted),
         segmented_frames * segment_flop(manifest, adapted),
     )
 

@@ -25,10 +25,11 @@ from acouslic.errors import AcouslicError
 from acouslic.geometry import sweep_ranges
 from acouslic.release import Release
 from algorithm.artifact import load_artifact
+from algorithm.batches import choose_batch_frames
 from algorithm.device import choose_device, choose_precision, set_cpu_threads
 from algorithm.ensemble import Ensemble
 from algorithm.manifest import Manifest, ScoringConfig
-from algorithm.score import choose_batch_frames, gate_frames
+from algorithm.score import gate_frames
 from bench.frame_choice import choose_frame, frame_worth
 from bench.machine import describe_machine, today, versions
 from bench.recorded_scores import Record, record_release, replay

@@ -26,10 +26,10 @@ import torch
 from acouslic.errors import AcouslicError
 from acouslic.geometry import FRAMES_PER_CASE, ROWS
 from algorithm.artifact import load_artifact
+from algorithm.batches import choose_batch_frames
 from algorithm.device import choose_device, choose_precision, keep_exact_sums, set_cpu_threads
 from algorithm.ensemble import Ensemble
 from algorithm.pipeline import Pipeline
-from algorithm.score import choose_batch_frames
 from algorithm.stacked_tower import RowOrder
 from bench.case import workspace
 from bench.flops import adapted_layers, shared_flop

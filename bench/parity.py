@@ -19,12 +19,13 @@ import numpy as np
 import torch
 
 from algorithm.artifact import load_artifact
+from algorithm.batches import choose_batch_frames
 from algorithm.device import choose_device, choose_precision, keep_exact_sums, set_cpu_threads
 from algorithm.ensemble import Ensemble
 from algorithm.frame_stream import FrameStream
 from algorithm.manifest import ScoringConfig, SelectionConfig, read_manifest
 from algorithm.resized_frames import ResizedFrames
-from algorithm.score import FrameScores, choose_batch_frames, score_case
+from algorithm.score import FrameScores, score_case
 from bench.frame_choice import choose_frame, rank_correlation
 
 MOST_DIFFERENCE = 0.02

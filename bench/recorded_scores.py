@@ -116,13 +116,17 @@ class RecordedEnsemble:
         self._record = record
         self._has_optimality = [k for k, member in enumerate(manifest.members) if member.optimality]
 
-    def score(self, images: Tensor) -> MemberScores:
+    def trunk(self, images: Tensor) -> Tensor | None:  # noqa: ARG002 - as the ensemble's
+        """A record holds results only."""
+        return None
+
+    def score(self, images: Tensor, trunk: Tensor | None = None) -> MemberScores:  # noqa: ARG002 - as the ensemble's
         """All members, from the record."""
         at = _read_numbers(images)
         record = self._record
         return MemberScores(torch.from_numpy(record.presence[:, at]), torch.from_numpy(record.optimality[:, at]))
 
-    def gate(self, images: Tensor) -> GateScores:
+    def gate(self, images: Tensor, trunk: Tensor | None = None) -> GateScores:  # noqa: ARG002 - as the ensemble's
         """The averaged gate, or the member that the settings make the gate."""
         at, record, scoring = _read_numbers(images), self._record, self.manifest.scoring
         if scoring.gate == "average":

@@ -11,7 +11,15 @@ from algorithm.artifact import load_artifact
 from algorithm.ensemble import Ensemble
 from algorithm.manifest import TowerConfig, read_manifest
 from algorithm.tower import Tower
-from bench.flops import adapted_layers, case_flop, decoder_flop, shared_flop, straightforward_flop, tower_flop
+from bench.flops import (
+    adapted_layers,
+    case_flop,
+    decoder_flop,
+    shared_flop,
+    straightforward_flop,
+    tower_flop,
+    trunk_flop,
+)
 from bench.random_artifact import TOWERS, write_random_artifact
 
 SMALL = TowerConfig(image_size=28, patch_size=7, width=16, layers=4, heads=2, mlp_width=48, output_dim=8)
@@ -52,6 +60,7 @@ def test_the_ensemble_costs_its_trunk_once_and_its_tail_for_each_member(tmp_path
     for members in (1, 3):
         assert counted(lambda: ensemble.tower.run(images, range(members))) == 5 * flop.of(members)  # noqa: B023
     assert flop.trunk > 0
+    assert counted(lambda: ensemble.trunk(images)) == 5 * trunk_flop(SMALL, adapted)
     assert flop.of(1) < tower_flop(SMALL)  # the last block only serves the class token
 
 
@@ -63,9 +72,10 @@ def test_a_case_is_gate_refinement_and_masks(tiny_model):
         load_artifact(tiny_model), torch.device("meta"), torch.float32, order="sequential"
     )
     images = torch.empty(1, 3, 56, 56, device="meta")
-    flop = case_flop(manifest, adapted, gate_frames=7, refined_frames=4, segmented_frames=3)
+    flop = case_flop(manifest, adapted, gate_frames=7, refined_frames=4, reused_frames=2, segmented_frames=3)
     assert flop.segment == 3 * counted(lambda: ensemble.segment(images))
-    assert flop.refine == 4 * counted(lambda: ensemble.score(images))
+    trunk = counted(lambda: ensemble.tower.run_trunk(images))
+    assert flop.refine == 4 * counted(lambda: ensemble.score(images)) - 2 * trunk
     assert flop.gate == 7 * counted(lambda: ensemble.tower.run(images, [0]))
     assert flop.total == flop.gate + flop.refine + flop.segment
     assert decoder_flop(manifest, 0) > 0

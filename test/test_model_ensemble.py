@@ -265,6 +265,34 @@ def test_member_gate_is_that_member(member, manifest, images, tmp_path):
     assert ensemble.tower.rows == 4  # no row for an average that nobody asked for
 
 
+TRUNK_BLOCKS = {"last_blocks": 2, "one_member": 2, "different_targets": 1, "no_adapter": 3}
+"""Of four: those before the first adapter. The rest of SCENARIOS adapts the first block, or judges by masks."""
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_what_all_share_can_be_handed_over(name, manifest, images, tmp_path):
+    """Scores from the trunk on are the scores from the images on, to the bit, in both orders; so are the gate's."""
+    scenario = SCENARIOS[name]
+    if all(member.presence for member, _ in scenario.members):
+        scenario = dataclasses.replace(scenario, scoring=ScoringConfig(mode="gated"))
+    artifact = write_scenario(tmp_path / "artifact", scenario, manifest)
+    for order in ("sequential", "batched"):
+        ensemble = Ensemble.from_artifact(artifact, CPU, torch.float32, order=order)
+        trunk = ensemble.trunk(images)
+        assert (trunk is None) == (name not in TRUNK_BLOCKS)
+        if trunk is None:
+            continue
+        assert ensemble.tower.trunk_blocks == TRUNK_BLOCKS[name]
+        assert len(trunk) == len(images)
+        assert torch.equal(ensemble.trunk(images[1:2]), trunk[1:2])
+        # The images themselves are not looked at again.
+        nothing = torch.full_like(images, torch.nan)
+        for judge in (ensemble.score, ensemble.gate):
+            scores, expected = judge(nothing, trunk), judge(images)
+            assert torch.equal(scores.presence_probability, expected.presence_probability)
+            assert torch.equal(scores.optimality_probability, expected.optimality_probability)
+
+
 def test_gate_that_cannot_be(manifest, images, tmp_path):
     """An average gate without presence heads is refused at load, a gate that nobody asked for when it is used."""
     scenario = dataclasses.replace(SCENARIOS["mask_judges_only"], scoring=ScoringConfig(mode="gated"))

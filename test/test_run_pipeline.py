@@ -52,12 +52,15 @@ class DrawnEnsemble:
     def __init__(self, **selection):
         self.manifest = dataclasses.replace(MANIFEST, selection=dataclasses.replace(MANIFEST.selection, **selection))
 
-    def score(self, images):
+    def trunk(self, images):
+        return None
+
+    def score(self, images, trunk=None):
         assert images.shape[1:] == (3, 112, 112)
         presence = self._presence(images)
         return MemberScores(torch.stack([presence, presence]), torch.empty(0, len(images)))
 
-    def gate(self, images):
+    def gate(self, images, trunk=None):
         return GateScores(self._presence(images), None)
 
     def _presence(self, images):
@@ -231,7 +234,7 @@ def test_black_frames_beside_others_have_no_probability(platform_case):
     platform_case.write_sweep(stack)
 
     class Dreamer(DrawnEnsemble):
-        def score(self, images):
+        def score(self, images, trunk=None):
             presence = 1 - 0.1 * images.amax(dim=(1, 2, 3))
             return MemberScores(presence[None], torch.empty(0, len(images)))
 

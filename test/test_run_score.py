@@ -8,6 +8,7 @@ import torch
 
 from acouslic.errors import AcouslicError
 from acouslic.geometry import sweep_ranges
+from algorithm.batches import KeptTrunks, choose_batch_frames
 from algorithm.ensemble import GateScores, MemberScores
 from algorithm.manifest import (
     CaseContext,
@@ -21,7 +22,7 @@ from algorithm.manifest import (
     Thresholds,
     TowerConfig,
 )
-from algorithm.score import choose_batch_frames, choose_refined, gate_frames, interpolate_in_sweeps, score_case
+from algorithm.score import choose_refined, gate_frames, interpolate_in_sweeps, score_case
 
 TOWER = TowerConfig(image_size=28, patch_size=14, width=8, layers=2, heads=2, mlp_width=16, output_dim=4)
 MEMBER = MemberConfig(adapter=False, presence=True, optimality=True, decoder=DecoderConfig((1, 1, 1, 1), 2, 2))
@@ -57,13 +58,16 @@ class GreyEnsemble:
         assert images.shape[1:] == (3, 28, 28)
         return images.mean(dim=(1, 2, 3))
 
-    def score(self, images):
+    def trunk(self, images):
+        return None
+
+    def score(self, images, trunk=None):
         grey = self._grey(images)
         self.batches.append(len(images))
         optimality = torch.stack([1 - grey]) if self.optimality else torch.empty(0, len(images))
         return MemberScores(torch.stack([grey, grey / 2]), optimality)
 
-    def gate(self, images):
+    def gate(self, images, trunk=None):
         grey = (self._grey(images) - 0.1).clamp(0)
         self.gate_batches.append(len(images))
         return GateScores(grey, None)
@@ -165,7 +169,7 @@ def test_black_frames_set_no_scale_for_the_gate():
     """A gate that likes black frames is not believed there: they are not refined, nor judged the best."""
 
     class Contrary(GreyEnsemble):
-        def gate(self, images):
+        def gate(self, images, trunk=None):
             return GateScores(1.0 - self._grey(images), None)
 
     levels = np.full(140, 200, dtype=np.int64)
@@ -242,6 +246,81 @@ def test_interpolation_does_not_cross_sweeps():
     sweeps = [range(3), range(3, 6)]
     values = interpolate_in_sweeps(np.array([0.0, 1.0, 0.0, 0.5]), np.array([0, 2, 3, 5]), sweeps)
     assert values.tolist() == [0.0, 0.5, 1.0, 0.0, 0.25, 0.5]
+
+
+class TrunkEnsemble(GreyEnsemble):
+    """A GreyEnsemble whose trunk is the grey level, by which it can judge without the image."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.trunks = []
+
+    def trunk(self, images):
+        grey = self._grey(images)
+        self.trunks += (grey * 255).round().int().tolist()
+        return grey[:, None]
+
+    def score(self, images, trunk=None):
+        return super().score(images if trunk is None else trunk[..., None, None].expand(-1, 3, 28, 28))
+
+    def gate(self, images, trunk=None):
+        assert trunk is not None
+        return super().gate(images)
+
+
+def test_refined_frames_go_on_from_the_gates_trunk():
+    """Frames 16..26 are refined, a stride of 2: six of them have been through the trunk, five go now."""
+    levels = np.arange(50)
+    levels[20:23] += 200
+    config = ScoringConfig(mode="gated", stride=2, refine_ratio=0.4, max_refined_fraction=0.5)
+    ensemble = TrunkEnsemble()
+    scores = score_case(ensemble, grey_frames(levels), config, batch_frames=4)
+    assert np.flatnonzero(scores.refined).tolist() == list(range(16, 27))
+    assert scores.reused == 6
+    gated = [*range(0, 50, 2), 49]
+    assert ensemble.trunks == [*levels[gated], *levels[17:27:2]]
+    expected = score_case(GreyEnsemble(), grey_frames(levels), config, batch_frames=4)
+    assert expected.reused == 0
+    np.testing.assert_allclose(scores.presence_probability, expected.presence_probability, atol=1e-6)
+    np.testing.assert_allclose(scores.member_presence, expected.member_presence, atol=1e-6)
+    assert score_case(ensemble, grey_frames(levels), ScoringConfig()).reused == 0
+
+
+def test_where_memory_runs_out_the_trunks_go_first():
+    """A batch of 8 is too many for the ensemble: what the gate left is forgotten, and the scores are the same."""
+
+    class Narrow(TrunkEnsemble):
+        def score(self, images, trunk=None):
+            if len(images) > 4:
+                raise torch.OutOfMemoryError("no room")
+            return super().score(images, trunk)
+
+    levels = np.arange(50)
+    config = ScoringConfig(mode="gated", stride=2, refine_ratio=0.0, max_refined_fraction=1.0)
+    ensemble = Narrow()
+    scores = score_case(ensemble, grey_frames(levels), config, batch_frames=8)
+    assert scores.reused == 0
+    assert set(ensemble.batches) == {4, 2}
+    np.testing.assert_allclose(scores.member_presence[0], levels / 255, atol=1e-6)
+
+
+def test_trunks_are_kept_up_to_a_limit(monkeypatch):
+    """Room for two of three; what is dropped makes room again; a batch nobody knows is left to the ensemble."""
+    monkeypatch.setattr("algorithm.batches.TRUNK_BYTES", 2 * 5 * 4)
+    images = torch.arange(4.0)[:, None]
+
+    def run(missing):
+        return missing.expand(-1, 5)
+
+    kept = KeptTrunks()
+    kept.keep([10, 11, 12], run(images[:3]))
+    assert kept.of([12, 13], images[2:], run) is None
+    assert kept.drop([10, 12]) == 1
+    kept.keep([12], -run(images[2:3]))
+    assert kept.of([11, 12, 13], images[1:], run).tolist() == [[1] * 5, [-2] * 5, [3] * 5]
+    assert kept.of([11, 12], images[1:3], lambda _: pytest.fail("all are known")).tolist() == [[1] * 5, [-2] * 5]
+    kept.keep_only({12})
+    assert kept.of([11], images[1:2], run) is None
 
 
 def refined(presence, **settings):
