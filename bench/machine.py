@@ -50,10 +50,14 @@ def warn_if_busy(load: float, cores: int) -> str | None:
 
 
 def _processor() -> str:
+    """Its name, and on x86 family and model: clouds give one name to generations that differ twofold."""
+    found: dict[str, str] = {}
     for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
+        name, _, value = line.partition(":")
+        found.setdefault(name.strip(), value.strip())
+    words = [found.get("model name", platform.machine())]
+    words += [f"{key.removeprefix('cpu ')} {found[key]}" for key in ("cpu family", "model") if key in found]
+    return ", ".join(words)
 
 
 def _output(*command: str) -> str:
