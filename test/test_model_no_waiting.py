@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from algorithm.artifact import load_artifact
+from algorithm.batches import KeptTrunks
 from algorithm.ensemble import Ensemble
 from algorithm.manifest import ScoringConfig
 from algorithm.preprocess import normalise, resize_frames
@@ -51,6 +52,19 @@ def test_from_frames_to_probabilities_nothing_waits(ensemble):
         ensemble.gate(images)
         ensemble.score(images)
     assert len(operations.names) > 10
+    assert not operations.names & WAITING
+
+
+def test_going_on_from_the_gates_trunk_waits_for_nothing(tiny_model):
+    """Nor does keeping what the gate computed, completing a batch of it, and scoring from there."""
+    ensemble = Ensemble.from_artifact(load_artifact(tiny_model), torch.device("cpu"), torch.float32)
+    images = torch.randn(4, 3, 56, 56)
+    kept = KeptTrunks()
+    with Operations() as operations, torch.inference_mode():
+        kept.keep([3, 7], ensemble.trunk(images[:2]))
+        scores = ensemble.score(images, kept.of([3, 5, 7, 8], images, ensemble.trunk))
+        kept.drop([3])
+    assert len(scores.presence_probability[0]) == 4
     assert not operations.names & WAITING
 
 
