@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from acouslic.errors import AcouslicError
+from algorithm.device import is_out_of_memory
 from algorithm.ensemble import GateScores, MemberScores
 from algorithm.manifest import Manifest, TowerConfig
 from algorithm.preprocess import normalise
@@ -26,9 +27,6 @@ _MEMORY_SHARE = 0.4
 TRUNK_BYTES = 256 << 20
 """For what the gate leaves behind: a case of 840 frames at a stride of 4 takes 220 MB with ViT-L. Frames beyond it are
 run again, so that memory does not grow with the stack."""
-
-_OUT_OF_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-"""What torch's CPU allocator and the GPU's libraries say, for want of a class of their own."""
 
 BatchScores = tuple[NDArray[np.float32], NDArray[np.float32]]
 
@@ -66,7 +64,9 @@ def choose_batch_frames(tower: TowerConfig, members: int, device: torch.device, 
     tokens = 1 + tower.grid_size**2
     per_token = 8 * tower.width + 2 * tower.mlp_width
     frame_bytes = members * tokens * per_token * dtype.itemsize + 12 * tower.image_size**2
-    fitting = int(_MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]) // frame_bytes
+    # What torch has cached, as for choosing the members' order, is free too.
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    fitting = int(_MEMORY_SHARE * (torch.cuda.mem_get_info(device)[0] + cached)) // frame_bytes
     return min(MAX_BATCH_FRAMES, 1 << max(0, fitting.bit_length() - 1))
 
 
@@ -162,7 +162,6 @@ class Batches:
         while start < len(indices):
             count = self._batch_frames if self._first_batch else min(self._batch_frames, FIRST_BATCH_FRAMES)
             stop = min(start + count, len(indices))
-            self._wait_for(int(indices[stop - 1]) + 1)
             scores = self._try(network, indices[start:stop].tolist(), at[start:stop])
             if scores is None:
                 self._halve()
@@ -189,15 +188,14 @@ class Batches:
     ) -> MemberScores | None:
         """One batch, or None where memory ran out. The failed batch's tensors are free once this has returned."""
         try:
+            self._wait_for(indices[-1] + 1)
             with torch.inference_mode():
                 images = normalise(
                     self.frames.index_select(0, at), self.ensemble.manifest.preprocessing, self.ensemble.dtype
                 )
                 return network(indices, images)
-        except torch.OutOfMemoryError:
-            return None
         except RuntimeError as error:
-            if not any(said in str(error) for said in _OUT_OF_MEMORY):
+            if not is_out_of_memory(error):
                 raise
             return None
 

@@ -6,20 +6,50 @@ from pathlib import Path
 
 import torch
 
+from acouslic.errors import AcouslicError
+
 CGROUP_CPU_FILES = (
     Path("/sys/fs/cgroup/cpu.max"),  # version 2: "quota period" or "max period"
     Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"),  # version 1, with cpu.cfs_period_us beside it
 )
 
 
-def choose_device(wanted: str | None = None) -> tuple[torch.device, str]:
-    """The first usable GPU, else the CPU; `wanted` ("cpu", "cuda", "cuda:1") overrides. With the reason.
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "unable to find an engine to execute this computation",
+)
+"""What torch's CPU allocator, the driver and the GPU's libraries say, for want of a class of their own. The library of
+products says that it is not initialised where there is no room for its workspace, that of convolutions that it found no
+way where there is room for none."""
 
-    A GPU is usable where a small product on it comes out right: a driver that is too old, a torch without CUDA, or a
-    torch without kernels for the card all end on the CPU, and the reason says which.
+
+def choose_device(wanted: str | None = None) -> tuple[torch.device, str]:
+    """The first usable GPU, else the CPU, or the one that is `wanted` ("cpu", "cuda"). With the reason.
+
+    A GPU is usable where a small product on it comes out right: a driver that is too old, a torch without CUDA, a torch
+    without kernels for the card, or a card that is taken all end on the CPU, and the reason says which. Raises
+    AcouslicError with it where a GPU is wanted.
     """
-    if wanted is not None:
-        return torch.device(wanted), f"{wanted} was asked for"
+    if wanted == "cpu":
+        return torch.device("cpu"), "cpu was asked for"
+    device, reason = _look_for_gpu()
+    if wanted is not None and device.type != "cuda":
+        raise AcouslicError(f"a GPU was asked for but cannot be used: {reason}")
+    return device, reason
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the GPU or on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(said in str(error) for said in _OUT_OF_MEMORY)
+    )
+
+
+def _look_for_gpu() -> tuple[torch.device, str]:
     if torch.version.cuda is None and torch.version.hip is None:
         return torch.device("cpu"), "this torch is built without GPU support"
     # An old driver is announced as a warning, which would end up on stderr: it belongs into the reason.
@@ -31,9 +61,10 @@ def choose_device(wanted: str | None = None) -> tuple[torch.device, str]:
             str(caught[0].message).split("(Triggered")[0].strip().replace("\n", " ") if caught else "no GPU was found"
         )
         return torch.device("cpu"), told
-    device = torch.device("cuda", torch.cuda.current_device())
-    name = torch.cuda.get_device_name(device)
+    name = "the GPU"
     try:
+        device = torch.device("cuda", torch.cuda.current_device())
+        name = torch.cuda.get_device_name(device)
         ones = torch.ones(8, 8, device=device, dtype=torch.float16)
         works = bool((ones @ ones == 8).all())
     except RuntimeError as error:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from acouslic.errors import AcouslicError
 from algorithm.artifact import Artifact
+from algorithm.device import is_out_of_memory
 from algorithm.heads import Heads, presence_from_mask
 from algorithm.manifest import DecoderConfig, Manifest
 from algorithm.merged_weights import Row
@@ -263,15 +264,26 @@ def choose_order(tower: StackedTower, members: int) -> tuple[RowOrder, str]:
         return "sequential", "one member's tail fills the cores"
     if members == 1 or tower.parting == len(tower.steps):
         return "batched", "the members do not differ after the trunk"
+    try:
+        return _measure_orders(tower, members)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    torch.cuda.empty_cache()
+    return "sequential", "memory does not hold 16 frames of all members"
+
+
+def _measure_orders(tower: StackedTower, members: int) -> tuple[RowOrder, str]:
     side = tower.config.image_size
     images = torch.zeros(16, 3, side, side, device=tower.device, dtype=tower.dtype)
+    trunk = tower.run_trunk(images)  # the same for both
     best: dict[RowOrder, float] = {}
     orders: tuple[RowOrder, ...] = ("batched", "sequential")
     for attempt in range(3):
         for order in orders:
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()
-            tower.run(images, range(members), order=order)
+            tower.run(images, range(members), order=order, trunk=trunk)
             end.record()
             end.synchronize()
             if attempt:  # the first one warms up

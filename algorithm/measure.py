@@ -11,6 +11,7 @@ from torch import Tensor
 
 from acouslic.ellipse import Ellipse, circumference_mm
 from acouslic.geometry import sweep_index, sweep_ranges
+from algorithm.device import is_out_of_memory
 from algorithm.manifest import Manifest
 from algorithm.preprocess import mask_to_frame, normalise
 from algorithm.segment import Mask, clean_mask
@@ -96,9 +97,25 @@ def _interval(
 
 
 def _segment(ensemble: Segmenter, frames: Tensor, frame_indices: Sequence[int], fov: Mask) -> list[NDArray[np.float32]]:
-    """Each decoder's probabilities on the frames themselves, (members, rows, columns) a frame; no frames: none."""
+    """Each decoder's probabilities on the frames themselves, (members, rows, columns) a frame; no frames: none.
+
+    All frames at once, or one by one where memory does not hold them.
+    """
     if not frame_indices:
         return []
+    try:
+        return _segment_together(ensemble, frames, frame_indices, fov)
+    except RuntimeError as error:
+        if len(frame_indices) == 1 or not is_out_of_memory(error):
+            raise
+    if frames.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return [_segment_together(ensemble, frames, [index], fov)[0] for index in frame_indices]
+
+
+def _segment_together(
+    ensemble: Segmenter, frames: Tensor, frame_indices: Sequence[int], fov: Mask
+) -> list[NDArray[np.float32]]:
     with torch.inference_mode():
         chosen = frames.index_select(0, torch.tensor(frame_indices, device=frames.device))
         images = normalise(chosen, ensemble.manifest.preprocessing, ensemble.dtype)

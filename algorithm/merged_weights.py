@@ -14,6 +14,10 @@ from algorithm.manifest import TowerConfig
 from algorithm.packed_linear import PackedWeight
 from algorithm.tower import activate
 
+RESIDUAL_DTYPE = torch.float32
+"""Of the residual stream, beside half precision too: bfloat16's 8 bits would lose most of what is lost in all
+(bench/LOG.md), and float16 ends at 65,504, which one stray channel could pass."""
+
 Row = Sequence[tuple[float, LoraAdapter | None]]
 """Adapters with their share; None is the bare tower."""
 
@@ -56,12 +60,6 @@ class MergedWeights:
         self.config, self.state, self.rows, self.device, self.dtype = config, state, rows, device, dtype
         self.adapted = {name for row in rows for _, adapter in row if adapter is not None for name in adapter.factors}
 
-    @property
-    def residual_dtype(self) -> torch.dtype:
-        """The type of the residual stream: float32 beside bfloat16, whose 8 bits would lose most of what is lost in
-        all (bench/LOG.md); float16 has 11, so it stays float16."""
-        return torch.float32 if self.dtype == torch.bfloat16 else self.dtype
-
     def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
         """A tensor of the tower on the device. It goes there as it lies in the file: torch would convert before it
         copies, on the CPU, and then copy twice the bytes."""
@@ -69,7 +67,7 @@ class MergedWeights:
 
     def norm(self, name: str) -> tuple[Tensor, Tensor]:
         """Weight and bias of a normalisation, which reads the residual stream."""
-        return self.tensor(f"{name}.weight", self.residual_dtype), self.tensor(f"{name}.bias", self.residual_dtype)
+        return self.tensor(f"{name}.weight", RESIDUAL_DTYPE), self.tensor(f"{name}.bias", RESIDUAL_DTYPE)
 
     def fused_groups(self, root: str, is_last: bool) -> list[list[str]]:
         """Which of queries, keys and values are computed in one product.

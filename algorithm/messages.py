@@ -28,6 +28,9 @@ def explain(error: BaseException) -> str:
     elif isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         log.error("out of memory", exc_info=error)
         text = "the main memory does not suffice: give the program more, or smaller batches with --batch-frames"
+    elif type(error).__name__ == "OutOfMemoryError":  # torch's, by name: torch is not imported for a message
+        log.error("out of memory", exc_info=error)
+        text = "the GPU's memory does not suffice: free some, or use --device cpu"
     else:
         log.error("unexpected error", exc_info=error)
         text = f"a bug in this program: {type(error).__name__}: {error}; its traceback is in the log on stdout"

@@ -19,7 +19,7 @@ from acouslic.geometry import sweep_ranges
 from acouslic.stack import StackHeader
 from algorithm.artifact import load_artifact
 from algorithm.batches import choose_batch_frames
-from algorithm.device import choose_device, choose_precision, keep_exact_sums, set_cpu_threads
+from algorithm.device import choose_device, choose_precision, is_out_of_memory, keep_exact_sums, set_cpu_threads
 from algorithm.ensemble import Ensemble
 from algorithm.frame_stream import FrameStream
 from algorithm.measure import Outline, outline_best
@@ -62,13 +62,15 @@ class Pipeline:
         keep_exact_sums()
         # Creating a GPU's context takes about as long as reading the weights.
         with ThreadPoolExecutor(max_workers=1) as pool:
-            choosing = pool.submit(_choose_device, device)
+            choosing = pool.submit(choose_device, device)
             artifact = load_artifact(model_dir)
             chosen, device_reason = choosing.result()
         dtype, dtype_reason = choose_precision(chosen)
         try:
             ensemble = Ensemble.from_artifact(artifact, chosen, dtype)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise AcouslicError(
                 f"the memory of {chosen} does not hold the model in {model_dir}: free some, or use the CPU"
             ) from None
@@ -230,16 +232,6 @@ class Pipeline:
                 ensure_ascii=False,
             )
         )
-
-
-def _choose_device(wanted: str | None) -> tuple[torch.device, str]:
-    """The device and why; a GPU that was asked for must be usable."""
-    if wanted == "cpu":
-        return choose_device(wanted)
-    device, reason = choose_device()
-    if wanted is not None and device.type != "cuda":
-        raise AcouslicError(f"a GPU was asked for but cannot be used: {reason}")
-    return device, reason
 
 
 def _peak_device_bytes(device: torch.device) -> int:

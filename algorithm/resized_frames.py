@@ -1,5 +1,6 @@
 """All frames of a case as small square images on the device, filled chunk by chunk while the first are scored."""
 
+import functools
 import time
 from collections.abc import Iterator
 
@@ -26,16 +27,20 @@ class ResizedFrames:
         self._chunks = stream.chunks()
         self._config = config
         self._filled = 0
+        self._pending: tuple[range, NDArray[np.uint8]] | None = None
         self._upload = _PinnedUpload(header.rows, header.columns, device) if device.type == "cuda" else None
 
     def fill(self, stop: int) -> None:
         """Make sure that the frames below `stop` are there. Raises AcouslicError as `FrameStream.chunks`.
 
-        On a GPU they are there for work that is queued after this call; the host does not wait for that.
+        On a GPU they are there for work that is queued after this call; the host does not wait for that. Where its
+        memory runs out, it may be called again.
         """
         while self._filled < stop:
             start = time.monotonic()
-            indices, chunk = next(self._chunks)
+            if self._pending is None:
+                self._pending = next(self._chunks)
+            indices, chunk = self._pending
             decoded = time.monotonic()
             self.waited_s += decoded - start
             destination = self.frames[indices.start : indices.stop]
@@ -43,7 +48,7 @@ class ResizedFrames:
                 destination.copy_(resize_frames(torch.from_numpy(chunk), destination.shape[-1], self._config))
             else:
                 self._upload.resize_into(destination, chunk, self._config)
-            self._filled = indices.stop
+            self._filled, self._pending = indices.stop, None
             self.preprocess_s += time.monotonic() - decoded
 
     def finish(self) -> None:
@@ -58,6 +63,13 @@ class ResizedFrames:
         return np.asarray(self.frames.flatten(1).amax(1).eq(0).cpu().numpy())
 
 
+@functools.cache
+def _upload_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for the whole process, since torch keeps freed memory apart by stream; its small kernels go before the
+    network's, or the next copy, queued behind them, would wait for those."""
+    return torch.cuda.Stream(device, priority=-1)
+
+
 class _PinnedUpload:
     """Uploads and resizes on a stream of its own, so that the host waits for copies but never for the network.
 
@@ -67,7 +79,7 @@ class _PinnedUpload:
     def __init__(self, rows: int, columns: int, device: torch.device) -> None:
         shape = (CHUNK_FRAMES, rows, columns)
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = _upload_stream(device)
         self._turns = self._alternate([torch.empty(shape, dtype=torch.uint8, pin_memory=True) for _ in range(2)])
         # The destination may reuse memory that queued work on the caller's stream still reads.
         self._stream.wait_stream(torch.cuda.current_stream(device))

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from pathlib import Path
 from types import FrameType
@@ -44,10 +45,15 @@ class Service:
         # Kept as given: the folder may be a symbolic link that leads elsewhere at the next request.
         self._input_dir = input_dir
         self._output_dir = output_dir
-        self._invoking = threading.Lock()
+        # Always the same thread, whichever took the request: CUDA's libraries set themselves up once a thread.
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="cases")
         self.writing = threading.Lock()
         """Held while files are written: whoever ends the process takes it, so that results are whole or absent."""
         self.pipeline: Pipeline | None = None
+
+    def load(self, model_dir: Path, *, device: str | None, batch_frames: int | None) -> None:
+        """Load the model; requests are answered from then on. Raises AcouslicError as `Pipeline.load`."""
+        self.pipeline = self._worker.submit(self._load, model_dir, device, batch_frames).result()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Answer one request."""
@@ -76,14 +82,19 @@ class Service:
     def _invoke(self) -> tuple[HTTPStatus, str]:
         if self.pipeline is None:
             return HTTPStatus.SERVICE_UNAVAILABLE, "the model is being loaded\n"
-        with self._invoking:
-            try:
-                self._run_case(self.pipeline)
-            except Exception as error:
-                sentence = explain(error)
-                complain(sentence)
-                return HTTPStatus.INTERNAL_SERVER_ERROR, f"{sentence}\n"
+        try:
+            self._worker.submit(self._run_case, self.pipeline).result()
+        except Exception as error:
+            sentence = explain(error)
+            complain(sentence)
+            return HTTPStatus.INTERNAL_SERVER_ERROR, f"{sentence}\n"
         return HTTPStatus.CREATED, ""
+
+    @staticmethod
+    def _load(model_dir: Path, device: str | None, batch_frames: int | None) -> "Pipeline":
+        from algorithm.pipeline import Pipeline
+
+        return Pipeline.load(model_dir, device=device, batch_frames=batch_frames, import_s=process_age_s())
 
     def _run_case(self, pipeline: "Pipeline") -> None:
         with removed_on_failure(self._output_dir):
@@ -113,9 +124,7 @@ def serve(
     threading.Thread(target=server.run, name="http", daemon=True).start()
     log.info("listening on port %d; loading the model", port)
 
-    from algorithm.pipeline import Pipeline
-
-    service.pipeline = Pipeline.load(model_dir, device=device, batch_frames=batch_frames, import_s=process_age_s())
+    service.load(model_dir, device=device, batch_frames=batch_frames)
     log.info("ready")
     while True:
         signal.pause()

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from algorithm.attention import attend
 from algorithm.manifest import TowerConfig
-from algorithm.merged_weights import MergedWeights, Row, StackedLinear
+from algorithm.merged_weights import RESIDUAL_DTYPE, MergedWeights, Row, StackedLinear
 from algorithm.packed_linear import can_pack
 
 RowOrder = Literal["batched", "sequential"]
@@ -161,9 +161,9 @@ class StackedTower:
         self.kept_patches = None if kept is None else torch.tensor(kept, device=device)
         self.patch_weight = weights.tensor("conv1.weight", dtype).flatten(1)
         positions = state["positional_embedding"].float()
-        self.class_token = (state["class_embedding"].float() + positions[0]).to(device, weights.residual_dtype)
+        self.class_token = (state["class_embedding"].float() + positions[0]).to(device, RESIDUAL_DTYPE)
         patch_positions = positions[1:] if kept is None else positions[1:][list(kept)]
-        self.patch_positions = patch_positions.to(device, weights.residual_dtype)
+        self.patch_positions = patch_positions.to(device, RESIDUAL_DTYPE)
         self.ln_pre = weights.norm("ln_pre") if config.pre_norm else None
         blocks = [StackedBlock(number, weights, packed=packed) for number in range(1, config.layers + 1)]
         self.steps = [step for block in blocks for step in block.steps()]

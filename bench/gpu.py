@@ -3,10 +3,10 @@
     python bench/gpu.py                                              five-member ViT-L/14 with random weights
     python bench/gpu.py --device cpu --config tiny --case-frames 60 --rows 96       the same code without a GPU
 
-Parity of half precision with float32 on the device (on frames that differ more than a case's), the share of its own
-measured matrix peak that the tower reaches, a whole case in a process that is loaded (as in invoke mode), exhaustive
-and gated, and a whole case in a new process (as in exec mode). The last line is a JSON object; the exit code is 1 where
-parity fails, whatever the speed.
+Parity of half precision with float32 on the device, and of float32 there with the CPU, resizing included (on frames
+that differ more than a case's); the share of its own measured matrix peak that the tower reaches; a whole case in a
+process that is loaded (as in invoke mode), exhaustive and gated; and a whole case in a new process (as in exec mode).
+The last line is a JSON object; the exit code is 1 where parity fails, whatever the speed.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 
 from acouslic.errors import AcouslicError
@@ -29,7 +30,10 @@ from algorithm.artifact import load_artifact
 from algorithm.batches import choose_batch_frames
 from algorithm.device import choose_device, choose_precision, keep_exact_sums, set_cpu_threads
 from algorithm.ensemble import Ensemble
+from algorithm.frame_stream import FrameStream
+from algorithm.manifest import read_manifest
 from algorithm.pipeline import Pipeline
+from algorithm.resized_frames import ResizedFrames
 from algorithm.stacked_tower import RowOrder
 from bench.case import workspace
 from bench.flops import adapted_layers, shared_flop
@@ -39,6 +43,7 @@ from bench.inputs import (
     platform_input,
     random_model,
     scoring_of,
+    shortened,
     varied_sweep,
     with_scoring,
 )
@@ -55,6 +60,8 @@ GOALS = {
     "first_frame_s": ("first frames scored in a new process (s)", 12.0, "at most"),
 }
 """For an H100-class card: what it is, the bound, and on which side of it to be."""
+CPU_FRAMES = 8
+FLOAT32_BOUND = 1e-4
 _PHASES = ("wait", "preprocess", "gate", "refine", "segment", "write", "total")
 
 
@@ -130,6 +137,8 @@ def measure(args: argparse.Namespace, work: Path) -> tuple[dict[str, Any], str]:
     threads, _ = set_cpu_threads()
     keep_exact_sums()
     device, reason = choose_device(args.device)
+    if device.type != "cuda" and args.device != "cpu":
+        raise AcouslicError(f"no GPU can be used ({reason}): --device cpu measures the same on the CPU, in hours")
     dtype, _ = choose_precision(device)
     _say(f"{device} ({reason}), {dtype}; making the artifact and the case")
     sweep = generated_sweep(work, frames=args.case_frames, rows=args.rows)
@@ -145,20 +154,25 @@ def measure(args: argparse.Namespace, work: Path) -> tuple[dict[str, Any], str]:
     peak = matrix_peak_flop_per_s(device, dtype, SHAPES[device.type])
     _say("parity")
     parity = case_parity(random, varied, device, dtype)
+    _say("the device against the CPU")
+    against_cpu = device_parity(random, varied, work, device)
     _say("tower")
     ensemble = Ensemble.from_artifact(load_artifact(random), device, dtype)
     manifest = ensemble.manifest
     flop = shared_flop(manifest.tower, adapted_layers(random, manifest)).of(ensemble.members)
     rates = tower_rates(ensemble, flop, peak, args.batches)
     chosen_order = (ensemble.order, ensemble.order_reason)
-    batch_frames = choose_batch_frames(manifest.tower, ensemble.members, device, dtype)
+    members = ensemble.members
     del ensemble
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    batch_frames = choose_batch_frames(manifest.tower, members, device, dtype)
     warm = {}
     for mode, model in models.items():
         _say(f"warm, {mode}")
         warm[mode] = warm_cases(model, sweep, work / f"out-{mode}", args.device, args.repeats)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
     _say("a new process")
     cold, emptied = new_process(
         models["exhaustive"], sweep, work, args.device, empty_page_cache=not args.keep_page_cache
@@ -184,6 +198,7 @@ def measure(args: argparse.Namespace, work: Path) -> tuple[dict[str, Any], str]:
         "matrix_peak_flop_per_s": peak,
         "flop_a_frame": flop,
         "parity": parity,
+        "against_cpu": against_cpu,
         "order": chosen_order,
         "batch_frames": batch_frames,
         "tower": [asdict(rate) for rate in rates],
@@ -206,11 +221,37 @@ def case_parity(model: Path, sweep: Path, device: torch.device, dtype: torch.dty
     return summary([case], str(dtype).removeprefix("torch."), str(device))
 
 
+def device_parity(model: Path, sweep: Path, work: Path, device: torch.device) -> dict[str, object]:
+    """Float32 on the device against float32 on the CPU: all frames as they are resized, and the members' judgement of
+    a few, spread over the stack so that every upload buffer has been used again."""
+    manifest = read_manifest(model)
+    resized = []
+    for where in (device, torch.device("cpu")):
+        with contextlib.closing(FrameStream(sweep)) as stream:
+            frames = ResizedFrames(stream, manifest.tower.image_size, manifest.preprocessing, where)
+            frames.finish()
+            resized.append(frames.frames.cpu().int())
+    count = len(resized[0])
+    few = min(CPU_FRAMES, count)
+    short = shortened(sweep, work / f"{few}-of-{sweep.name}", few)
+    ((there, _),) = score_exhaustively(model, [sweep], device, torch.float32)
+    ((here, _),) = score_exhaustively(model, [short], torch.device("cpu"), torch.float32)
+    of_few = [index * count // few for index in range(few)]
+    grey_levels = int((resized[0] - resized[1]).abs().max())
+    probability = float(np.abs(there.member_presence[:, of_few] - here.member_presence).max())
+    return {
+        "grey_level_difference": grey_levels,
+        "probability_difference": probability,
+        "frames": few,
+        "within_bounds": grey_levels <= 1 and probability <= FLOAT32_BOUND,
+    }
+
+
 def text(
     result: dict[str, Any], rates: Sequence[TowerRate], medians: dict[str, dict[str, float]], reached: dict[str, float]
 ) -> str:
     """The tables."""
-    parity, cold = result["parity"], result["new_process"]
+    parity, against, cold = result["parity"], result["against_cpu"], result["new_process"]
     refined = result["warm"]["gated"]["runs"][0]["refined_frames"]
     tower_rows = [
         [rate.order, str(rate.batch_frames), number(rate.ms_a_frame), f"{rate.share_of_peak:.1%}"] for rate in rates
@@ -231,6 +272,9 @@ def text(
             f"parity with float32: largest difference of a probability {parity['probability_difference']:.4f}, rank "
             f"correlation {parity['rank_correlation']:.5f}: {'within' if parity['within_bounds'] else 'OUTSIDE'} the "
             "bounds",
+            f"float32 here and on the CPU: resized frames differ by {against['grey_level_difference']} grey level(s), "
+            f"probabilities of {against['frames']} frames by {against['probability_difference']:.1e}: "
+            f"{'within' if against['within_bounds'] else 'OUTSIDE'} the bounds",
             "",
             table(["tower, members", "batch", "ms a frame", "of the peak"], tower_rows),
             f"chosen: {result['order'][0]} ({result['order'][1]}), batches of {result['batch_frames']}",
@@ -259,7 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     print(report)
     print(json.dumps(result))
-    return 0 if result["parity"]["within_bounds"] else 1
+    return 0 if result["parity"]["within_bounds"] and result["against_cpu"]["within_bounds"] else 1
 
 
 def _met(name: str, reached: dict[str, float]) -> bool:

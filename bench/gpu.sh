@@ -7,17 +7,20 @@
 #
 # PYTHON   the Python to use (default: python3). It is used as it is where it has torch and all else that is needed;
 #          where only small packages are missing, a virtual environment is made on top of it, which keeps its torch;
-#          without any torch, requirements/set_up.sh makes the usual environment.
+#          without any torch, requirements/set_up.sh makes the usual environment. Where nothing can be downloaded,
+#          unpack the missing packages' wheels into a folder (pip install --target) and name that in PYTHONPATH.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python3}
-needed="numpy, cv2, zlib_ng, safetensors, tqdm, waitress"
+needed="numpy, cv2, zlib_ng, safetensors"
 
 has() {
     "$1" -c "import $2" >/dev/null 2>&1
 }
 
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    { echo "$python is not a Python of version 3.11 or newer: name one that is in PYTHON." >&2; exit 1; }
 if has "$python" "torch, $needed"; then
     :
 elif has "$python" torch; then
@@ -39,5 +42,5 @@ else
     python=$root/.venv/bin/python
 fi
 
-export PYTHONPATH=$root PYTHONUNBUFFERED=1
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 exec "$python" "$root/bench/gpu.py" "$@"

@@ -108,7 +108,8 @@ def python_environment(variables: Mapping[str, str]) -> dict[str, str]:
     Waiting threads sleep, on both sides: the algorithm asks for that itself, and where cores are shared a side whose
     threads spin would be measured slower than it is.
     """
-    own = {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    own = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     return {**os.environ, **own, **variables}
 
 

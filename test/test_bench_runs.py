@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+import torch
 
 from acouslic.stack import read_stack
 from algorithm.manifest import ScoringConfig, read_manifest
@@ -95,10 +96,23 @@ def test_everything_on_one_device(tmp_path, capsys, monkeypatch):
     assert set(found["goals"]) == set(gpu.GOALS)
     assert found["new_process"]["page_cache_emptied"] is False
     assert found["parity"]["cases"][0]["probability_difference"] >= 0
+    assert found["against_cpu"] == {
+        "grey_level_difference": 0,
+        "probability_difference": 0.0,
+        "frames": 8,
+        "within_bounds": True,
+    }
     assert {rate["batch_frames"] for rate in found["tower"]} == {2}
     assert (
         found["warm"]["gated"]["runs"][0]["refined_frames"] < found["warm"]["exhaustive"]["runs"][0]["refined_frames"]
     )
+
+
+def test_the_gpu_script_does_not_measure_a_cpu_unasked(monkeypatch, capsys):
+    """Without a usable GPU it says why, at once, instead of running for hours."""
+    monkeypatch.setattr("bench.gpu.choose_device", lambda _: (torch.device("cpu"), "no GPU was found"))
+    assert gpu.main([]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("no GPU can be used (no GPU was found): --device cpu")
 
 
 def test_scaling_fits_lines(tmp_path, capsys):

@@ -3,9 +3,18 @@
 import os
 import warnings
 
+import pytest
 import torch
 
-from algorithm.device import cgroup_cpus, choose_device, choose_precision, cpu_flags, set_cpu_threads
+from acouslic.errors import AcouslicError
+from algorithm.device import (
+    cgroup_cpus,
+    choose_device,
+    choose_precision,
+    cpu_flags,
+    is_out_of_memory,
+    set_cpu_threads,
+)
 
 
 def test_no_gpu_is_the_cpu_with_a_reason(monkeypatch):
@@ -48,9 +57,41 @@ def test_gpu_without_kernels_is_the_cpu(monkeypatch):
     assert "\n" not in reason
 
 
-def test_wanted_device_wins():
-    """An explicit device is taken as it is."""
+def test_gpu_that_is_taken_is_the_cpu(monkeypatch):
+    """A card that is counted but cannot be set up ends on the CPU too; where it is wanted that is an error."""
+
+    def busy():
+        raise RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable\nmore lines")
+
+    monkeypatch.setattr(torch.version, "cuda", "12.6")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", busy)
+    device, reason = choose_device()
+    assert device == torch.device("cpu")
+    assert reason.endswith("busy or unavailable")
+    with pytest.raises(AcouslicError, match="a GPU was asked for but cannot be used: the GPU cannot be used by"):
+        choose_device("cuda")
+
+
+def test_wanted_cpu_is_taken():
+    """Whatever else is there."""
     assert choose_device("cpu") == (torch.device("cpu"), "cpu was asked for")
+
+
+def test_want_of_memory_is_known_by_what_is_said():
+    """torch's own class and the libraries' sentences; not any error, nor a sentence in another kind of error."""
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
+    for said in (
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "GET was unable to find an engine to execute this computation",
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes",
+    ):
+        assert is_out_of_memory(RuntimeError(said))
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_out_of_memory(ValueError("can't allocate memory"))
 
 
 def test_precision_by_capability(monkeypatch):

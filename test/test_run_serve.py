@@ -3,6 +3,7 @@
 import concurrent.futures
 import http.client
 import shutil
+import threading
 import time
 
 import numpy as np
@@ -143,6 +144,26 @@ def test_a_mistake_of_ours_answers_500_and_the_next_request_works(platform_case,
     assert platform_case.written() == []
     service.pipeline.broken = False
     assert ask(service, "POST", "/invoke")[:2] == ("201 Created", "")
+
+
+def test_every_case_runs_in_one_thread(platform_case, speckle):
+    """Requests come in threads of their own, but all cases share one, as CUDA's libraries like it."""
+    platform_case.write_sweep(speckle())
+    service = Service(platform_case.input_dir, platform_case.output_dir)
+    threads = []
+
+    class Pipeline:
+        def run_stream(self, *_, **__):
+            threads.append(threading.current_thread())
+
+    service.pipeline = Pipeline()
+    requests = [threading.Thread(target=ask, args=(service, "POST", "/invoke")) for _ in range(3)]
+    for request in requests:
+        request.start()
+    for request in requests:
+        request.join()
+    assert len(threads) == 3
+    assert len(set(threads)) == 1
 
 
 @pytest.mark.parametrize(
