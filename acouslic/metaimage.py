@@ -184,6 +184,8 @@ def _locate_pixels(
         file_bytes = pixel_path.stat().st_size
     except OSError as error:
         raise AcouslicError(f"{path} keeps its pixels in {pixel_path}, which could not be read: {error}") from None
+    if not pixel_path.is_file():
+        raise AcouslicError(f"{path} keeps its pixels in {pixel_path}, which is not a regular file")
     header_size = _integer(path, fields, "HeaderSize", 0)
     if header_size > 0:
         start = header_size

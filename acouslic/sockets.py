@@ -58,9 +58,15 @@ def find_sweep_input(input_dir: Path) -> SweepInput:
 
 
 def case_name(image_name: str) -> str:
-    """The name of a case from the name of its image: without folders and without an image's suffix."""
+    """The name of a case from the name of its image: without folders and without an image's suffix.
+
+    Raises AcouslicError for a name with bytes that are no UTF-8 or with line ends, which no table and log can hold.
+    """
     name = PurePosixPath(image_name)
-    return name.stem if name.suffix.lower() in STACK_SUFFIXES else name.name
+    case = name.stem if name.suffix.lower() in STACK_SUFFIXES else name.name
+    if not case.isprintable():
+        raise AcouslicError(f"the name {image_name!r} holds characters that cannot be written out: rename the file")
+    return case
 
 
 def _sweep_entry(path: Path) -> dict[str, Any]:

@@ -208,6 +208,9 @@ def _in_plane_spacing(source: MetaImageHeader | TiffHeader) -> tuple[tuple[float
 
 def _kind_of(path: Path) -> str | None:
     """The format that the first bytes of a file belong to; None for a MetaImage and everything unknown."""
+    # Opening a pipe or a device would wait for somebody to write to it.
+    if path.exists() and not path.is_file():
+        raise AcouslicError(f"{path} is not a regular file; expected a sweep stack ({', '.join(STACK_SUFFIXES)})")
     try:
         with path.open("rb") as file:
             start = file.read(512)

@@ -16,6 +16,9 @@ import cv2
 import numpy as np
 
 from acouslic.errors import AcouslicError
+from acouslic.tiff_directory import tiff_page_sizes
+
+_MOST_PAGES = 100_000
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,9 @@ class TiffHeader:
 
 def read_tiff_header(path: Path) -> TiffHeader:
     """Read and check what the first page says. Raises AcouslicError where the file is damaged or has colour."""
+    # Walked by ourselves: OpenCV counts no further where the chain of pages leads out of a file that was cut off.
+    pages = len(tiff_page_sizes(path, _MOST_PAGES))
     first = _decode(path, range(1))[0]
-    with _silent_opencv():
-        pages = cv2.imcount(str(path), cv2.IMREAD_UNCHANGED)
     dim_size = (first.shape[1], first.shape[0], pages) if pages > 1 else (first.shape[1], first.shape[0])
     return TiffHeader(path, dim_size, (*_pixel_spacing(path), 1.0), first.dtype.name)
 

@@ -40,6 +40,13 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def check_writable(folder: Path) -> None:
+    """Raises AcouslicError where no file can be written into `folder`, which is made if it is missing."""
+    probe = folder / ".writable"
+    write_bytes(probe, b"")
+    probe.unlink()
+
+
 def write_mask_stack(
     path: Path,
     mask: np.ndarray,

@@ -121,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", help="without one: analyse INPUT_DIR, once")
     commands.add_parser("exec", parents=[common], help="analyse INPUT_DIR, once")
     serve = commands.add_parser("serve", parents=[common], help="an HTTP server that analyses INPUT_DIR on request")
-    serve.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}, the platform's")
+    serve.add_argument("--port", type=_port, default=PORT, help=f"default: {PORT}, the platform's")
     predict = commands.add_parser("predict", parents=[common], help="analyse any number of sweep stacks")
     predict.add_argument("sweeps", type=Path, nargs="+", metavar="SWEEP", help="a stack, or a folder of stacks")
     predict.add_argument("--output", type=Path, required=True, metavar="DIR", help="gets a folder a case, results.csv")
@@ -130,10 +130,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, not {text!r}")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65_535:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 65535, not {text!r}")
+    return int(text)
 
 
 if __name__ == "__main__":

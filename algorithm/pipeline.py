@@ -164,7 +164,7 @@ class Pipeline:
         if presence < manifest.thresholds.suitable:
             suitable = False
             notes.append(
-                f"the presence probability of the best frame, {presence:.3f}, does not reach "
+                f"the presence probability of the best frame by itself, {presence:.3f}, does not reach "
                 f"{manifest.thresholds.suitable}"
             )
         if not suitable and manifest.selection.when_unsuitable == "no_frame":

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from acouslic.errors import AcouslicError
 from acouslic.sockets import STACK_SUFFIXES, SWEEP_FOLDER, SweepInput, case_name, find_sweep_input
-from acouslic.write import write_text
+from acouslic.write import check_writable, write_text
 from algorithm.frame_stream import FrameStream
 from algorithm.manifest import read_manifest
 from algorithm.messages import complain, explain
@@ -41,6 +41,7 @@ class ResultRow:
     frame_number: int | None = None
     sweep: int | None = None
     presence_probability: float | None = None
+    presence_alone_probability: float | None = None
     circumference_mm: float | None = None
     interval_low_mm: float | None = None
     interval_high_mm: float | None = None
@@ -57,7 +58,8 @@ class ResultRow:
             interval = f"{self.interval_low_mm:.1f} to {self.interval_high_mm:.1f}"
             measured = f"circumference {self.circumference_mm:.1f} mm ({interval})"
         where = "no frame" if self.sweep is None else f"frame {self.frame_number} (sweep {self.sweep})"
-        verdict = "suitable" if self.suitable else f"NOT suitable: {self.notes}"
+        verdict = "suitable" if self.suitable else "NOT suitable"
+        verdict += f": {self.notes}" if self.notes else ""
         return f"{self.case}: {where}, {measured}, {verdict}, {self.seconds:.1f} s"
 
 
@@ -78,12 +80,14 @@ def predict(
     """
     sweeps = find_sweeps(paths)
     rows: list[ResultRow] = []
-    _write_table(output_dir, rows)
     read_manifest(model_dir)
+    check_writable(output_dir)
 
     from algorithm.pipeline import Pipeline
 
     pipeline = Pipeline.load(model_dir, device=device, batch_frames=batch_frames, import_s=process_age_s())
+    # Not before: an earlier table stays where the model turns out to be damaged.
+    _write_table(output_dir, rows)
     if not verbose:
         logging.getLogger("algorithm.case").setLevel(logging.WARNING)
     with tqdm(
@@ -112,9 +116,13 @@ def find_sweeps(paths: Sequence[Path]) -> list[SweepInput]:
     """The stacks that files, folders and patterns stand for, in the order given.
 
     A folder is one of stacks, of stacks in the raw release's layout, or a case in the platform's layout. Raises
-    AcouslicError where there is nothing in one, or where two cases would have the same name.
+    AcouslicError where there is nothing in one, a stack is given twice, two cases would have the same name, or one
+    has a name that no folder can have.
     """
     sweeps = [sweep for path in paths for match in _matches(path) for sweep in _sweeps_at(match)]
+    twice = [path for path, count in Counter(sweep.path for sweep in sweeps).items() if count > 1]
+    if twice:
+        raise AcouslicError(f"{twice[0]} is given twice: name every stack once")
     counts = Counter(sweep.case for sweep in sweeps)
     for case, count in counts.items():
         if count > 1:
@@ -185,14 +193,17 @@ def _analyse(
 
 def _row(result: CaseResult, seconds: float) -> ResultRow:
     low_mm, high_mm = result.interval_mm or (None, None)
+    in_case, alone = (
+        None if result.frame_index is None else round(float(values[result.frame_index]), 6)
+        for values in (result.presence_probability, result.presence_alone_probability)
+    )
     return ResultRow(
         case=result.case,
         suitable=result.suitable,
         frame_number=result.frame_number,
         sweep=result.sweep_number,
-        presence_probability=None
-        if result.frame_index is None
-        else round(float(result.presence_alone_probability[result.frame_index]), 6),
+        presence_probability=in_case,
+        presence_alone_probability=alone,
         circumference_mm=_tenths(result.circumference_mm),
         interval_low_mm=_tenths(low_mm),
         interval_high_mm=_tenths(high_mm),

@@ -17,7 +17,7 @@ Picture = NDArray[np.uint8]
 
 WIDTH_PX = 1000
 _MARGIN_PX = 28
-_TITLE_PX = 104
+_TITLE_PX = 118
 _CHART_PX = 210
 _MAX_FRAME_ROWS_PX = 900
 
@@ -108,7 +108,9 @@ def _draw_title(picture: Picture, result: CaseResult, shown: int) -> None:
     sweeps = sweep_ranges(result.header.frames)
     sweep = next(number for number, frames in enumerate(sweeps, start=1) if shown in frames)
     parts = [f"frame {shown}", f"sweep {sweep} of {len(sweeps)}"]
-    parts.append(f"presence {result.presence_alone_probability[shown]:.2f}")
+    parts.append(
+        f"presence {result.presence_probability[shown]:.2f} ({result.presence_alone_probability[shown]:.2f} by itself)"
+    )
     if result.frame_index is None:
         parts.append("no frame was chosen; this one came nearest")
     elif result.circumference_mm is None:
@@ -117,7 +119,9 @@ def _draw_title(picture: Picture, result: CaseResult, shown: int) -> None:
         parts.append(f"circumference {result.circumference_mm:.1f} mm")
         if result.interval_mm is not None:
             parts[-1] += f" ({result.interval_mm[0]:.1f} to {result.interval_mm[1]:.1f})"
-    _write(picture, "  |  ".join(parts), (_MARGIN_PX, 82), 0.6, _TEXT, 1)
+    _write(picture, "  |  ".join(parts), (_MARGIN_PX, 82), 0.55, _TEXT, 1)
+    if result.notes:
+        _write(picture, _shorten("; ".join(result.notes), 118), (_MARGIN_PX, 106), 0.45, _WARNING, 1)
 
 
 def _draw_chart(picture: Picture, result: CaseResult, shown: int, top: int) -> None:
@@ -149,6 +153,7 @@ def _draw_chart(picture: Picture, result: CaseResult, shown: int, top: int) -> N
     cv2.fillPoly(picture, [area], _CURVE_FILL)
     cv2.polylines(picture, [curve], False, _CURVE, 1, cv2.LINE_AA)
     threshold = y_of(result.thresholds.presence)
+    _write(picture, "- - threshold", (left + 290, top + 28), 0.5, _FAINT, 1)
     for start in range(left, right, 12):
         cv2.line(picture, (start, threshold), (min(start + 5, right), threshold), _FAINT, 1)
     x = x_of(shown + 0.5)

@@ -24,6 +24,7 @@ from evaluation.summary import F1_PREFIX, SELECTION_NAME, counts_prefix
 COMPARED_MEANS = ("score", "wfss", "DiceCoefficientSoft", "nae_circumference")
 SMALLER_IS_BETTER = frozenset({"nae_circumference"})
 _LIMIT_BYTES = 64 * 1024 * 1024
+_MOST_RESAMPLES = 100_000
 _AGREEMENT = 1e-9
 _NAMED_CASES = 5
 
@@ -97,7 +98,7 @@ def read_run(folder: Path) -> RunCases:
     not the one in `metrics.json`, so that the two files are not of one run.
     """
     path = folder / "per_case.csv"
-    metrics = read_strict_json(folder / "metrics.json", _LIMIT_BYTES, "run")
+    metrics = read_strict_json(folder / "metrics.json", _LIMIT_BYTES, "an evaluated run")
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file, strict=True, restkey="", restval=None))
@@ -251,8 +252,8 @@ def main(arguments: Sequence[str], say: Callable[[str], None] = print) -> None:
     parser.add_argument("run_b", type=Path, help="the same of the second run; differences are second - first")
     parser.add_argument("--resamples", type=int, default=RESAMPLES, help="bootstrap resamples (default %(default)s)")
     options = parser.parse_args(arguments)
-    if options.resamples < 1:
-        raise AcouslicError(f"--resamples must be at least 1, got {options.resamples}")
+    if not 1 <= options.resamples <= _MOST_RESAMPLES:
+        raise AcouslicError(f"--resamples must be from 1 to {_MOST_RESAMPLES:,}, got {options.resamples}")
     run_a, run_b = read_run(options.run_a), read_run(options.run_b)
     differences = compare_runs(run_a, run_b, options.resamples)
     say(comparison_table(run_a, run_b, differences))

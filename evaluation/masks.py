@@ -8,9 +8,9 @@ from acouslic.errors import AcouslicError
 from acouslic.metaimage import read_header
 from acouslic.sockets import NO_FRAME
 from acouslic.stack import StackHeader, open_stack
+from acouslic.tiff_directory import tiff_page_sizes
 from evaluation.case_result import CaseTruth
 from evaluation.safe_path import MASK_SUFFIXES
-from evaluation.tiff_directory import tiff_page_sizes
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 UINT8_TYPES = ("MET_UCHAR", "uint8")

@@ -95,7 +95,8 @@ def check_cases(submitted: Iterable[str], expected: Iterable[str]) -> None:
     unknown, missing = sorted(submitted_set - expected_set), sorted(expected_set - submitted_set)
     if unknown:
         raise AcouslicError(
-            f"case {unknown[0]} is not one of the {len(expected_set)} cases of the reference{_more(unknown)}"
+            f"case {unknown[0]} is not one of the {len(expected_set)} cases of the reference{_more(unknown)}: expected "
+            "the folder that holds one folder a case"
         )
     if missing:
         raise AcouslicError(

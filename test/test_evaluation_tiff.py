@@ -11,9 +11,9 @@ import pytest
 import tifffile
 
 from acouslic.errors import AcouslicError
+from acouslic.tiff_directory import tiff_page_sizes
 from evaluation.case_result import CaseTruth
 from evaluation.masks import read_predicted_mask
-from evaluation.tiff_directory import tiff_page_sizes
 
 FRAMES, ROWS, COLUMNS = 6, 20, 30
 MASK = np.pad(np.ones((8, 12), np.uint8), ((6, 6), (9, 9)))

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import SimpleITK
 
+from algorithm.__main__ import main
+
 RESULT_FILES = [
     "fetal-abdomen-frame-number.json",
     "fetal-abdominal-circumference.json",
@@ -360,3 +362,20 @@ def test_a_bad_sweep_is_refused_before_torch_is_imported(platform_case, tiny_mod
         check=True,
     )
     assert ended.stdout.splitlines()[-1] == "1 False"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["serve", "--port", "99999"], "argument --port: must be a whole number from 1 to 65535, not '99999'"),
+        (["serve", "--port", "-1"], "argument --port: must be a whole number from 1 to 65535, not '-1'"),
+        (["exec", "--batch-frames", "many"], "argument --batch-frames: must be a whole number from 1, not 'many'"),
+        (["exec", "--batch-frames", "0"], "argument --batch-frames: must be a whole number from 1, not '0'"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(words, said, capsys):
+    """In words that name the argument and its range."""
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith(said)

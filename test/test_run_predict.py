@@ -13,7 +13,7 @@ from acouslic.errors import AcouslicError
 from acouslic.stack import StackHeader
 from algorithm.manifest import Thresholds
 from algorithm.outputs import CaseResult
-from algorithm.predict import find_sweeps
+from algorithm.predict import ResultRow, find_sweeps
 from algorithm.preview import draw_preview
 
 
@@ -82,6 +82,44 @@ def test_two_cases_of_one_name_are_refused_before_anything_runs(folder_of_stacks
     assert not (tmp_path / "out").exists()
 
 
+def test_a_stack_given_twice_is_refused(folder_of_stacks):
+    """By name and with its folder: there is nothing to rename."""
+    with pytest.raises(AcouslicError, match=r"a\.mha is given twice"):
+        find_sweeps([folder_of_stacks / "a.mha", folder_of_stacks])
+
+
+@pytest.mark.parametrize("name", ["b\udcff.mha", "two\nlines.mha"])
+def test_a_name_that_no_table_can_hold_is_refused(name, folder_of_stacks):
+    """Bytes that are no UTF-8, and line ends, before anything runs, instead of in the middle of a batch."""
+    (folder_of_stacks / "b.mha").rename(folder_of_stacks / name)
+    with pytest.raises(AcouslicError, match="characters that cannot be written out: rename the file"):
+        find_sweeps([folder_of_stacks])
+
+
+def test_a_damaged_model_leaves_the_earlier_table(folder_of_stacks, tiny_model, run_algorithm, tmp_path):
+    """A run that fails before it analyses anything takes nothing away and leaves nothing behind."""
+    output, damaged = tmp_path / "results", tmp_path / "damaged"
+    output.mkdir()
+    (output / "results.csv").write_text("case,suitable\nearlier,true\n")
+    shutil.copytree(tiny_model, damaged)
+    (damaged / "tower.safetensors").write_bytes(b"no weights")
+    for model in (damaged, tmp_path / "nowhere"):
+        for folder in (output, tmp_path / "new"):
+            ended = run_algorithm("predict", folder_of_stacks / "a.mha", "--output", folder, "--model", model)
+            assert ended.code == 1
+    assert [path.name for path in output.iterdir()] == ["results.csv"]
+    assert (output / "results.csv").read_text() == "case,suitable\nearlier,true\n"
+    assert not list(tmp_path.glob("new/*"))
+
+
+def test_the_line_of_result_says_what_was_assumed():
+    """A circumference from an assumed pixel size says so, in a suitable case too."""
+    row = ResultRow("x", True, 3, 1, 0.9, 0.8, 250.0, 240.0, 260.0, 1.0, notes="0.28 mm is assumed")
+    assert row.sentence() == (
+        "x: frame 3 (sweep 1), circumference 250.0 mm (240.0 to 260.0), suitable: 0.28 mm is assumed, 1.0 s"
+    )
+
+
 def test_what_files_and_folders_stand_for(platform_case, speckle, folder_of_stacks, tmp_path):
     """A stack, a folder of stacks, the raw release, a case of the platform (named by its `inputs.json`)."""
     assert [sweep.case for sweep in find_sweeps([folder_of_stacks / "c.mha"])] == ["c"]
@@ -130,7 +168,7 @@ def test_the_picture_shows_frame_mask_ellipse_and_chart(tmp_path):
     frame = np.full((60, 80), 100, np.uint8)
     picture = draw_preview(result_to_draw(tmp_path), frame, 317)
     orange = (np.abs(picture.astype(int) - (80, 190, 255)) < 40).all(2)
-    scale, top, left = 944 / 80, 104, 28
+    scale, top, left = 944 / 80, 118, 28
     rows, columns = np.nonzero(orange[top : top + round(60 * scale)])
     x, y = (columns - left + 0.5) / scale - 0.5, (rows + 0.5) / scale - 0.5
     distance = np.hypot((x - 40) / 20, (y - 30) / 15)

@@ -185,3 +185,13 @@ def test_packing_twice_gives_the_same_bytes(model: Path, tmp_path: Path) -> None
     for name in ("a.tar.gz", "b.tar.gz"):
         assert pack([f"--model={model}", f"--out={tmp_path / name}"]) == 0
     assert (tmp_path / "a.tar.gz").read_bytes() == (tmp_path / "b.tar.gz").read_bytes()
+
+
+def test_an_archive_that_cannot_be_written_is_one_sentence(model: Path, tmp_path: Path) -> None:
+    """Its folder is a file, or itself a folder: no traceback, and nothing half-written beside it."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder" / "inside").mkdir(parents=True)
+    for out in (tmp_path / "file" / "model.tar.gz", tmp_path / "folder"):
+        with pytest.raises(AcouslicError, match="could not be written"):
+            pack([f"--model={model}", f"--out={out}"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]

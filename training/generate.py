@@ -129,16 +129,22 @@ def main(arguments: list[str]) -> int:
     """The command `python -m training generate`."""
     parser = argparse.ArgumentParser(prog="python -m training generate", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the release to write")
-    parser.add_argument("--cases", type=_positive, default=1)
+    parser.add_argument("--cases", type=_positive, default=1, help="how many to draw (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="0 or more; one seed gives the same files everywhere")
     parser.add_argument("--jobs", type=_positive, default=1, help="processes; each needs about 0.6 GB")
     parser.add_argument("--platform", action="store_true", help="also write platform/<uuid>/ as the platform's /input")
     parser.add_argument("--sweeps", type=_positive, default=SWEEPS_PER_CASE, help="at most 6")
-    parser.add_argument("--frames-per-sweep", type=_positive, default=FRAMES_PER_SWEEP)
-    parser.add_argument("--rows", type=_positive, default=ROWS, help="562 is the challenge's; columns follow")
+    parser.add_argument("--frames-per-sweep", type=_positive, default=FRAMES_PER_SWEEP, help="(%(default)s)")
+    parser.add_argument(
+        "--rows", type=_positive, default=ROWS, help=f"{SMALLEST_ROWS} or more; 562 is the challenge's; columns follow"
+    )
     options = parser.parse_args(arguments)
-    if options.sweeps > SWEEPS_PER_CASE or options.seed < 0 or options.rows < SMALLEST_ROWS:
-        parser.error(f"--sweeps must be at most {SWEEPS_PER_CASE}, --seed 0 or more, --rows {SMALLEST_ROWS} or more")
+    if options.sweeps > SWEEPS_PER_CASE:
+        parser.error(f"--sweeps must be at most {SWEEPS_PER_CASE}, not {options.sweeps}")
+    if options.seed < 0:
+        parser.error(f"--seed must be 0 or more, not {options.seed}")
+    if options.rows < SMALLEST_ROWS:
+        parser.error(f"--rows must be {SMALLEST_ROWS} or more, not {options.rows}")
     table = Release(options.out).circumferences_path
     if table.exists():
         raise AcouslicError(f"{table} exists already: choose another --out, or delete the old release")

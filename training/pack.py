@@ -8,6 +8,7 @@ The same artifact gives the same bytes.
 import argparse
 from pathlib import Path
 
+from acouslic.errors import AcouslicError
 from algorithm.artifact import hash_file, pack_artifact
 
 
@@ -22,7 +23,13 @@ def main(arguments: list[str]) -> int:
 
 
 def write_archive(model: Path, archive: Path) -> None:
-    """Pack the artifact in `model`, and say how large the archive is and what its hash is."""
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    pack_artifact(model, archive)
+    """Pack the artifact in `model`, and say how large the archive is and what its hash is.
+
+    Raises AcouslicError where the artifact is not sound or the archive cannot be written.
+    """
+    try:
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        pack_artifact(model, archive)
+    except OSError as error:
+        raise AcouslicError(f"{archive} could not be written: {error.strerror or error}") from None
     print(f"{archive}: {archive.stat().st_size / 2**20:.1f} MiB, sha256 {hash_file(archive)}")

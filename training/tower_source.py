@@ -137,7 +137,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise AcouslicError(f"{path} is missing: give the file of the tower's weights") from None
+        raise AcouslicError(f"{path} is missing: give a file of weights") from None
     except pickle.UnpicklingError as error:
         raise AcouslicError(_refusal(path, error)) from None
     except (OSError, RuntimeError, EOFError, ValueError, SafetensorError) as error:
@@ -152,6 +152,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
     """What to tell about a file whose pickle asks for more than tensors and plain values; torch's own text advises to
     load it anyway."""
+    if "invalid load key" in str(error):
+        return f"{path} is not a file that torch.save has written"
     found = re.search(r"GLOBAL (\S+)", str(error))
     what = f"code or objects ({found[1]})" if found else "code or objects"
     return (
