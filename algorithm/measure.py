@@ -1,6 +1,7 @@
 """Outlines the best candidate frame that can be outlined, and says how sure its circumference is."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -87,12 +88,11 @@ def _interval(
     value_mm: float,
 ) -> tuple[float, float]:
     """Each member alone outlines each frame, (members, rows, columns); masks without an ellipse say nothing."""
-    measured_mm = []
-    for of_frame in probabilities:
-        for probability in of_frame:
-            _, ellipse = _clean(probability, ensemble, fov)
-            if ellipse is not None:
-                measured_mm.append(circumference_mm(ellipse, spacing_mm))
+    alone = [probability for of_frame in probabilities for probability in of_frame]
+    # NumPy and OpenCV let other threads run: beside a GPU, one after another would take a quarter of a second.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        ellipses = [ellipse for _, ellipse in pool.map(lambda probability: _clean(probability, ensemble, fov), alone)]
+    measured_mm = [circumference_mm(ellipse, spacing_mm) for ellipse in ellipses if ellipse is not None]
     return interval_around(value_mm, measured_mm)
 
 
