@@ -111,3 +111,14 @@ def test_an_empty_batch_stays_empty() -> None:
     empty = torch.zeros(0, 8, 8, dtype=torch.uint8)
     frames, masks = BatchAugmentation(AugmentSettings())(empty, empty)
     assert frames.shape == masks.shape == (0, 8, 8)
+
+
+@pytest.mark.parametrize("recipe", ["sweep", "published"])
+def test_half_precision_of_training_does_not_reach_it(recipe: str) -> None:
+    """Inside autocast, which surrounds a training step, frames and masks are the same to the bit."""
+    changed = {"recipe": recipe, "affine": 1.0, "flip": 0.5, "gain": 1.0, "speckle": 1.0, "shadow": 1.0}
+    plain = augment(**changed)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = augment(**changed)
+    assert torch.equal(inside[0], plain[0])
+    assert torch.equal(inside[1], plain[1])

@@ -135,6 +135,9 @@ def test_suitable_tells_wrong_choices_apart() -> None:
     """A case whose best frame is not annotated scored 0.3, the right one 0.45: the threshold lies above the former."""
     cases = [draw_case([0.3, 0.1], [0, 2]), draw_case([0.1, 0.45], [0, 1])]
     assert 0.3 < choose_thresholds(cases, 0.5).suitable <= 0.45
+    # Rounded to four places it must not pass the right one.
+    cases[1] = draw_case([0.1, 0.41236], [0, 1])
+    assert 0.3 < choose_thresholds(cases, 0.5).suitable <= 0.41236
 
 
 def draw_patients(cases: int, seed: int, spread: float = 6.0) -> OutOfFold:

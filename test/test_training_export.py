@@ -20,6 +20,7 @@ from training.dataset import table_of
 from training.export import find_runs, main
 from training.fit import main as fit
 from training.pack import main as pack
+from training.run_folder import RunFolder
 from training.trained_member import read_member, rebuild_network, shared_tower
 
 WORDS = [
@@ -195,3 +196,26 @@ def test_an_archive_that_cannot_be_written_is_one_sentence(model: Path, tmp_path
         with pytest.raises(AcouslicError, match="could not be written"):
             pack([f"--model={model}", f"--out={out}"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_only_folds_by_number_are_members(tmp_path: Path) -> None:
+    """In their order; a copy that somebody put beside them is none."""
+    for name in ("fold_10", "fold_2", "fold_2_old", "fold_"):
+        (tmp_path / name).mkdir()
+    assert [run.root.name for run in find_runs(tmp_path)] == ["fold_2", "fold_10"]
+    assert [run.root for run in find_runs(tmp_path / "fold_2")] == [tmp_path / "fold_2"]
+
+
+@pytest.mark.parametrize("name", ["out_of_fold.npz", "member/heads.safetensors"])
+def test_a_damaged_run_is_one_sentence(name: str, tiny_training: Any, tmp_path: Path) -> None:
+    """A file that was cut off, and one that is missing."""
+    run = tmp_path / "run"
+    words = [f"--split={tiny_training.subject_split}", "--fold=1", "--optimiser.epochs=1"]
+    assert fit(tiny_training.fit_arguments(run, *words)) == 0
+    content = (run / name).read_bytes()
+    (run / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(AcouslicError, match="of a finished run"):
+        read_member(RunFolder(run))
+    (run / name).unlink()
+    with pytest.raises(AcouslicError, match="of a finished run"):
+        read_member(RunFolder(run))

@@ -1,5 +1,6 @@
 """Which frames an epoch shows, and how they reach the network."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,11 @@ import pytest
 import torch
 
 from acouslic.errors import AcouslicError
+from training.cache import Cache
 from training.dataset import FrameDataset, FrameTable, soft_masks
+from training.fit import parse_arguments, settings_of
+from training.learner import parameter_groups
+from training.run_member import FoldCases, build_learner, load_tower_for
 from training.sampling import HardNegatives, batches_of, plan_epoch, validation_rows
 from training.settings import SamplingSettings
 
@@ -164,3 +169,41 @@ def test_the_table_of_a_cache_reads_its_files(tiny_training: Any) -> None:
     assert (table.mask_pixels[annotated] > 0).all()
     assert (table.mask_pixels > 0).sum() == len(annotated)
     np.testing.assert_array_equal(table.read(annotated).masks.sum((1, 2)), table.mask_pixels[annotated])
+
+
+@pytest.mark.parametrize(("recipe", "showings"), [("published", 3), ("sweep", 1)])
+def test_the_published_recipe_shows_each_frame_three_times(recipe: str, showings: int, tiny_training: Any) -> None:
+    """A plain showing and two copies of every frame of an annotated sweep; ours shows a frame once an epoch."""
+    words = ["--faithful=cls", f"--augment.recipe={recipe}", "--optimiser.batch_size=1"]
+    arguments = tiny_training.fit_arguments(Path("unused"), f"--split={tiny_training.paper_split}", *words)
+    settings, cache = settings_of(parse_arguments(arguments)), Cache(tiny_training.cache)
+    uuids = tuple(case.uuid for case in cache.cases)
+    learner = build_learner(cache, FoldCases(uuids[1:], uuids[:1]), settings, load_tower_for(cache, settings))
+    frames, counts = np.unique(np.concatenate(learner.train_dataloader().batch_sampler), return_counts=True)
+    assert set(counts) == {showings}
+    table = learner.train_table
+    shown = (table.label > 0) | (table.in_annotated_sweep & ~table.repeated)
+    assert set(frames) == set(np.flatnonzero(shown))
+
+
+def test_a_decoder_can_stand_still(tiny_training: Any) -> None:
+    """A learning rate of 0 is one, not a missing one."""
+    words = ["--optimiser.decoder_learning_rate=0", "--optimiser.learning_rate=0.01"]
+    arguments = tiny_training.fit_arguments(Path("unused"), f"--split={tiny_training.paper_split}", *words)
+    settings, cache = settings_of(parse_arguments(arguments)), Cache(tiny_training.cache)
+    uuids = tuple(case.uuid for case in cache.cases)
+    learner = build_learner(cache, FoldCases(uuids[1:], uuids[:1]), settings, load_tower_for(cache, settings))
+    assert {group["lr"] for group in parameter_groups(learner.network, settings)} == {0, 0.01}
+
+
+def test_several_processes_agree_on_what_was_said_last() -> None:
+    """A frame that became easy on the other process is easy on both, though it was hard here before."""
+    here, there = HardNegatives(3), HardNegatives(3)
+    for of_here, of_there in (({0: 0.9}, {1: 0.4}), ({1: 0.2}, {0: 0.1})):
+        for hard, said in ((here, of_here), (there, of_there)):
+            hard.note(np.array(list(said)), np.array(list(said.values()), np.float32))
+        shared = np.maximum(here.take_noted(), there.take_noted())  # as all_reduce does
+        for hard in (here, there):
+            hard.learn(shared)
+    for hard in (here, there):
+        assert hard.last_seen.tolist() == pytest.approx([0.1, 0.2, -1])

@@ -242,7 +242,7 @@ def test_a_split_file_that_was_changed_is_refused(tmp_path: Path) -> None:
             read_split(path)
     with pytest.raises(AcouslicError, match="is missing"):
         read_split(tmp_path / "none.json")
-    with pytest.raises(AcouslicError, match="member 1 has no fold"):
+    with pytest.raises(AcouslicError, match="fold 2 is not there"):
         Split("subject", 1, {"fold_1": ("a",)}).training_cases(1)
 
 

@@ -33,23 +33,28 @@ class BatchAugmentation:
     def __call__(self, frames: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         """Frames and masks uint8 (B, S, S), masks 0/1, to the same form.
 
-        Padding and the outside of the fan stay black: what multiplies cannot light them, and what adds is undone there.
+        Padding and the outside of the fan stay black, since nothing here adds light; CLAHE alone lifts them by a few
+        grey levels.
         """
         if self._together is None or len(frames) == 0:
             return frames, masks
+        # A grid of positions in half precision is off by half a pixel, in steps.
+        with torch.autocast(frames.device.type, enabled=False):
+            return self._change(self._together, frames, masks)
+
+    def _change(self, together: kornia.AugmentationSequential, frames: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         grey = frames[:, None].float() / 255
         if self.settings.recipe == "sweep":
-            grey = self._change_beams(grey)
-            together = self._together(grey, masks[:, None].float())
-            return _to_bytes(together[0]), (together[1][:, 0] > 0.5).to(torch.uint8)
+            changed = together(self._change_beams(grey), masks[:, None].float())
+            return _to_bytes(changed[0]), (changed[1][:, 0] > 0.5).to(torch.uint8)
         copies = self.settings.copies
         chosen = torch.rand(len(frames), device=frames.device) < copies / (copies + 1)
         if not chosen.any():
             return frames, masks
-        together = self._together(grey[chosen], masks[chosen][:, None].float())
+        changed = together(grey[chosen], masks[chosen][:, None].float())
         frames, masks = frames.clone(), masks.clone()
-        frames[chosen] = _to_bytes(together[0])
-        masks[chosen] = (together[1][:, 0] > 0.5).to(torch.uint8)
+        frames[chosen] = _to_bytes(changed[0])
+        masks[chosen] = (changed[1][:, 0] > 0.5).to(torch.uint8)
         return frames, masks
 
     def _change_beams(self, grey: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ What the best frame of a case says about the others (`manifest.CaseContext`) and
 out-of-fold probabilities, smoothed and ranked by the code that inference uses.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -219,7 +220,8 @@ def choose_thresholds(cases: Sequence[CaseJudgement], mask_threshold: float) -> 
         presence=round(presence, 4),
         optimality=round(optimality, 4),
         mask=mask_threshold,
-        suitable=round(_suitable_threshold(cases), 4),
+        # Down, or it could pass the very case it was set on.
+        suitable=math.floor(_suitable_threshold(cases) * 1e4) / 1e4,
     )
 
 

@@ -8,6 +8,7 @@ probabilities and masks on validation frames are those of the networks that were
 """
 
 import argparse
+import re
 import shlex
 import shutil
 import tempfile
@@ -229,7 +230,11 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+_FOLD = re.compile(r"fold_\d+")
+
+
 def find_runs(path: Path) -> list[RunFolder]:
     """The run in `path`, or the runs of all folds in it."""
-    folds = sorted(path.glob("fold_*"), key=lambda fold: int(fold.name.removeprefix("fold_")))
+    numbers = {int(fold.name.removeprefix("fold_")): fold for fold in path.glob("fold_*") if _FOLD.fullmatch(fold.name)}
+    folds = [numbers[number] for number in sorted(numbers)]
     return [RunFolder(fold) for fold in folds] if folds else [RunFolder(path)]

@@ -118,6 +118,8 @@ def _tower_config(base: dict[str, Tensor], config_path: Path | None, where: str)
         content = json.loads(config_path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise AcouslicError(f"{config_path} is not a readable open_clip configuration: {error}") from None
+    if not isinstance(content, dict):
+        raise AcouslicError(f"{config_path} is not an open_clip configuration: expected a JSON object")
     return tower_config_from_open_clip(content.get("model_cfg", content))
 
 

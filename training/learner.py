@@ -65,7 +65,9 @@ class FrameLearner(lightning.LightningModule):
     def train_dataloader(self) -> DataLoader[FrameBatch]:
         """This epoch's batches; Lightning asks anew every epoch."""
         epoch = self.current_epoch
-        rows = plan_epoch(self.train_table, self.settings.sampling, self.hard, self.settings.seed, epoch)
+        augment = self.settings.augment
+        showings = augment.copies + 1 if augment.recipe == "published" else 1
+        rows = plan_epoch(self.train_table, self.settings.sampling, self.hard, self.settings.seed, epoch, showings)
         size = self.settings.optimiser.batch_size
         return self._loader(self.train_table, batches_of(rows, size, self._rank, self._world_size))
 
@@ -144,10 +146,12 @@ class FrameLearner(lightning.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Share what each process learned about hard frames."""
+        noted = self.hard.take_noted()
         if self._world_size > 1:
-            seen = torch.from_numpy(self.hard.last_seen).to(self.device)
-            torch.distributed.all_reduce(seen, torch.distributed.ReduceOp.MAX)
-            self.hard.last_seen = seen.cpu().numpy()
+            # Of this epoch alone: an older, higher value of a process that has not seen the frame again is out of date.
+            shared = torch.from_numpy(noted).to(self.device)
+            torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
+            self.hard.learn(shared.cpu().numpy())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW over what is trained, decoder apart, and its schedule by step."""
@@ -229,7 +233,9 @@ class FrameLearner(lightning.LightningModule):
 def parameter_groups(network: nn.Module, settings: TrainSettings) -> list[dict[str, Any]]:
     """Trained parameters by learning rate and by whether they decay: matrices do, biases and norms do not."""
     optimiser = settings.optimiser
-    decoder_rate = optimiser.decoder_learning_rate or optimiser.learning_rate
+    decoder_rate = optimiser.decoder_learning_rate
+    if decoder_rate is None:
+        decoder_rate = optimiser.learning_rate
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:

@@ -1,6 +1,8 @@
 """What a trained member says about the cases it did not learn from: the ground for calibration and thresholds."""
 
 import io
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +48,10 @@ def score_out_of_fold(
     device: torch.device,
     limit: int | None = None,
 ) -> OutOfFold:
-    """Score every frame of a table; with `limit` only the first ones and the first annotated one, the rest 0."""
+    """Score every frame of a table; with `limit` only the first ones and the first annotated one, the rest 0.
+
+    In the precision that the algorithm would choose on `device`, whichever training had.
+    """
     network = network.to(device).eval()
     rows = np.arange(len(table))
     if limit is not None:
@@ -94,5 +99,5 @@ def read_out_of_fold(path: Path) -> OutOfFold:
     try:
         with np.load(path, allow_pickle=False) as content:
             return OutOfFold(**{name: content[name] for name in content.files})
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise AcouslicError(f"{path} is not the scores of a finished run: {error}") from None

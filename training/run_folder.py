@@ -1,9 +1,10 @@
 """What a training run leaves behind, and how an export finds it again.
 
 RUN/settings.yaml              the resolved settings
+RUN/cases.json                 what the run learns from and is judged by
 RUN/run.json                   commit, split, fold, tower, cases, figures; written last, by a finished run
 RUN/checkpoints/{last,best}.ckpt
-RUN/metrics.csv, RUN/tensorboard/
+RUN/logs/metrics.csv, RUN/tensorboard/
 RUN/member/                    peft's adapter_config.json and adapter_model.safetensors, heads.safetensors, member.json
 RUN/tower/                     only where the tower itself was trained: tower.safetensors, open_clip_config.json
 RUN/out_of_fold.npz            logits and masks of the validation cases, for calibration
@@ -38,6 +39,11 @@ class RunFolder:
         return self.root / "settings.yaml"
 
     @property
+    def cases_path(self) -> Path:
+        """What the run learns from and is judged by."""
+        return self.root / "cases.json"
+
+    @property
     def record_path(self) -> Path:
         """What the run was and how it ended."""
         return self.root / "run.json"
@@ -62,10 +68,11 @@ class RunFolder:
         """Logits and masks of the validation cases."""
         return self.root / "out_of_fold.npz"
 
-    def start(self, settings: TrainSettings) -> bool:
-        """Write the settings, or check that they are those of the run that is there. True where it is finished.
+    def start(self, settings: TrainSettings, cases: dict[str, Any]) -> bool:
+        """Write settings and cases, or check that they are those of the run that is there. True where it is finished.
 
-        Raises AcouslicError where another run lies there.
+        Raises AcouslicError where another run lies there: a run that went on with other cases would be judged by ones
+        that it has learned from.
         """
         text = settings_to_yaml(settings)
         if self.settings_path.is_file() and not _same_result(read_settings(self.settings_path), settings):
@@ -73,9 +80,23 @@ class RunFolder:
                 f"{self.settings_path} holds other settings: a run goes on only with its own; choose another --out"
             )
         if not self.settings_path.is_file():
-            self.root.mkdir(parents=True, exist_ok=True)
+            write_json(self.cases_path, cases)
             write_text(self.settings_path, text)
+        elif self._read_cases() != cases:
+            raise AcouslicError(
+                f"{self.cases_path} names other cases, another fold or another cache: a run goes on only with its own; "
+                "choose another --out"
+            )
         return self.record_path.is_file()
+
+    def _read_cases(self) -> Any:
+        try:
+            return json.loads(self.cases_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise AcouslicError(
+                f"{self.cases_path} is not readable, so that nobody knows which cases the run has seen: choose another "
+                f"--out ({error})"
+            ) from None
 
     def write_record(self, record: dict[str, Any]) -> None:
         """Mark the run finished."""

@@ -1,10 +1,6 @@
 """Trains one member in one folder, from wherever it stopped, and writes what an export needs."""
 
-import contextlib
-import logging
 import time
-import warnings
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +8,12 @@ from typing import Any
 import lightning
 import peft
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from safetensors.torch import save_file
 
 from acouslic.errors import AcouslicError
 from acouslic.write import write_json
 from algorithm.artifact import HEADS_FILE
-from algorithm.device import choose_device, choose_precision, set_cpu_threads
+from algorithm.device import choose_device, set_cpu_threads
 from algorithm.manifest import PreprocessingConfig, TowerConfig
 from training.cache import Cache
 from training.dataset import FrameTable, table_of
@@ -27,8 +21,9 @@ from training.learner import FrameLearner
 from training.model import FrameNetwork, Network, build_network, count_trained
 from training.out_of_fold import score_out_of_fold, write_out_of_fold
 from training.run_folder import RunFolder, made_by
-from training.settings import MachineSettings, TrainSettings
+from training.settings import TrainSettings
 from training.tower_source import LoadedTower, hash_state, load_tower, open_clip_config, read_checkpoint
+from training.trainer import make_trainer, quiet_lightning, stopped_early_after
 
 CHECK_FRAMES = 48
 
@@ -42,6 +37,17 @@ class FoldCases:
     split_sha256: str | None = None
     fold: int | None = None
 
+    def described(self, cache: Cache) -> dict[str, Any]:
+        """What a run with these cases of this cache may go on with."""
+        return {
+            "fold": self.fold,
+            "split_sha256": self.split_sha256,
+            "image_size": cache.image_size,
+            "antialias": cache.index.antialias,
+            "train_cases": list(self.train),
+            "validation_cases": list(self.validation),
+        }
+
 
 def run_member(
     cache: Cache, cases: FoldCases, settings: TrainSettings, out: Path, *, command: str, check: bool = False
@@ -51,7 +57,7 @@ def run_member(
     With `check` it is one batch of everything, in `out`, and no finished run.
     """
     folder = RunFolder(out)
-    if folder.start(settings):
+    if folder.start(settings, cases.described(cache)):
         print(f"{out} is finished already", flush=True)
         return folder
     started = time.monotonic()
@@ -133,16 +139,20 @@ def train(learner: FrameLearner, folder: RunFolder, *, check: bool = False) -> d
         flush=True,
     )
     last = folder.checkpoints / "last.ckpt"
-    with _quiet_lightning():
-        trainer = _make_trainer(folder, settings, check)
-        trainer.fit(learner, ckpt_path=str(last) if last.is_file() and not check else None, weights_only=True)
+    goes_on = last.is_file() and not check
+    with quiet_lightning():
+        trainer = make_trainer(folder, settings, check)
+        # A run that had stopped early and was ended while its frames were scored has nothing left to train.
+        stopped_after = stopped_early_after(read_checkpoint(last), settings) if goes_on else None
+        if stopped_after is None:
+            trainer.fit(learner, ckpt_path=str(last) if goes_on else None, weights_only=True)
     if not trainer.is_global_zero:
         return None
     if trainer.interrupted:
         raise AcouslicError(f"training was interrupted; the same command goes on from {last}")
     return {
         "trained_parameters": count_trained(network),
-        "epochs": trainer.current_epoch,
+        "epochs": trainer.current_epoch if stopped_after is None else stopped_after,
         "kept": _take_best(learner, folder, settings, check),
         "precision": str(trainer.precision),
     }
@@ -171,67 +181,6 @@ def load_tower_for(cache: Cache, settings: TrainSettings) -> LoadedTower:
     return loaded
 
 
-def _make_trainer(folder: RunFolder, settings: TrainSettings, check: bool) -> lightning.Trainer:
-    machine, optimiser = settings.machine, settings.optimiser
-    monitor, mode = ("val/f1", "max") if optimiser.keep == "f1" else ("val/loss", "min")
-    checkpoint = ModelCheckpoint(
-        folder.checkpoints,
-        filename="best",
-        monitor=None if optimiser.keep == "last" else monitor,
-        mode=mode,
-        save_last=True,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
-    callbacks: list[Callback] = [TQDMProgressBar(refresh_rate=10), checkpoint]
-    if optimiser.patience_epochs is not None:
-        callbacks.append(
-            EarlyStopping(monitor, mode=mode, patience=optimiser.patience_epochs, check_on_train_epoch_end=True)
-        )
-    loggers: list[Logger] = [
-        CSVLogger(folder.root, name="", version=_log_version(folder)),
-        TensorBoardLogger(folder.root, name="", version="tensorboard"),
-    ]
-    return lightning.Trainer(
-        accelerator=machine.accelerator,
-        devices=machine.devices if machine.accelerator != "cpu" or machine.devices != "auto" else 1,
-        num_nodes=machine.nodes,
-        strategy=machine.strategy,
-        precision=choose_training_precision(machine),  # type: ignore[arg-type]
-        max_epochs=1 if check else optimiser.epochs,
-        limit_train_batches=1 if check else None,
-        limit_val_batches=1 if check else None,
-        logger=False if check else loggers,
-        callbacks=callbacks[:1] if check else callbacks,
-        enable_checkpointing=not check,
-        enable_model_summary=False,
-        gradient_clip_val=optimiser.clip_norm or None,
-        num_sanity_val_steps=0,
-        log_every_n_steps=10,
-        use_distributed_sampler=False,
-        reload_dataloaders_every_n_epochs=1,
-        sync_batchnorm=torch.cuda.is_available() and machine.accelerator != "cpu",
-        deterministic="warn",
-    )
-
-
-def _log_version(folder: RunFolder) -> str:
-    """`logs`, and `logs_2`, ... for a run that goes on: Lightning's CSV logger would delete what is there."""
-    earlier = len(list(folder.root.glob("logs*")))
-    return f"logs_{earlier + 1}" if earlier else "logs"
-
-
-def choose_training_precision(machine: MachineSettings) -> str:
-    """Lightning's name of the precision: as asked, or what the device is fast in."""
-    if machine.precision != "auto":
-        return machine.precision
-    device, _ = choose_device("cpu" if machine.accelerator == "cpu" else None)
-    dtype, reason = choose_precision(device)
-    name = {torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed"}.get(dtype, "32-true")
-    print(f"precision {name} on {device}: {reason}", flush=True)
-    return name
-
-
 def scoring_device(settings: TrainSettings) -> torch.device:
     """Where frames are scored after training."""
     return choose_device("cpu" if settings.machine.accelerator == "cpu" else None)[0]
@@ -243,8 +192,11 @@ def _take_best(learner: FrameLearner, folder: RunFolder, settings: TrainSettings
         return {}
     name = "last" if settings.optimiser.keep == "last" else "best"
     checkpoint = read_checkpoint(folder.checkpoints / f"{name}.ckpt")
-    learner.average.state = checkpoint["average"]["state"]
     learner.network.cpu()
+    # Counters too, so that the member is the same whether the run ended here or went on from a file. The frozen tower
+    # is not in it.
+    learner.load_state_dict(checkpoint["state_dict"], strict=False)
+    learner.average.state = checkpoint["average"]["state"]
     learner.average.copy_into(learner.network)
     return {"epoch": checkpoint["epoch"]} | checkpoint["validation"]
 
@@ -274,28 +226,3 @@ def save_tower(
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "tower.safetensors")
     write_json(folder / "open_clip_config.json", open_clip_config(config, preprocessing))
-
-
-@contextlib.contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Without Lightning's advice: what it advises against is meant here, or does not matter."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        for message in _EXPECTED_WARNINGS:
-            warnings.filterwarnings("ignore", message)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
-
-
-_EXPECTED_WARNINGS: Sequence[str] = (
-    ".*does not have many workers.*",  # reading memory-mapped frames is not what takes the time
-    ".*The number of training batches.*is smaller than the logging interval.*",
-    ".*Checkpoint directory.*exists and is not empty.*",  # a run that goes on
-    ".*No device id is provided via.*",
-    ".*GPU available but not used.*",
-    ".*LeafSpec.*is deprecated.*",  # Lightning 2.6 against torch 2.14
-)

@@ -17,14 +17,28 @@ class HardNegatives:
 
     def __init__(self, rows: int) -> None:
         self.last_seen = np.full(rows, _UNSEEN, np.float32)
+        self._noted = np.full(rows, _UNSEEN, np.float32)
 
     def note(self, rows: Rows, probability: NDArray[np.float32]) -> None:
         """Remember what the model said about some rows."""
-        self.last_seen[rows] = probability
+        self.last_seen[rows] = self._noted[rows] = probability
+
+    def take_noted(self) -> NDArray[np.float32]:
+        """What was noted since the last call, (rows,); -1 elsewhere."""
+        noted, self._noted = self._noted, np.full(len(self._noted), _UNSEEN, np.float32)
+        return noted
+
+    def learn(self, noted: NDArray[np.float32]) -> None:
+        """Remember what other processes noted, in the form of `take_noted`."""
+        self.last_seen = np.where(noted >= 0, noted, self.last_seen)
 
 
-def plan_epoch(table: FrameTable, settings: SamplingSettings, hard: HardNegatives, seed: int, epoch: int) -> Rows:
+def plan_epoch(
+    table: FrameTable, settings: SamplingSettings, hard: HardNegatives, seed: int, epoch: int, showings: int = 1
+) -> Rows:
     """The rows of an epoch in their order: annotated frames spread evenly among the others, shuffled.
+
+    Each row that is chosen comes `showings` times.
 
     Frames without label: all of them, or `negatives_per_positive` for each annotated one, of which `hard_share` come
     from the hard ones (neighbours of annotated runs that were not seen yet, and what scored highest when last seen).
@@ -39,6 +53,7 @@ def plan_epoch(table: FrameTable, settings: SamplingSettings, hard: HardNegative
     if settings.negatives_per_positive is not None:
         wanted = min(len(negative), round(settings.negatives_per_positive * len(positive)))
         negative = _choose_negatives(table, negative, wanted, settings, hard, rng)
+    positive, negative = (np.repeat(rows, showings) for rows in (positive, negative))
     return _mix(rng.permutation(positive), rng.permutation(negative), rng)
 
 

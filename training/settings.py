@@ -114,7 +114,8 @@ class AugmentSettings:
     Args:
         recipe: `sweep` for ours; `published` for colour jitter, CLAHE, +-20 degrees and +-20 % shift on `copies` of
             `copies + 1` showings of each frame; `none`.
-        copies: augmented showings of each frame beside the plain one in an epoch of the published recipe.
+        copies: an epoch of the published recipe shows each frame so many times more than once, and as many of
+            `copies + 1` showings are augmented, drawn anew each time.
         flip: left to right.
         affine: rotation, shift and scale.
         degrees: largest rotation.

@@ -52,6 +52,7 @@ class Split:
     def training_cases(self, member: int = 0) -> tuple[str, ...]:
         """What a member (0, 1, ...) trains on."""
         if self.protocol == "paper":
+            self._check_member(member)
             return self.parts["train"]
         validation = self._fold_name(member)
         return tuple(uuid for name, uuids in self.parts.items() if name != validation for uuid in uuids)
@@ -69,9 +70,12 @@ class Split:
         content = {"protocol": self.protocol, "seed": self.seed, "parts": self.parts}
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
-    def _fold_name(self, member: int) -> str:
+    def _check_member(self, member: int) -> None:
         if not 0 <= member < self.members:
-            raise AcouslicError(f"member {member} has no fold: the split has folds for members 0..{self.members - 1}")
+            raise AcouslicError(f"fold {member + 1} is not there: the split is for members 1 to {self.members}")
+
+    def _fold_name(self, member: int) -> str:
+        self._check_member(member)
         return f"fold_{member + 1}"
 
 

@@ -88,7 +88,7 @@ def run_trial(task: TableTask, seed: int) -> list[TrialResult]:
             network: Network = rebuild_network(read_member(folder), loaded)
             scored = score_out_of_fold(network, test, loaded.preprocessing, scoring_device(settings))
             write_out_of_fold(scores_path, scored)
-    elif not folder.start(settings):
+    elif not folder.start(settings, cases.described(task.cache)):
         _train_baseline(task, settings, cases, test, folder, scores_path)
     return measure_trial(task.row, seed, folder, test, read_out_of_fold(scores_path))
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import peft
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -40,7 +41,7 @@ def read_member(run: RunFolder) -> TrainedMember:
     record = run.read_record()
     config = member_of_json(run.member / "member.json")
     scored = read_out_of_fold(run.out_of_fold)
-    heads = load_file(run.member / HEADS_FILE)
+    heads = _read_tensors(run.member / HEADS_FILE)
     return TrainedMember(run, record, config, heads, scored, calibrate_member(scored, shift=config.presence))
 
 
@@ -55,7 +56,7 @@ def shared_tower(members: Sequence[TrainedMember]) -> LoadedTower:
                 )
     settings = read_settings(first.folder.settings_path)
     if settings.tower.train_all:
-        loaded = tower_of_record(first.record["tower"], load_file(first.folder.tower / "tower.safetensors"))
+        loaded = tower_of_record(first.record["tower"], _read_tensors(first.folder.tower / "tower.safetensors"))
     else:
         cache_record = Cache(Path(first.record["cache"])).cases[0].record
         antialias = bool(first.record["tower"]["preprocessing"]["antialias"])
@@ -73,3 +74,10 @@ def rebuild_network(member: TrainedMember, loaded: LoadedTower) -> FrameNetwork:
     heads = Heads(member.config, loaded.config)
     heads.load_state_dict(member.heads)
     return FrameNetwork(tower, member.config, heads, detach_decoder=False).eval()
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise AcouslicError(f"{path} is not the weights of a finished run: {error}") from None
