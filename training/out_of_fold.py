@@ -97,7 +97,8 @@ def write_out_of_fold(path: Path, scored: OutOfFold) -> None:
 def read_out_of_fold(path: Path) -> OutOfFold:
     """The reverse. Raises AcouslicError where the file is missing or another."""
     try:
-        with np.load(path, allow_pickle=False) as content:
+        # Opened here: NumPy leaves a damaged file open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             return OutOfFold(**{name: content[name] for name in content.files})
     except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise AcouslicError(f"{path} is not the scores of a finished run: {error}") from None
