@@ -207,8 +207,8 @@ class CaseReport:
             f"{len(self.ours)} processes. Everything in the page cache.",
             "* EXTRAPOLATED from the frames run: start, loading and outlining once, the rest in proportion.",
             "** on the frames run; a whole case would need more.",
-            "Under autocast A's attention takes the sequence first; as open_clip builds it, A would be slower there than "
-            "in float32 on a CPU (bench/LOG.md, 22).",
+            "Under autocast A's attention takes the sequence first; as open_clip builds it, A would be slower than "
+            "in float32 there on a CPU (bench/LOG.md, 22).",
             f"B's whole ensemble saw {ours['refined_frames']} of {ours['frames']} frames, {ours['reused_frames']} of "
             "them from the gate's trunk on. Reading overlaps scoring; what scoring waited for is `wait`; preprocessing "
             "is part of the gate's time.",
