@@ -8,7 +8,8 @@ from torch.nn import functional as F
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of queries (batch, heads, N, head width) to keys and values (batch, heads, tokens, head width).
 
-    The result is shaped like the queries. Scores and softmax are float32 in any precision.
+    The result is shaped like the queries. For bfloat16 on a CPU scores and softmax are float32; elsewhere they are as
+    PyTorch's kernel for the device has them.
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         return _attend_image_by_image(q, k, v)
@@ -18,7 +19,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _attend_image_by_image(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """One image after another, so that its scores stay in the cache, as three products of all its heads.
 
-    PyTorch's kernel multiplies tiles of 64 queries of one head, too small for oneDNN: a third slower (bench/LOG.md).
+    PyTorch's kernel multiplies tiles of 64 queries of one head, too small for oneDNN, and takes 1.4 times as long
+    (bench/LOG.md, 21).
     Scores are multiplied in float32, since a bfloat16 product would be rounded to 8 bits before the softmax.
     """
     batch, heads, queries, width = q.shape

@@ -28,7 +28,7 @@ def explain(error: BaseException) -> str:
     elif isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         log.error("out of memory", exc_info=error)
         text = "the main memory does not suffice: give the program more, or smaller batches with --batch-frames"
-    elif type(error).__name__ == "OutOfMemoryError":  # torch's, by name: torch is not imported for a message
+    elif _is_out_of_gpu_memory(error):
         log.error("out of memory", exc_info=error)
         text = "the GPU's memory does not suffice: free some, or use --device cpu"
     else:
@@ -38,6 +38,15 @@ def explain(error: BaseException) -> str:
     if len(sentence) > _MAX_SENTENCE_CHARACTERS:
         sentence = f"{sentence[:_MAX_SENTENCE_CHARACTERS]} ..."
     return sentence
+
+
+def _is_out_of_gpu_memory(error: BaseException) -> bool:
+    # torch is not imported for a message: where nothing else has done so, the error is none of its.
+    if "torch" not in sys.modules:
+        return False
+    from algorithm.device import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def complain(sentence: str) -> None:

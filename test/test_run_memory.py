@@ -111,7 +111,9 @@ def test_masks_are_drawn_one_by_one_where_all_at_once_are_too_many(error, tiny_m
 
 def test_a_full_gpu_is_not_called_a_bug():
     """The sentence says what to do; the traceback is in the log."""
-    assert explain(FULL) == "the GPU's memory does not suffice: free some, or use --device cpu"
+    for error in (FULL, RuntimeError("CUDA error: out of memory"), RuntimeError("CUDNN_STATUS_ALLOC_FAILED")):
+        assert explain(error) == "the GPU's memory does not suffice: free some, or use --device cpu"
+    assert explain(RuntimeError("a shape is wrong")).startswith("a bug in this program")
 
 
 @pytest.mark.gpu
