@@ -11,6 +11,7 @@ and printers (72, 96, 300 dots per inch), which writers put by default, counts a
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import numpy as np
 from acouslic.errors import AcouslicError
 from acouslic.geometry import SPACING_MM
 from acouslic.metaimage import MetaImageHeader, read_header
-from acouslic.pixel_stream import open_pixels
+from acouslic.pixel_stream import PixelSource, open_pixels
 from acouslic.sockets import STACK_SUFFIXES
 from acouslic.tiff import TiffHeader, read_tiff_header, read_tiff_pages
 
@@ -32,6 +33,9 @@ _DEFAULT_DOTS_PER_INCH = (72, 96, 300)
 _SIGNATURES = ((128, b"DICM", "DICOM"), (344, b"n+1\0", "NIfTI"), (344, b"ni1\0", "NIfTI"), (0, b"\x89PNG", "PNG"),
                (0, b"\xff\xd8\xff", "JPEG"), (0, b"\x1f\x8b", "gzip"), (0, b"PK\x03\x04", "zip"),
                (0, b"II*\0", "TIFF"), (0, b"MM\0*", "TIFF"), (0, b"II+\0", "TIFF"), (0, b"MM\0+", "TIFF"))  # fmt: skip
+
+
+OpenPixels = Callable[[MetaImageHeader], AbstractContextManager[PixelSource]]
 
 
 @dataclass(frozen=True)
@@ -64,9 +68,10 @@ class SweepStack:
 class StackReader:
     """A stack whose header has been read and checked. Every reading opens the file anew."""
 
-    def __init__(self, header: StackHeader, source: MetaImageHeader | TiffHeader) -> None:
+    def __init__(self, header: StackHeader, source: MetaImageHeader | TiffHeader, opener: OpenPixels) -> None:
         self.header = header
         self._source = source
+        self._open_pixels = opener
 
     def read_into(self, destination: np.ndarray, chunk_frames: int = CHUNK_FRAMES) -> Iterator[range]:
         """Fill `destination` (uint8, C order, (frames, rows, columns)) and yield each range of frames once it is there.
@@ -91,18 +96,31 @@ class StackReader:
         for indices in self._fill(lambda indices: buffer[: len(indices)], chunk_frames):
             yield indices, buffer[: len(indices)]
 
+    def iter_own_chunks(self, chunk_frames: int = CHUNK_FRAMES) -> Iterator[tuple[range, np.ndarray]]:
+        """As `iter_chunks`, but each array is a new one, the caller's own."""
+        header = self.header
+        filled: list[np.ndarray] = []
+
+        def next_chunk(indices: range) -> np.ndarray:
+            filled.append(np.empty((len(indices), header.rows, header.columns), dtype=np.uint8))
+            return filled[-1]
+
+        for indices in self._fill(next_chunk, chunk_frames):
+            yield indices, filled.pop()
+
     def _fill(self, destination_of: Callable[[range], np.ndarray], chunk_frames: int) -> Iterator[range]:
         frames = self.header.frames
         chunks = [range(start, min(start + chunk_frames, frames)) for start in range(0, frames, chunk_frames)]
         if isinstance(self._source, TiffHeader):
             return _fill_from_tiff(self._source, destination_of, chunks)
-        return _fill_from_metaimage(self._source, destination_of, chunks)
+        return _fill_from_metaimage(self._source, self._open_pixels, destination_of, chunks)
 
 
-def open_stack(path: Path, *, allow_single_frame_2d: bool = False) -> StackReader:
+def open_stack(path: Path, *, allow_single_frame_2d: bool = False, opener: OpenPixels = open_pixels) -> StackReader:
     """Read and check the header of a `.mha`, `.mhd`, `.tif` or `.tiff`; no pixel is decoded.
 
-    A 2-D image is refused, or with `allow_single_frame_2d` taken as a stack of one frame. Raises AcouslicError, naming
+    A 2-D image is refused, or with `allow_single_frame_2d` taken as a stack of one frame. `opener` decodes the pixels
+    of a MetaImage. Raises AcouslicError, naming
     what was found and what is expected, for any other file.
     """
     suffix, kind = path.suffix.lower(), _kind_of(path)
@@ -126,7 +144,7 @@ def open_stack(path: Path, *, allow_single_frame_2d: bool = False) -> StackReade
     spacing_mm, note = _in_plane_spacing(source)
     frame_spacing = source.element_spacing[2] if source.element_spacing and len(source.dim_size) == 3 else 1.0
     header = StackHeader(path, frames, rows, columns, spacing_mm, note, source.pixel_type, frame_spacing)
-    return StackReader(header, source)
+    return StackReader(header, source, opener)
 
 
 def read_stack(path: Path, *, allow_single_frame_2d: bool = False) -> SweepStack:
@@ -146,9 +164,9 @@ def read_stack(path: Path, *, allow_single_frame_2d: bool = False) -> SweepStack
 
 
 def _fill_from_metaimage(
-    source: MetaImageHeader, destination_of: Callable[[range], np.ndarray], chunks: list[range]
+    source: MetaImageHeader, opener: OpenPixels, destination_of: Callable[[range], np.ndarray], chunks: list[range]
 ) -> Iterator[range]:
-    with open_pixels(source) as pixels:
+    with opener(source) as pixels:
         for indices in chunks:
             destination = destination_of(indices)
             if source.dtype == np.uint8:

@@ -1,18 +1,12 @@
 """Where and in which precision to compute: decided here, each decision with the reason that goes into the log."""
 
-import os
 import warnings
 from pathlib import Path
 
 import torch
 
 from acouslic.errors import AcouslicError
-
-CGROUP_CPU_FILES = (
-    Path("/sys/fs/cgroup/cpu.max"),  # version 2: "quota period" or "max period"
-    Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"),  # version 1, with cpu.cfs_period_us beside it
-)
-
+from algorithm.cores import usable_cores
 
 _OUT_OF_MEMORY = (
     "can't allocate memory",
@@ -109,34 +103,11 @@ def set_cpu_threads() -> tuple[int, str]:
     """Let torch use as many threads as this process may use cores; returns their number and the reason.
 
     Torch itself counts the machine's cores; in a container with a quota that is too many, and oversubscribed threads
-    wait for each other. Fewer are used where the variable OMP_NUM_THREADS asks for fewer.
+    wait for each other.
     """
-    affinity = len(os.sched_getaffinity(0))
-    quota = cgroup_cpus()
-    threads = affinity if quota is None else max(1, min(affinity, int(quota)))
-    limit = "no cgroup quota" if quota is None else f"a cgroup quota of {quota:g}"
-    reason = f"{affinity} cores by affinity, {limit}"
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    if wanted.isdecimal() and 0 < int(wanted) < threads:
-        threads, reason = int(wanted), f"OMP_NUM_THREADS; {reason}"
+    threads, reason = usable_cores()
     torch.set_num_threads(threads)
     return threads, reason
-
-
-def cgroup_cpus(files: tuple[Path, ...] = CGROUP_CPU_FILES) -> float | None:
-    """How many CPUs' time the cgroup grants, or None where it sets no limit."""
-    for path in files:
-        try:
-            words = path.read_text().split()
-            if path.name != "cpu.max":
-                words.append((path.parent / "cpu.cfs_period_us").read_text().strip())
-            quota, period = words[0], float(words[1])
-        except (OSError, IndexError, ValueError):
-            continue
-        if quota in ("max", "-1"):
-            return None
-        return float(quota) / period
-    return None
 
 
 def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:

@@ -20,6 +20,9 @@ from algorithm.merged_weights import Row
 from algorithm.stacked_tower import RowOrder, StackedOutput, StackedTower
 from algorithm.tower import without_weights
 
+_MULTIPROCESSORS_A_PART = 33
+"""16 frames of 257 tokens keep about so many busy: those of a small card, a quarter of an H100's."""
+
 
 @dataclass(frozen=True)
 class MemberScores:
@@ -257,8 +260,8 @@ def _one(heads: LinearHeads, index: int) -> LinearHeads:
 def choose_order(tower: StackedTower, members: int) -> tuple[RowOrder, str]:
     """How members run after the first adapter, and why.
 
-    On a GPU both ways are timed once; sequential must be clearly faster to be taken, so that the choice, and with it
-    the last bits of the results, does not change from run to run.
+    On a GPU both ways are timed once; batched must be clearly faster to be taken, so that the choice, and with it the
+    last bits of the results, does not change from run to run.
     """
     if tower.device.type != "cuda":
         return "sequential", "one member's tail fills the cores"
@@ -270,12 +273,16 @@ def choose_order(tower: StackedTower, members: int) -> tuple[RowOrder, str]:
         if not is_out_of_memory(error):
             raise
     torch.cuda.empty_cache()
-    return "sequential", "memory does not hold 16 frames of all members"
+    return "sequential", "memory does not hold a batch of all members"
 
 
 def _measure_orders(tower: StackedTower, members: int) -> tuple[RowOrder, str]:
+    """Both ways on a batch that keeps the whole card busy, as most batches do; on fewer frames it is the host's
+    launching of kernels that is timed."""
+    multiprocessors = torch.cuda.get_device_properties(tower.device).multi_processor_count
+    frames = 16 * max(1, round(multiprocessors / _MULTIPROCESSORS_A_PART))
     side = tower.config.image_size
-    images = torch.zeros(16, 3, side, side, device=tower.device, dtype=tower.dtype)
+    images = torch.zeros(frames, 3, side, side, device=tower.device, dtype=tower.dtype)
     trunk = tower.run_trunk(images)  # the same for both
     best: dict[RowOrder, float] = {}
     orders: tuple[RowOrder, ...] = ("batched", "sequential")
@@ -288,5 +295,5 @@ def _measure_orders(tower: StackedTower, members: int) -> tuple[RowOrder, str]:
             end.synchronize()
             if attempt:  # the first one warms up
                 best[order] = min(best.get(order, float("inf")), start.elapsed_time(end))
-    measured = f"batched {best['batched']:.1f} ms, sequential {best['sequential']:.1f} ms for 16 frames"
-    return ("sequential" if best["sequential"] < 0.9 * best["batched"] else "batched"), measured
+    measured = f"batched {best['batched']:.1f} ms, sequential {best['sequential']:.1f} ms for {frames} frames"
+    return ("batched" if best["batched"] < 0.9 * best["sequential"] else "sequential"), measured

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acouslic.stack import StackHeader, open_stack
+from algorithm.parallel_pixels import open_pixels_on_all_cores
 
 CHUNK_FRAMES = 16
 MAX_AHEAD_BYTES = 400_000_000
@@ -53,7 +54,7 @@ class FrameStream:
     def chunks(self) -> Iterator[tuple[range, NDArray[np.uint8]]]:
         """Each chunk's frame indices and frames, uint8 (n, rows, columns), the caller's own. Waits where it must.
 
-        Raises AcouslicError as `StackReader.iter_chunks`, as soon as the thread has met the damage.
+        Raises AcouslicError as `StackReader.iter_own_chunks`, as soon as the thread has met the damage.
         """
         while True:
             with self._changed:
@@ -90,15 +91,13 @@ class FrameStream:
 
     def _decode_until_closed(self) -> None:
         start = time.monotonic()
-        reader = open_stack(self._path)
+        reader = open_stack(self._path, opener=open_pixels_on_all_cores)
         header = reader.header
         with self._changed:
             self._header = header
             self._changed.notify_all()
         most_ahead = max(2, MAX_AHEAD_BYTES // (CHUNK_FRAMES * header.rows * header.columns))
-        for indices, frames in reader.iter_chunks(CHUNK_FRAMES):
-            # The reader's buffer is one and the same for all chunks.
-            chunk = (indices, frames.copy())
+        for chunk in reader.iter_own_chunks(CHUNK_FRAMES):
             self._read_s += time.monotonic() - start
             with self._changed:
                 self._changed.wait_for(lambda: len(self._chunks) < most_ahead or self._closed)

@@ -39,6 +39,8 @@ class StackedLinear:
         assert self.stack is not None
         weight = self.stack[rows] if self.adapted else self.stack
         if len(weight) == 1:
+            if activation == "gelu" and x.device.type == "cuda" and x.dtype != torch.float32:
+                return _linear_gelu(x, weight[0], self.bias)
             y = F.linear(x, weight[0], self.bias)
         else:
             flat = x.flatten(1, -2).expand(len(weight), -1, -1)
@@ -110,6 +112,14 @@ class MergedWeights:
                 if factors is not None:
                     a, b = factors.a.to(self.device, torch.float32), factors.b.to(self.device, torch.float32)
                     merged[index * height : (index + 1) * height].addmm_(b, a, alpha=factors.scaling * share)
+
+
+def _linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A linear layer and GELU by tanh in one kernel of the GPU's library, which spares a pass over the hidden layer.
+
+    By tanh it is less than 5e-4 away from GELU by erf, a quarter of what bfloat16 rounds at 1.
+    """
+    return torch._addmm_activation(bias, x.flatten(0, -2), weight.T, use_gelu=True).unflatten(0, x.shape[:-1])
 
 
 def _stack(weights: Sequence[Tensor]) -> Tensor:

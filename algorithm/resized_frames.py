@@ -89,7 +89,8 @@ class _PinnedUpload:
         pinned, copied = next(self._turns)
         copied.synchronize()
         staging = pinned[: len(chunk)]
-        staging.copy_(torch.from_numpy(chunk))
+        # NumPy copies in this thread; torch would wake all cores, which are decoding, for a millisecond's work.
+        np.copyto(staging.numpy(), chunk)
         with torch.cuda.stream(self._stream):
             frames = staging.to(self._device, non_blocking=True)
             copied.record(self._stream)

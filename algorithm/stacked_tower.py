@@ -8,6 +8,7 @@ once, exactly. From there on the rows run batched (one product for all) or one a
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from threading import Thread
 from typing import Literal
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from algorithm.attention import attend
+from algorithm.fused_norm import add_and_normalise, prepare
 from algorithm.manifest import TowerConfig
 from algorithm.merged_weights import RESIDUAL_DTYPE, MergedWeights, Row, StackedLinear
 from algorithm.packed_linear import can_pack
@@ -40,10 +42,16 @@ class _State:
     """The residual stream (rows, batch, tokens, width), in the tower's residual type."""
     class_token_only: bool
     """Of the last block only the class token's output is wanted."""
+    pending: Tensor | None = None
+    """What is still to be added to the residual stream; it is when that is normalised next."""
     branch: Tensor | None = None
     q: Tensor | None = None
     k: Tensor | None = None
     v: Tensor | None = None
+
+    def stream(self) -> Tensor:
+        """The residual stream with nothing left to add."""
+        return self.x if self.pending is None else self.x + self.pending
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ class StackedBlock:
 
     def __init__(self, number: int, weights: MergedWeights, *, packed: bool) -> None:
         config = weights.config
-        self.number, self.heads, self.width = number, config.heads, config.width
+        self.number, self.heads = number, config.heads
         self.eps, self.activation = config.norm_eps, config.activation
         self.is_last = number == config.layers
         root = f"transformer.resblocks.{number - 1}."
@@ -83,14 +91,14 @@ class StackedBlock:
         for group, linear in self.projections:
             steps.append(_Step(self.number, False, linear.adapted, self._projection(group, linear)))
         steps.append(_Step(self.number, False, False, self._attend))
-        steps.append(_Step(self.number, False, self.out_proj.adapted, self._add_attention))
+        steps.append(_Step(self.number, False, self.out_proj.adapted, self._project_attention))
         steps.append(_Step(self.number, False, False, self._normalise_mlp))
         steps.append(_Step(self.number, False, self.c_fc.adapted, self._expand))
-        steps.append(_Step(self.number, True, self.c_proj.adapted, self._add_mlp))
+        steps.append(_Step(self.number, True, self.c_proj.adapted, self._contract))
         return steps
 
     def _normalise_attention(self, state: _State, rows: slice) -> _State:  # noqa: ARG002 - every step's signature
-        return replace(state, branch=self._normalise(state.x, 0))
+        return self._normalise(state, 0)
 
     def _projection(self, group: list[str], linear: StackedLinear) -> Callable[[_State, slice], _State]:
         """The step that computes the queries, keys or values of `group` in one product."""
@@ -117,24 +125,25 @@ class StackedBlock:
         attended = attend(q, k, v).transpose(1, 2).flatten(2).unflatten(0, (count, batch))
         return replace(state, branch=attended, q=None, k=None, v=None)
 
-    def _add_attention(self, state: _State, rows: slice) -> _State:
+    def _project_attention(self, state: _State, rows: slice) -> _State:
         assert state.branch is not None
         x = state.x[:, :, :1] if self.is_last and state.class_token_only else state.x
-        return replace(state, x=x + self.out_proj(state.branch, rows), branch=None)
+        return replace(state, x=x, pending=self.out_proj(state.branch, rows), branch=None)
 
     def _normalise_mlp(self, state: _State, rows: slice) -> _State:  # noqa: ARG002 - every step's signature
-        return replace(state, branch=self._normalise(state.x, 1))
+        return self._normalise(state, 1)
 
     def _expand(self, state: _State, rows: slice) -> _State:
         assert state.branch is not None
         return replace(state, branch=self.c_fc(state.branch, rows, self.activation))
 
-    def _add_mlp(self, state: _State, rows: slice) -> _State:
+    def _contract(self, state: _State, rows: slice) -> _State:
         assert state.branch is not None
-        return replace(state, x=state.x + self.c_proj(state.branch, rows), branch=None)
+        return replace(state, pending=self.c_proj(state.branch, rows), branch=None)
 
-    def _normalise(self, x: Tensor, index: int) -> Tensor:
-        return F.layer_norm(x, (self.width,), *self.norms[index], self.eps).to(self.dtype)
+    def _normalise(self, state: _State, index: int) -> _State:
+        x, branch = add_and_normalise(state.x, state.pending, self.norms[index], self.eps, self.dtype)
+        return replace(state, x=x, pending=None, branch=branch)
 
 
 class StackedTower:
@@ -155,6 +164,8 @@ class StackedTower:
     ) -> None:
         self.config, self.rows, self.device, self.dtype = config, len(rows), device, dtype
         weights = MergedWeights(config, state, rows, device, dtype)
+        compiling = Thread(target=prepare, args=(device, dtype, config.width))
+        compiling.start()
         packed = packed and can_pack(device, dtype)
         self.packed = packed
         kept = config.kept_patches
@@ -166,6 +177,7 @@ class StackedTower:
         self.patch_positions = patch_positions.to(device, RESIDUAL_DTYPE)
         self.ln_pre = weights.norm("ln_pre") if config.pre_norm else None
         blocks = [StackedBlock(number, weights, packed=packed) for number in range(1, config.layers + 1)]
+        compiling.join()
         self.steps = [step for block in blocks for step in block.steps()]
         adapted = [index for index, step in enumerate(self.steps) if step.adapted]
         self.parting = adapted[0] if adapted else len(self.steps)
@@ -215,7 +227,7 @@ class StackedTower:
             own: dict[int, Tensor] = {}
             ended = self._advance(state, tail, chosen, taps, own)
             if embed:
-                embeddings.append(self._pool(ended.x))
+                embeddings.append(self._pool(ended.stream()))
             for index in range(chosen.stop - chosen.start if tail else 1):
                 of_row = {number: tap[min(index, len(tap) - 1)] for number, tap in (shared | own).items()}
                 tapped.append(of_row)
@@ -227,7 +239,7 @@ class StackedTower:
     def run_trunk(self, images: Tensor) -> Tensor:
         """Tokens (batch, 1 + kept patches, width) after the last block that is the same for all rows."""
         steps = [step for step in self.steps if step.block <= self.trunk_blocks]
-        return self._advance(_State(self.embed_patches(images), False), steps, slice(0, 1), (), {}).x[0]
+        return self._advance(_State(self.embed_patches(images), False), steps, slice(0, 1), (), {}).stream()[0]
 
     def embed_patches(self, images: Tensor) -> Tensor:
         """Tokens before the first block, (1, batch, 1 + kept patches, width)."""
@@ -250,7 +262,7 @@ class StackedTower:
         for step in steps:
             state = step.apply(state, rows)
             if step.ends_block and step.block in taps:
-                tapped[step.block] = self._to_full_grid(state.x)
+                tapped[step.block] = self._to_full_grid(state.stream())
         return state
 
     def _pool(self, x: Tensor) -> Tensor:

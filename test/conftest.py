@@ -290,7 +290,7 @@ def run_algorithm(
 
         monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
         # Several threads gain nothing on images this small, and lose much where other tests run beside these.
-        monkeypatch.setattr("algorithm.device.cgroup_cpus", lambda: 1.0)
+        monkeypatch.setattr("algorithm.cores.cgroup_cpus", lambda: 1.0)
         for name, value in environment.items():
             monkeypatch.setenv(name, str(value))
         capsys.readouterr()

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from acouslic.errors import AcouslicError
+from algorithm.cores import cgroup_cpus
 from algorithm.device import (
-    cgroup_cpus,
     choose_device,
     choose_precision,
     cpu_flags,
@@ -139,7 +139,7 @@ def test_threads_follow_quota_and_affinity(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     try:
         for quota, threads in ((None, 8), (4.0, 4), (2.5, 2), (0.5, 1), (64.0, 8)):
-            monkeypatch.setattr("algorithm.device.cgroup_cpus", lambda quota=quota: quota)
+            monkeypatch.setattr("algorithm.cores.cgroup_cpus", lambda quota=quota: quota)
             assert set_cpu_threads()[0] == threads
             assert torch.get_num_threads() == threads
         for asked, threads in (("3", 3), ("64", 8), ("0", 8), ("many", 8), ("", 8)):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -39,11 +40,13 @@ def test_results_repeat_to_the_bit(platform_case, speckle, tiny_model):
 @contextlib.contextmanager
 def waiting_is_an_error():
     """CUDA operations that make the host wait raise inside."""
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def test_nothing_in_the_loop_waits(tiny_model):

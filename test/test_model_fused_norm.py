@@ -1,0 +1,73 @@
+"""Adding and normalising in one step: the plain operations on a CPU, the kernel of our own on a GPU."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from algorithm import fused_norm
+from algorithm.fused_norm import add_and_normalise
+
+SHAPES = {
+    "alike": ((2, 3, 5), (2, 3, 5)),
+    "shared stream": ((1, 3, 5), (4, 3, 5)),
+    "shared branch": ((4, 3, 5), (1, 3, 5)),
+    "nothing to add": ((2, 3, 5), None),
+}
+
+
+def inputs(shapes, width, dtype, device="cpu"):
+    """Stream, branch and norm with numbers far from zero mean and unit deviation."""
+    random = torch.Generator().manual_seed(1)
+    x, branch = (None if shape is None else 3 + 10 * torch.randn(*shape, width, generator=random) for shape in shapes)
+    norm = (1 + torch.randn(width, generator=random), torch.randn(width, generator=random))
+    branch = None if branch is None else branch.to(device, dtype)
+    return x.to(device), branch, tuple(part.to(device) for part in norm)
+
+
+def exactly(x, branch, norm, eps):
+    """The same in float64."""
+    x = x.double() if branch is None else x.double() + branch.double()
+    return x, F.layer_norm(x, x.shape[-1:], *(part.double() for part in norm), eps)
+
+
+@pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_plain_operations(shapes, dtype):
+    """Sum in float32, normalised values in the type that was asked for; rows repeat where there is one only."""
+    x, branch, norm = inputs(SHAPES["alike"] if shapes is None else shapes, 96, dtype)
+    added, normalised = add_and_normalise(x, branch, norm, 1e-5, dtype)
+    expected, expected_normalised = exactly(x, branch, norm, 1e-5)
+    assert (added.dtype, normalised.dtype) == (torch.float32, dtype)
+    torch.testing.assert_close(added.double(), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(normalised.double(), expected_normalised, rtol=2 * torch.finfo(dtype).eps, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("width", [128, 384, 1024, 1280])
+@pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_kernel(shapes, dtype, width):
+    """The kernel is there, and gives what float64 gives, rounded once; the sum to the bit what torch gives."""
+    x, branch, norm = inputs(shapes, width, dtype, "cuda")
+    assert fused_norm._kernel(x.device, dtype, width) is not None
+    added, normalised = add_and_normalise(x, branch, norm, 1e-5, dtype)
+    _, expected = exactly(x, branch, norm, 1e-5)
+    assert torch.equal(added, x if branch is None else x + branch)
+    torch.testing.assert_close(normalised.double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_widths_without_a_kernel():
+    """Other widths take the plain operations on a GPU too."""
+    x, branch, norm = inputs(SHAPES["alike"], 96, torch.float16, "cuda")
+    added, normalised = add_and_normalise(x, branch, norm, 1e-5, torch.float16)
+    assert torch.equal(added, x + branch)
+    assert torch.equal(normalised, F.layer_norm(added, (96,), *norm, 1e-5).half())
+
+
+@pytest.mark.gpu
+def test_a_part_of_the_tokens():
+    """The class token alone, a view with gaps, is read as what it is."""
+    x, branch, norm = inputs(SHAPES["alike"], 128, torch.float16, "cuda")
+    added, _ = add_and_normalise(x[:, :, :1], branch[:, :, :1], norm, 1e-5, torch.float16)
+    assert torch.equal(added, x[:, :, :1] + branch[:, :, :1])
