@@ -64,7 +64,7 @@ def choose_batch_frames(tower: TowerConfig, members: int, device: torch.device, 
     tokens = 1 + tower.grid_size**2
     per_token = 8 * tower.width + 2 * tower.mlp_width
     frame_bytes = members * tokens * per_token * dtype.itemsize + 12 * tower.image_size**2
-    # What torch has cached, as for choosing the members' order, is free too.
+    # What torch has cached is free too.
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     fitting = int(_MEMORY_SHARE * (torch.cuda.mem_get_info(device)[0] + cached)) // frame_bytes
     return min(MAX_BATCH_FRAMES, 1 << max(0, fitting.bit_length() - 1))

@@ -7,6 +7,10 @@ import torch
 
 from acouslic.errors import AcouslicError
 from algorithm.cores import usable_cores
+from algorithm.manifest import HalfPrecision
+
+MOST_HALF_DIFFERENCE = 0.02
+"""Of a probability from float32's: what half precision may cost."""
 
 _OUT_OF_MEMORY = (
     "can't allocate memory",
@@ -68,22 +72,44 @@ def _look_for_gpu() -> tuple[torch.device, str]:
     return device, f"{name} is there"
 
 
-def choose_precision(device: torch.device) -> tuple[torch.dtype, str]:
-    """The fastest type that keeps the parity bounds on `device`, with the reason."""
+def choose_precision(device: torch.device, measured: HalfPrecision | None = None) -> tuple[torch.dtype, str]:
+    """The fastest type on `device` that keeps the artifact's probabilities near float32's, with the reason.
+
+    `measured` is what the artifact's manifest says of half precision. A type that was not measured is trusted.
+    """
+    types, reason = half_types(device)
+    reasons = [reason]
+    for dtype in types:
+        name = str(dtype).removeprefix("torch.")
+        difference = None if measured is None else getattr(measured, name)
+        if difference is None:
+            return dtype, "; ".join([*reasons, f"{name} was not measured for this artifact"])
+        if difference <= MOST_HALF_DIFFERENCE:
+            return dtype, "; ".join([*reasons, f"{name} is within {difference:.4f} of float32 for this artifact"])
+        reasons.append(f"{name} is {difference:.3f} off for this artifact, more than {MOST_HALF_DIFFERENCE}")
+    return torch.float32, "; ".join(reasons)
+
+
+def half_types(device: torch.device) -> tuple[tuple[torch.dtype, ...], str]:
+    """The half types that `device` is fast in, the preferred one first, with the reason.
+
+    On a GPU float16 goes first: it has three more bits than bfloat16, and took 5 % longer on an H100 (bench/LOG.md,
+    28); what it lacks is range, which the residual stream has in float32.
+    """
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
+        card = f"compute capability {major}.{minor}"
         if major >= 8:
-            return torch.bfloat16, f"compute capability {major}.{minor} has bfloat16 tensor cores"
+            return (torch.float16, torch.bfloat16), f"{card} has tensor cores for float16 and bfloat16"
         if (major, minor) >= (5, 3):
-            return torch.float16, f"compute capability {major}.{minor} has float16 but no fast bfloat16"
-        return torch.float32, f"compute capability {major}.{minor} has no fast half precision"
-    flags = cpu_flags()
-    native = sorted({"avx512_bf16", "amx_bf16"} & flags)
+            return (torch.float16,), f"{card} has float16 but no fast bfloat16"
+        return (), f"{card} has no fast half precision"
     if not torch.backends.mkldnn.is_available():
-        return torch.float32, "this torch is built without oneDNN"
+        return (), "this torch is built without oneDNN"
+    native = sorted({"avx512_bf16", "amx_bf16"} & cpu_flags())
     if not native:
-        return torch.float32, "the CPU has no bfloat16 instructions"
-    return torch.bfloat16, f"the CPU has {', '.join(native)}"
+        return (), "the CPU has no bfloat16 instructions"
+    return (torch.bfloat16,), f"the CPU has {', '.join(native)}"
 
 
 def keep_exact_sums() -> None:

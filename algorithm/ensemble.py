@@ -4,6 +4,7 @@ Members are merged and share what they can (`stacked_tower.py`). Embeddings, hea
 precision. Nothing here waits for the device: results are tensors on it.
 """
 
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,15 +14,14 @@ from torch.nn import functional as F
 
 from acouslic.errors import AcouslicError
 from algorithm.artifact import Artifact
-from algorithm.device import is_out_of_memory
 from algorithm.heads import Heads, presence_from_mask
 from algorithm.manifest import DecoderConfig, Manifest
 from algorithm.merged_weights import Row
 from algorithm.stacked_tower import RowOrder, StackedOutput, StackedTower
 from algorithm.tower import without_weights
 
-_MULTIPROCESSORS_A_PART = 33
-"""16 frames of 257 tokens keep about so many busy: those of a small card, a quarter of an H100's."""
+_TOKENS_A_MULTIPROCESSOR = 62
+"""So many of one member keep a multiprocessor of a GPU busy: 32 frames of 257 tokens an H100 (bench/LOG.md, 31)."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,10 @@ class LinearHeads:
 class Ensemble:
     """All members of an artifact on one device. `Ensemble.from_artifact` makes it."""
 
-    def __init__(
-        self, manifest: Manifest, tower: StackedTower, heads: list[Heads], order: RowOrder, order_reason: str
-    ) -> None:
+    def __init__(self, manifest: Manifest, tower: StackedTower, heads: list[Heads], batched_below: int) -> None:
         self.manifest, self.tower, self.heads = manifest, tower, heads
-        self.order, self.order_reason = order, order_reason
+        self.batched_below = batched_below
+        """Batches of fewer frames run through all members at once after the first adapter, others one after another."""
         self.device, self.dtype = tower.device, tower.dtype
         members = manifest.members
         self.presence_members = [k for k, member in enumerate(members) if member.presence]
@@ -91,9 +90,9 @@ class Ensemble:
     ) -> "Ensemble":
         """Merge the members of `artifact` and put them on `device` in `dtype`.
 
-        `order` is how members run from the first adapter on: `auto` measures on a GPU and takes `sequential` on a
-        CPU, where one member's tail already fills all cores (bench/LOG.md). The average gate's weights are merged
-        only where the manifest asks for that gate; it then is one more row.
+        `order` is how members run from the first adapter on: `auto` is `batched` on a GPU for as few frames as leave it
+        idle in between, and else `sequential` (bench/LOG.md). It is counted, not timed, for the same results every
+        time. The average gate's weights are merged only where the manifest asks for that gate; it then is one more row.
         """
         manifest = artifact.manifest
         rows: list[Row] = [[(1.0, member.adapter)] for member in artifact.members]
@@ -114,10 +113,11 @@ class Ensemble:
                 head = Heads(config, manifest.tower)
             head.load_state_dict({name: tensor.clone() for name, tensor in member.heads.items()}, assign=True)
             heads.append(head.to(device, torch.float32).eval().requires_grad_(False))
-        if order != "auto":
-            return cls(manifest, tower, heads, order, "asked for")
-        chosen, reason = choose_order(tower, len(manifest.members))
-        return cls(manifest, tower, heads, chosen, reason)
+        below = {"batched": sys.maxsize, "sequential": 0, "auto": 0}[order]
+        if order == "auto" and device.type == "cuda":
+            multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+            below = multiprocessors * _TOKENS_A_MULTIPROCESSOR // tower.tokens
+        return cls(manifest, tower, heads, below)
 
     @property
     def members(self) -> int:
@@ -142,7 +142,7 @@ class Ensemble:
         Raises torch.OutOfMemoryError where the batch is too large for the device.
         """
         taps = self._taps(self.mask_judges)
-        output = self.tower.run(images, range(self.members), taps=taps, order=self.order, trunk=trunk)
+        output = self.tower.run(images, range(self.members), taps=taps, order=self._order(images), trunk=trunk)
         embedding = output.embedding
         assert embedding is not None
         presence = self._presence_of_members(images, output)
@@ -175,7 +175,8 @@ class Ensemble:
         Images as for `score`. Masks of members with a smaller grid are resized bilinearly.
         """
         rows = self.decoder_members
-        output = self.tower.run(images, rows, taps=self._taps(rows), embed=False)
+        order = self._order(images) if rows == list(range(self.members)) else "sequential"
+        output = self.tower.run(images, rows, taps=self._taps(rows), order=order, embed=False)
         masks = [self._mask(k, images, taps) for k, taps in zip(rows, output.taps, strict=True)]
         side = max(mask.shape[-1] for mask in masks)
         return torch.stack(
@@ -184,6 +185,10 @@ class Ensemble:
                 for mask in masks
             ]
         )
+
+    def _order(self, images: Tensor) -> RowOrder:
+        """How the members run on a batch of this size."""
+        return "batched" if len(images) < self.batched_below else "sequential"
 
     def _linear_heads(self, name: Literal["presence", "optimality"], members: list[int]) -> LinearHeads | None:
         """The linear heads of `members`, divided by their temperatures; None without any."""
@@ -254,46 +259,3 @@ def _pick(embedding: Tensor, members: list[int]) -> Tensor:
 
 def _one(heads: LinearHeads, index: int) -> LinearHeads:
     return LinearHeads(heads.weight[index : index + 1], heads.bias[index : index + 1])
-
-
-@torch.inference_mode()
-def choose_order(tower: StackedTower, members: int) -> tuple[RowOrder, str]:
-    """How members run after the first adapter, and why.
-
-    On a GPU both ways are timed once; batched must be clearly faster to be taken, so that the choice, and with it the
-    last bits of the results, does not change from run to run.
-    """
-    if tower.device.type != "cuda":
-        return "sequential", "one member's tail fills the cores"
-    if members == 1 or tower.parting == len(tower.steps):
-        return "batched", "the members do not differ after the trunk"
-    try:
-        return _measure_orders(tower, members)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-    torch.cuda.empty_cache()
-    return "sequential", "memory does not hold a batch of all members"
-
-
-def _measure_orders(tower: StackedTower, members: int) -> tuple[RowOrder, str]:
-    """Both ways on a batch that keeps the whole card busy, as most batches do; on fewer frames it is the host's
-    launching of kernels that is timed."""
-    multiprocessors = torch.cuda.get_device_properties(tower.device).multi_processor_count
-    frames = 16 * max(1, round(multiprocessors / _MULTIPROCESSORS_A_PART))
-    side = tower.config.image_size
-    images = torch.zeros(frames, 3, side, side, device=tower.device, dtype=tower.dtype)
-    trunk = tower.run_trunk(images)  # the same for both
-    best: dict[RowOrder, float] = {}
-    orders: tuple[RowOrder, ...] = ("batched", "sequential")
-    for attempt in range(3):
-        for order in orders:
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            tower.run(images, range(members), order=order, trunk=trunk)
-            end.record()
-            end.synchronize()
-            if attempt:  # the first one warms up
-                best[order] = min(best.get(order, float("inf")), start.elapsed_time(end))
-    measured = f"batched {best['batched']:.1f} ms, sequential {best['sequential']:.1f} ms for {frames} frames"
-    return ("batched" if best["batched"] < 0.9 * best["sequential"] else "sequential"), measured

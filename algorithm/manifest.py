@@ -255,6 +255,27 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
+class HalfPrecision:
+    """How far half precision takes the artifact's probabilities from float32's: the largest difference, as measured."""
+
+    frames: int = 0
+    """On so many frames; 0 where it was not measured."""
+    float16: float | None = None
+    bfloat16: float | None = None
+
+    def check(self) -> None:
+        """Raises ValueError for what cannot have been measured."""
+        for name in ("float16", "bfloat16"):
+            difference = getattr(self, name)
+            if difference is not None and not 0 <= difference <= 1:
+                raise ValueError(f"{name} must lie in 0..1, not {difference}")
+            if (difference is None) != (self.frames == 0):
+                raise ValueError(f"{name} goes with a number of frames, and none without")
+        if self.frames < 0:
+            raise ValueError(f"frames must not be negative: {self.frames}")
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The whole of `manifest.json`."""
 
@@ -267,6 +288,7 @@ class Manifest:
     scoring: ScoringConfig
     selection: SelectionConfig
     provenance: Provenance
+    half_precision: HalfPrecision = field(default_factory=HalfPrecision)
     files: dict[str, FileRecord] = field(default_factory=dict)
     """Relative path (posix) to what the file must be; every file of the artifact except the manifest."""
 

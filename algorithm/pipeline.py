@@ -65,7 +65,7 @@ class Pipeline:
             choosing = pool.submit(choose_device, device)
             artifact = load_artifact(model_dir)
             chosen, device_reason = choosing.result()
-        dtype, dtype_reason = choose_precision(chosen)
+        dtype, dtype_reason = choose_precision(chosen, artifact.manifest.half_precision)
         try:
             ensemble = Ensemble.from_artifact(artifact, chosen, dtype)
         except RuntimeError as error:
@@ -79,7 +79,7 @@ class Pipeline:
         log.info("model: %s, %d members, from %s", artifact.manifest.name, ensemble.members, model_dir)
         log.info("device: %s (%s); %d CPU threads (%s)", chosen, device_reason, threads, threads_reason)
         log.info("precision: %s (%s)", str(dtype).removeprefix("torch."), dtype_reason)
-        log.info("members run %s (%s); batches of %d frames", ensemble.order, ensemble.order_reason, batch_frames)
+        log.info("batches of %d frames; members run batched below %d frames", batch_frames, ensemble.batched_below)
         return cls(ensemble, batch_frames, import_s, time.monotonic() - start)
 
     def run(self, sweep_path: Path, output_dir: Path, case: str) -> CaseResult:

@@ -170,6 +170,8 @@ class StackedTower:
         self.packed = packed
         kept = config.kept_patches
         self.kept_patches = None if kept is None else torch.tensor(kept, device=device)
+        self.tokens = 1 + (config.grid_size**2 if kept is None else len(kept))
+        """Of one image."""
         self.patch_weight = weights.tensor("conv1.weight", dtype).flatten(1)
         positions = state["positional_embedding"].float()
         self.class_token = (state["class_embedding"].float() + positions[0]).to(device, RESIDUAL_DTYPE)

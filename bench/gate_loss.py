@@ -157,9 +157,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         set_cpu_threads()
         device, _ = choose_device(args.device)
-        dtype, _ = choose_precision(device)
         artifact = load_artifact(args.model)
         manifest = artifact.manifest
+        dtype, _ = choose_precision(device, manifest.half_precision)
         with_gate = any(member.presence for member in manifest.members)
         base = manifest.scoring
         # Scored by everything that any setting could ask for: the averaged gate is merged only for a gated manifest.

@@ -20,7 +20,7 @@ import torch
 
 from algorithm.artifact import load_artifact
 from algorithm.batches import choose_batch_frames
-from algorithm.device import choose_device, choose_precision, keep_exact_sums, set_cpu_threads
+from algorithm.device import MOST_HALF_DIFFERENCE, choose_device, choose_precision, keep_exact_sums, set_cpu_threads
 from algorithm.ensemble import Ensemble
 from algorithm.frame_stream import FrameStream
 from algorithm.manifest import ScoringConfig, SelectionConfig, read_manifest
@@ -28,7 +28,6 @@ from algorithm.resized_frames import ResizedFrames
 from algorithm.score import FrameScores, score_case
 from bench.frame_choice import choose_frame, rank_correlation
 
-MOST_DIFFERENCE = 0.02
 LEAST_RANK_CORRELATION = 0.999
 LEAST_SAME_FRAME_SHARE = 0.98
 
@@ -105,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     set_cpu_threads()
     keep_exact_sums()
     device, _ = choose_device(args.device)
-    half_type = getattr(torch, args.precision) if args.precision else choose_precision(device)[0]
+    half_type = getattr(torch, args.precision) if args.precision else choose_precision(device)[0]  # whatever it keeps
     exact = score_exhaustively(args.model, args.sweeps, device, torch.float32)
     half = score_exhaustively(args.model, args.sweeps, device, half_type)
     selection = read_manifest(args.model).selection
@@ -148,7 +147,7 @@ def summary(cases: Sequence[CaseParity], precision: str, device: str) -> dict[st
         "probability_difference": difference,
         "rank_correlation": correlation,
         "same_frame_share": same,
-        "within_bounds": difference <= MOST_DIFFERENCE
+        "within_bounds": difference <= MOST_HALF_DIFFERENCE
         and correlation > LEAST_RANK_CORRELATION
         and same >= LEAST_SAME_FRAME_SHARE,
     }

@@ -36,7 +36,7 @@ def spread_heads(model: Path, sweep: Path, device_name: str | None) -> None:
     device, _ = choose_device(device_name)
     artifact = load_artifact(model, verify_hashes=False)
     manifest = artifact.manifest
-    ensemble = Ensemble.from_artifact(artifact, device, choose_precision(device)[0])
+    ensemble = Ensemble.from_artifact(artifact, device, choose_precision(device, manifest.half_precision)[0])
     with contextlib.closing(FrameStream(sweep)) as stream:
         resized = ResizedFrames(stream, manifest.tower.image_size, manifest.preprocessing, device)
         resized.finish()
@@ -44,7 +44,7 @@ def spread_heads(model: Path, sweep: Path, device_name: str | None) -> None:
     parts = []
     for frames in resized.frames[at].split(8):
         images = normalise(frames, manifest.preprocessing, ensemble.dtype)
-        embedding = ensemble.tower.run(images, range(ensemble.members), order=ensemble.order).embedding
+        embedding = ensemble.tower.run(images, range(ensemble.members), order="sequential").embedding
         assert embedding is not None
         parts.append(embedding.float().cpu())
     files = dict(manifest.files)

@@ -1,9 +1,10 @@
-"""Attention on a CPU in bfloat16 against PyTorch's own kernel and against float32."""
+"""Attention in bfloat16 on a CPU, and of one query on a GPU, against PyTorch's own kernel and against float64."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from algorithm import attention
 from algorithm.attention import attend
 
 
@@ -44,3 +45,24 @@ def test_float32_is_pytorchs_own():
     """Nothing but bfloat16 on a CPU takes the other way."""
     parts = tokens_of(queries=5, tokens=9)
     assert torch.equal(attend(*parts), F.scaled_dot_product_attention(*parts))
+
+
+def test_one_query_on_a_gpu_is_exact_too():
+    """The way that the class token takes on a GPU, run on the CPU."""
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        parts = [part.to(dtype) for part in tokens_of(queries=1)]
+        exact = F.scaled_dot_product_attention(*(part.double() for part in parts)).float()
+        found = attention._attend_with_one_query(*parts)
+        assert found.dtype == dtype
+        assert found.shape == exact.shape
+        assert relative_error(found, exact) < max(torch.finfo(dtype).eps, 1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("queries", [1, 257])
+def test_a_gpu_repeats_itself(queries):
+    """The batch of a whole ViT-L: the same bits every time. cuDNN's kernel for one query alone does not."""
+    parts = [torch.randn(128, 16, count, 64, device="cuda").half() for count in (queries, 257, 257)]
+    expected = attend(*parts)
+    for _ in range(8):
+        assert torch.equal(attend(*parts), expected)

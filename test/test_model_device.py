@@ -15,6 +15,7 @@ from algorithm.device import (
     is_out_of_memory,
     set_cpu_threads,
 )
+from algorithm.manifest import HalfPrecision
 
 
 def test_no_gpu_is_the_cpu_with_a_reason(monkeypatch):
@@ -95,12 +96,37 @@ def test_want_of_memory_is_known_by_what_is_said():
 
 
 def test_precision_by_capability(monkeypatch):
-    """float16 on a T4, bfloat16 from 8.0 on, float32 on cards without half precision."""
-    for capability, dtype in (((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)):
+    """float16 on every card that has it, float32 on cards without half precision."""
+    for capability in ((7, 5), (8, 0), (9, 0)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, capability=capability: capability)
-        assert choose_precision(torch.device("cuda"))[0] == dtype
+        assert choose_precision(torch.device("cuda"))[0] == torch.float16
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (5, 2))
     assert choose_precision(torch.device("cuda"))[0] == torch.float32
+
+
+def test_precision_that_an_artifact_bears(monkeypatch):
+    """A type that was measured to be too far from float32 is left alone, and the reason says so."""
+    monkeypatch.setattr("algorithm.device.cpu_flags", lambda: {"avx512_bf16"})
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    good, rounded, overflowing, neither = (
+        HalfPrecision(frames=64, float16=float16, bfloat16=bfloat16)
+        for float16, bfloat16 in ((0.002, 0.02), (0.004, 0.036), (1.0, 0.01), (1.0, 0.03))
+    )
+    for measured, on_gpu, on_cpu in (
+        (None, torch.float16, torch.bfloat16),
+        (HalfPrecision(), torch.float16, torch.bfloat16),
+        (good, torch.float16, torch.bfloat16),
+        (rounded, torch.float16, torch.float32),
+        (overflowing, torch.bfloat16, torch.bfloat16),
+        (neither, torch.float32, torch.float32),
+    ):
+        assert choose_precision(torch.device("cuda"), measured)[0] == on_gpu
+        assert choose_precision(torch.device("cpu"), measured)[0] == on_cpu
+    told = choose_precision(torch.device("cpu"), rounded)[1]
+    assert told == "the CPU has avx512_bf16; bfloat16 is 0.036 off for this artifact, more than 0.02"
+    assert "within 0.0200 of float32" in choose_precision(torch.device("cpu"), good)[1]
+    assert "was not measured" in choose_precision(torch.device("cpu"))[1]
 
 
 def test_precision_of_a_cpu(monkeypatch, tmp_path):

@@ -32,9 +32,9 @@ def test_results_repeat_to_the_bit(platform_case, speckle, tiny_model):
     runs = [
         results_of(pipeline, platform_case) for pipeline in (first, first, Pipeline.load(tiny_model, device="cuda"))
     ]
-    for other in runs[1:]:
-        assert np.array_equal(other.pop("mask"), runs[0]["mask"])
-        assert other == {name: value for name, value in runs[0].items() if name != "mask"}
+    for which, other in zip(("the same pipeline", "another one"), runs[1:], strict=True):
+        assert np.array_equal(other.pop("mask"), runs[0]["mask"]), which
+        assert other == {name: value for name, value in runs[0].items() if name != "mask"}, which
 
 
 @contextlib.contextmanager

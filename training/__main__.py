@@ -16,6 +16,7 @@ COMMANDS = {
     "ensemble": ("training.ensemble", "raw release to a trained ensemble: prepare, split, fit every fold"),
     "table": ("training.table", "every row of the paper's table, five trials each"),
     "export": ("training.export", "trained members to an artifact"),
+    "precision": ("training.precision", "measure half precision on sweeps, for an artifact's manifest"),
     "import": ("training.import_published", "checkpoints of the published code to an artifact"),
     "pack": ("training.pack", "an artifact to model.tar.gz"),
     "demo": ("training.demo", "rebuild model/demo"),

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from acouslic.errors import AcouslicError
 from acouslic.write import write_bytes
-from algorithm.device import choose_precision
 from algorithm.manifest import PreprocessingConfig
 from algorithm.preprocess import normalise
 from training.dataset import FrameTable
 from training.model import Network, all_rows
+from training.precision import autocast_type
 
 _BATCH = 64
 
@@ -50,7 +50,7 @@ def score_out_of_fold(
 ) -> OutOfFold:
     """Score every frame of a table; with `limit` only the first ones and the first annotated one, the rest 0.
 
-    In the precision that the algorithm would choose on `device`, whichever training had.
+    Under autocast to the half type that training would choose on `device`, whichever it had.
     """
     network = network.to(device).eval()
     rows = np.arange(len(table))
@@ -59,7 +59,7 @@ def score_out_of_fold(
     presence, optimality = np.zeros(len(table), np.float32), np.zeros(len(table), np.float32)
     mask_rows: list[int] = []
     masks: list[NDArray[np.uint8]] = []
-    dtype, _ = choose_precision(device)
+    dtype, _ = autocast_type(device)
     for start in range(0, len(rows), _BATCH):
         chosen = rows[start : start + _BATCH]
         batch = table.read(chosen)

@@ -12,7 +12,8 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from algorithm.device import choose_device, choose_precision
+from algorithm.device import choose_device
+from training.precision import autocast_type
 from training.run_folder import RunFolder
 from training.settings import MachineSettings, TrainSettings
 
@@ -68,7 +69,7 @@ def choose_training_precision(machine: MachineSettings) -> str:
     if machine.precision != "auto":
         return machine.precision
     device, _ = choose_device("cpu" if machine.accelerator == "cpu" else None)
-    dtype, reason = choose_precision(device)
+    dtype, reason = autocast_type(device)
     name = {torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed"}.get(dtype, "32-true")
     print(f"precision {name} on {device}: {reason}", flush=True)
     return name

@@ -1,0 +1,112 @@
+"""Half precision: the type that training computes in, and how far it takes an artifact's probabilities from float32's.
+
+    python -m training precision MODEL SWEEP... [--frames 128] [--device cpu|cuda]
+
+The command measures on frames spread evenly over the sweeps and writes what it found into the artifact's manifest;
+`export` does the same on validation frames. The algorithm then leaves a type alone that takes a probability further
+than it may (`algorithm.device.choose_precision`).
+"""
+
+import argparse
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from acouslic.errors import AcouslicError
+from acouslic.write import write_text
+from algorithm.artifact import load_artifact
+from algorithm.device import MOST_HALF_DIFFERENCE, choose_device, half_types, keep_exact_sums, set_cpu_threads
+from algorithm.ensemble import Ensemble
+from algorithm.frame_stream import FrameStream
+from algorithm.manifest import MANIFEST_FILE, HalfPrecision, Manifest, manifest_to_json, read_manifest
+from algorithm.preprocess import normalise
+from algorithm.resized_frames import ResizedFrames
+
+FRAMES = 128
+_BATCH = 8
+
+
+def autocast_type(device: torch.device) -> tuple[torch.dtype, str]:
+    """What training's autocast computes in on `device`, with the reason.
+
+    bfloat16 where it is fast: gradients need range, which float16 lacks, more than digits.
+    """
+    types, reason = half_types(device)
+    if torch.bfloat16 in types:
+        return torch.bfloat16, reason
+    return types[0] if types else torch.float32, reason
+
+
+def measure_half_precision(folder: Path, frames: Tensor, device: torch.device) -> HalfPrecision:
+    """The largest difference of a probability from float32's for the artifact in `folder`, in each half type.
+
+    `frames` are square images, uint8 (N, S, S), at least one. Presence and optimality of every member, and of the gate
+    where there is one. A type in which something is not a number counts as 1. On a CPU float16 takes its time.
+    """
+    keep_exact_sums()
+    exact = _probabilities(folder, frames, device, torch.float32)
+    found = {}
+    for dtype in (torch.float16, torch.bfloat16):
+        difference = (_probabilities(folder, frames, device, dtype) - exact).abs().max()
+        found[str(dtype).removeprefix("torch.")] = float(difference.nan_to_num(1.0, 1.0).clamp(max=1.0))
+    return HalfPrecision(frames=len(frames), **found)
+
+
+def describe(measured: HalfPrecision) -> str:
+    """One sentence for people."""
+    parts = [
+        f"{name} {difference:.4f}{'' if difference <= MOST_HALF_DIFFERENCE else ' (too much: it will not be used)'}"
+        for name in ("float16", "bfloat16")
+        if (difference := getattr(measured, name)) is not None
+    ]
+    return f"largest difference of a probability from float32 on {measured.frames} frames: {', '.join(parts)}"
+
+
+def _probabilities(folder: Path, frames: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """All that the ensemble says of the frames, one row a probability (rows, N), float32 on the CPU."""
+    ensemble = Ensemble.from_artifact(load_artifact(folder), device, dtype)
+    parts = []
+    for batch in frames.to(device).split(_BATCH):
+        images = normalise(batch, ensemble.manifest.preprocessing, dtype)
+        scores = ensemble.score(images)
+        rows = [scores.presence_probability, scores.optimality_probability]
+        if ensemble.manifest.scoring.mode == "gated":
+            gate = ensemble.gate(images)
+            opinions = (gate.presence_probability, gate.optimality_probability)
+            rows += [opinion[None] for opinion in opinions if opinion is not None]
+        parts.append(torch.cat(rows).cpu())
+    return torch.cat(parts, dim=1)
+
+
+def _spread_frames(sweep: Path, manifest: Manifest, count: int) -> Tensor:
+    """`count` frames of a stack or as many as it has, spread evenly, as square images."""
+    with contextlib.closing(FrameStream(sweep)) as stream:
+        resized = ResizedFrames(stream, manifest.tower.image_size, manifest.preprocessing, torch.device("cpu"))
+        resized.finish()
+    length = len(resized.frames)
+    return resized.frames[[index * length // min(count, length) for index in range(min(count, length))]]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command `python -m training precision`."""
+    parser = argparse.ArgumentParser(prog="python -m training precision", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", type=Path, metavar="MODEL", help="folder of the artifact")
+    parser.add_argument("sweeps", type=Path, nargs="+", metavar="SWEEP", help="stacks that it was not trained on")
+    parser.add_argument("--frames", type=int, default=FRAMES, help=f"in all (default: {FRAMES})")
+    parser.add_argument("--device", choices=("cpu", "cuda"))
+    options = parser.parse_args(arguments)
+    if options.frames < len(options.sweeps):
+        raise AcouslicError(f"--frames {options.frames}: at least one frame a sweep is needed")
+    set_cpu_threads()
+    device, _ = choose_device(options.device)
+    manifest = read_manifest(options.model)
+    each = options.frames // len(options.sweeps)
+    frames = torch.cat([_spread_frames(sweep, manifest, each) for sweep in options.sweeps])
+    measured = measure_half_precision(options.model, frames, device)
+    write_text(options.model / MANIFEST_FILE, manifest_to_json(dataclasses.replace(manifest, half_precision=measured)))
+    print(describe(measured))
+    return 0
