@@ -94,7 +94,7 @@ def half_types(device: torch.device) -> tuple[tuple[torch.dtype, ...], str]:
     """The half types that `device` is fast in, the preferred one first, with the reason.
 
     On a GPU float16 goes first: it has three more bits than bfloat16, and took 5 % longer on an H100 (bench/LOG.md,
-    28); what it lacks is range, which the residual stream has in float32.
+    29); what it lacks is range, which the residual stream has in float32.
     """
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)

@@ -19,7 +19,7 @@ from algorithm.cores import usable_cores
 LEAST_CORES = 4
 """With fewer there is no GPU that waits for them, and scoring on the CPU needs them itself."""
 MOST_THREADS = 8
-"""More gain nothing: the stream is put together by one (bench/LOG.md, 29)."""
+"""More gain nothing: the stream is put together by one (bench/LOG.md, 30)."""
 LEAST_STORED_BYTES = 16 << 20
 _ZLIB_ENDS_WITH = 4
 """Bytes: the checksum, Adler-32."""
