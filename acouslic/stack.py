@@ -120,8 +120,8 @@ def open_stack(path: Path, *, allow_single_frame_2d: bool = False, opener: OpenP
     """Read and check the header of a `.mha`, `.mhd`, `.tif` or `.tiff`; no pixel is decoded.
 
     A 2-D image is refused, or with `allow_single_frame_2d` taken as a stack of one frame. `opener` decodes the pixels
-    of a MetaImage. Raises AcouslicError, naming
-    what was found and what is expected, for any other file.
+    of a MetaImage.
+    Raises AcouslicError, naming what was found and what is expected, for any other file.
     """
     suffix, kind = path.suffix.lower(), _kind_of(path)
     if suffix not in STACK_SUFFIXES:

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -32,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # this when torch loads it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        with _interrupted_by_sigterm():
-            return _run(parsed)
+        _let_signals_interrupt_once()
+        return _run(parsed)
     except KeyboardInterrupt as interrupt:
         complain("stopped by a signal before the result was complete; nothing of an incomplete result was kept")
         return 128 + (signal.SIGTERM if interrupt.args == (signal.SIGTERM,) else signal.SIGINT)
@@ -89,20 +89,19 @@ def _run_one_case(input_dir: Path, output_dir: Path, model_dir: Path, parsed: ar
             pipeline.run_stream(stream, output_dir, sweep.case, started_at=started_at)
 
 
-@contextlib.contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
-    """Inside, SIGTERM ends the program as Ctrl-C does, with its clean-up. `serve` has its own way."""
+def _let_signals_interrupt_once() -> None:
+    """From now on SIGTERM ends the program as Ctrl-C does, with its clean-up. `serve` has its own way."""
+    # A shell lets what it starts in the background ignore Ctrl-C: so it stays.
+    watched = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
 
-    def interrupt(_: int, __: FrameType | None) -> NoReturn:
-        # Once is enough: a second signal must not break the clean-up.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise KeyboardInterrupt(signal.SIGTERM)
+    def interrupt(number: int, _: FrameType | None) -> NoReturn:
+        # Once is enough: a second signal must not break the clean-up, nor the exit, while a decoder's threads end.
+        for each in watched:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt(number)
 
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    for number in watched:
+        signal.signal(number, interrupt)
 
 
 def _parser() -> argparse.ArgumentParser:

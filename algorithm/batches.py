@@ -20,7 +20,7 @@ CPU_BATCH_FRAMES = 8
 FIRST_BATCH_FRAMES = 2
 """A run's first batch: what a person who waits sees first is that it works, and how fast."""
 MAX_BATCH_FRAMES = 128
-"""A GPU is busy from about 16,000 tokens on; a larger batch only takes memory."""
+"""Larger ones are no faster on an H100 (bench/LOG.md, 33)."""
 _MEMORY_SHARE = 0.4
 """Of a GPU's free memory: the estimate of a frame's activations is rough, and running out costs a repeated batch."""
 
@@ -178,8 +178,8 @@ class Batches:
             self.first_batch_at = self._clock.passed_at(self._first_batch)
         if not all(np.isfinite(values).all() for values in found):
             raise AcouslicError(
-                f"the model gives probabilities that are not numbers in {self.ensemble.dtype}: its weights overflow or "
-                "are damaged"
+                f"the model gives probabilities that are not numbers in {self.ensemble.dtype}: its weights are damaged "
+                "or overflow; if they overflow, `python -m training precision` makes the algorithm use another type"
             )
         return found[0], found[1]
 

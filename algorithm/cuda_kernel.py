@@ -1,7 +1,7 @@
 """CUDA C++ compiled when it is first needed, by the compiler library (NVRTC) that a torch with CUDA brings along.
 
-Nothing is needed beyond torch and the driver, and a small kernel takes a tenth of a second. `torch.compile` and Triton
-would take seconds in every cold container, and need a C compiler there.
+Nothing is needed beyond torch and the driver, and a small kernel takes 0.4 s, most of it to load the compiler.
+`torch.compile` and Triton would take seconds in every cold container, and need a C compiler there.
 """
 
 import ctypes
@@ -18,20 +18,23 @@ class CudaKernel:
     """The function `name` of `source`, compiled for `device`. Raises RuntimeError, or OSError without the libraries."""
 
     def __init__(self, source: str, name: str, device: torch.device, options: Sequence[str] = ()) -> None:
-        torch.zeros(1, device=device)  # makes the device's context current in this thread
         major, minor = torch.cuda.get_device_capability(device)
         binary = _compile(source, name, [f"--gpu-architecture=sm_{major}{minor}", *options])
-        self._driver = ctypes.CDLL("libcuda.so.1")
+        self._device, self._driver = device, ctypes.CDLL("libcuda.so.1")
         self._module, self._function = ctypes.c_void_p(), ctypes.c_void_p()
-        self._check(self._driver.cuModuleLoadData(ctypes.byref(self._module), binary))
-        self._check(self._driver.cuModuleGetFunction(ctypes.byref(self._function), self._module, name.encode()))
+        with torch.cuda.device(device):
+            torch.zeros(1, device=device)  # makes the device's context current in this thread
+            self._check(self._driver.cuModuleLoadData(ctypes.byref(self._module), binary))
+            self._check(self._driver.cuModuleGetFunction(ctypes.byref(self._function), self._module, name.encode()))
 
     def launch(self, blocks: int, threads: int, arguments: Sequence[Argument]) -> None:
-        """Queue it on torch's current stream. `arguments` are of the C types of the kernel's parameters."""
+        """Queue it on torch's current stream. `arguments` are of the C types of the kernel's parameters, at least one
+        block; the calling thread has used the device before."""
         pointers = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
-        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
         grid, block = (blocks, 1, 1), (threads, 1, 1)
-        self._check(self._driver.cuLaunchKernel(self._function, *grid, *block, 0, stream, pointers, None))
+        with torch.cuda.device(self._device):
+            stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+            self._check(self._driver.cuLaunchKernel(self._function, *grid, *block, 0, stream, pointers, None))
 
     def _check(self, status: int) -> None:
         if status:
@@ -69,11 +72,11 @@ def _text(nvrtc: ctypes.CDLL, program: ctypes.c_void_p) -> str:
 
 
 def _library() -> ctypes.CDLL:
-    """NVRTC of torch's own CUDA version."""
+    """NVRTC of torch's own CUDA version: the one among its packages, or else one that the system knows."""
     if torch.version.cuda is None:
         raise OSError("this torch is built without CUDA")
     name = f"libnvrtc.so.{torch.version.cuda.partition('.')[0]}"
-    for candidate in (name, *_in_packages(name)):
+    for candidate in (*_in_packages(name), name):
         try:
             return ctypes.CDLL(candidate)
         except OSError:

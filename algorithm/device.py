@@ -73,7 +73,8 @@ def _look_for_gpu() -> tuple[torch.device, str]:
 
 
 def choose_precision(device: torch.device, measured: HalfPrecision | None = None) -> tuple[torch.dtype, str]:
-    """The fastest type on `device` that keeps the artifact's probabilities near float32's, with the reason.
+    """The first of `device`'s half types that keeps the artifact's probabilities near float32's, else float32, with the
+    reason.
 
     `measured` is what the artifact's manifest says of half precision. A type that was not measured is trusted.
     """

@@ -14,10 +14,11 @@ from torch.nn import functional as F
 
 from acouslic.errors import AcouslicError
 from algorithm.artifact import Artifact
+from algorithm.device import is_out_of_memory
 from algorithm.heads import Heads, presence_from_mask
 from algorithm.manifest import DecoderConfig, Manifest
 from algorithm.merged_weights import Row
-from algorithm.stacked_tower import RowOrder, StackedOutput, StackedTower
+from algorithm.stacked_tower import StackedOutput, StackedTower
 from algorithm.tower import without_weights
 
 _TOKENS_A_MULTIPROCESSOR = 62
@@ -141,8 +142,7 @@ class Ensemble:
         `trunk` is what `trunk` said of the same images, where that is known already.
         Raises torch.OutOfMemoryError where the batch is too large for the device.
         """
-        taps = self._taps(self.mask_judges)
-        output = self.tower.run(images, range(self.members), taps=taps, order=self._order(images), trunk=trunk)
+        output = self._run(images, list(range(self.members)), self._taps(self.mask_judges), trunk=trunk)
         embedding = output.embedding
         assert embedding is not None
         presence = self._presence_of_members(images, output)
@@ -175,8 +175,7 @@ class Ensemble:
         Images as for `score`. Masks of members with a smaller grid are resized bilinearly.
         """
         rows = self.decoder_members
-        order = self._order(images) if rows == list(range(self.members)) else "sequential"
-        output = self.tower.run(images, rows, taps=self._taps(rows), order=order, embed=False)
+        output = self._run(images, rows, self._taps(rows), embed=False)
         masks = [self._mask(k, images, taps) for k, taps in zip(rows, output.taps, strict=True)]
         side = max(mask.shape[-1] for mask in masks)
         return torch.stack(
@@ -186,9 +185,19 @@ class Ensemble:
             ]
         )
 
-    def _order(self, images: Tensor) -> RowOrder:
-        """How the members run on a batch of this size."""
-        return "batched" if len(images) < self.batched_below else "sequential"
+    def _run(
+        self, images: Tensor, rows: list[int], taps: list[int], *, embed: bool = True, trunk: Tensor | None = None
+    ) -> StackedOutput:
+        """These members on a batch, all at once where it is small and memory holds that, else one after another."""
+        if len(images) < self.batched_below and rows == list(range(rows[0], rows[-1] + 1)):
+            try:
+                return self.tower.run(images, rows, taps=taps, order="batched", embed=embed, trunk=trunk)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        return self.tower.run(images, rows, taps=taps, order="sequential", embed=embed, trunk=trunk)
 
     def _linear_heads(self, name: Literal["presence", "optimality"], members: list[int]) -> LinearHeads | None:
         """The linear heads of `members`, divided by their temperatures; None without any."""

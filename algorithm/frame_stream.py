@@ -4,6 +4,7 @@ The thread starts before torch is imported and weights are loaded, so that on a 
 runs ahead of its reader by a bounded number of bytes.
 """
 
+import atexit
 import threading
 import time
 from collections import deque
@@ -34,6 +35,8 @@ class FrameStream:
         self._closed = False
         self._read_s = 0.0
         self._thread = threading.Thread(target=self._decode, name=f"decode {path.name}", daemon=True)
+        # Decoders have threads that must not outlive the interpreter, also where somebody forgets to close.
+        atexit.register(self.close)
         self._thread.start()
 
     @property
@@ -73,6 +76,7 @@ class FrameStream:
             self._chunks.clear()
             self._changed.notify_all()
         self._thread.join()
+        atexit.unregister(self.close)
 
     def _raise_error(self) -> None:
         if self._error is not None:

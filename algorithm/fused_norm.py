@@ -5,7 +5,6 @@ and writes normalised half precision, so adding, normalising and casting move 28
 H100 28 % of the tower's time against 14 % (bench/LOG.md, 27).
 """
 
-import contextlib
 import ctypes
 import functools
 import logging
@@ -115,13 +114,15 @@ def add_and_normalise(
 ) -> tuple[Tensor, Tensor]:
     """The residual stream with `branch` added, in float32, and that normalised over its channels, in `dtype`.
 
-    `x` is float32 (rows or 1, batch, tokens, width), `branch` `dtype` of the same shape, or None where there is nothing
-    to add; `norm` are the weight and bias (width,) in float32.
+    `x` is float32 and `branch` `dtype`, both (rows or 1, batch, tokens, width), or `branch` is None where there is
+    nothing to add; `norm` are the weight and bias (width,) in float32. No rows: none.
     """
     kernel = _kernel(x.device, dtype, x.shape[-1]) if x.device.type == "cuda" else None
-    if kernel is None:
+    if kernel is None or not x.numel():
         x = x if branch is None else x + branch
         return x, F.layer_norm(x, (x.shape[-1],), *norm, eps).to(dtype)
+    assert x.dtype == torch.float32
+    assert branch is None or (branch.dtype == dtype and branch.shape[1:] == x.shape[1:])
     x = x.contiguous()
     branch = None if branch is None else branch.contiguous()
     shape = x.shape if branch is None or len(branch) == 1 else branch.shape
@@ -136,11 +137,14 @@ def add_and_normalise(
     return added, normalised
 
 
-def prepare(device: torch.device, dtype: torch.dtype, width: int) -> None:
-    """Compile what `add_and_normalise` will need, so that its first call does not take a third of a second."""
-    if device.type == "cuda":
-        with contextlib.suppress(RuntimeError):  # no memory: the first call raises it where it is looked for
-            _kernel(device, dtype, width)
+def prepare(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    """Compile what `add_and_normalise` will need, so that its first call does not have to; whether there is a kernel.
+    Raises as torch does where the GPU has no memory."""
+    if device.type != "cuda":
+        return False
+    if device.index is None:  # the one that tensors on it will name
+        device = torch.device("cuda", torch.cuda.current_device())
+    return _kernel(device, dtype, width) is not None
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from acouslic.errors import AcouslicError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 TOWER_FILE = "tower.safetensors"
 
@@ -256,7 +256,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class HalfPrecision:
-    """How far half precision takes the artifact's probabilities from float32's: the largest difference, as measured."""
+    """How far half precision takes presence and optimality from float32's: the largest difference, as measured."""
 
     frames: int = 0
     """On so many frames; 0 where it was not measured."""
@@ -265,14 +265,14 @@ class HalfPrecision:
 
     def check(self) -> None:
         """Raises ValueError for what cannot have been measured."""
+        if self.frames < 0:
+            raise ValueError(f"frames must not be negative: {self.frames}")
         for name in ("float16", "bfloat16"):
             difference = getattr(self, name)
             if difference is not None and not 0 <= difference <= 1:
                 raise ValueError(f"{name} must lie in 0..1, not {difference}")
             if (difference is None) != (self.frames == 0):
                 raise ValueError(f"{name} goes with a number of frames, and none without")
-        if self.frames < 0:
-            raise ValueError(f"frames must not be negative: {self.frames}")
 
 
 @dataclass(frozen=True)

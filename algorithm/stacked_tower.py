@@ -7,8 +7,8 @@ once, exactly. From there on the rows run batched (one product for all) or one a
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from threading import Thread
 from typing import Literal
 
 import torch
@@ -164,8 +164,6 @@ class StackedTower:
     ) -> None:
         self.config, self.rows, self.device, self.dtype = config, len(rows), device, dtype
         weights = MergedWeights(config, state, rows, device, dtype)
-        compiling = Thread(target=prepare, args=(device, dtype, config.width))
-        compiling.start()
         packed = packed and can_pack(device, dtype)
         self.packed = packed
         kept = config.kept_patches
@@ -178,8 +176,11 @@ class StackedTower:
         patch_positions = positions[1:] if kept is None else positions[1:][list(kept)]
         self.patch_positions = patch_positions.to(device, RESIDUAL_DTYPE)
         self.ln_pre = weights.norm("ln_pre") if config.pre_norm else None
-        blocks = [StackedBlock(number, weights, packed=packed) for number in range(1, config.layers + 1)]
-        compiling.join()
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            if device.type == "cuda":
+                # In vain where memory runs out; then that is met again, and handled, by whoever runs the tower.
+                pool.submit(prepare, device, dtype, config.width)
+            blocks = [StackedBlock(number, weights, packed=packed) for number in range(1, config.layers + 1)]
         self.steps = [step for block in blocks for step in block.steps()]
         adapted = [index for index, step in enumerate(self.steps) if step.adapted]
         self.parting = adapted[0] if adapted else len(self.steps)

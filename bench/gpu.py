@@ -31,6 +31,7 @@ from algorithm.batches import choose_batch_frames
 from algorithm.device import choose_device, choose_precision, keep_exact_sums, set_cpu_threads
 from algorithm.ensemble import Ensemble
 from algorithm.frame_stream import FrameStream
+from algorithm.fused_norm import prepare
 from algorithm.manifest import read_manifest
 from algorithm.pipeline import Pipeline
 from algorithm.resized_frames import ResizedFrames
@@ -67,8 +68,9 @@ _PHASES = ("wait", "preprocess", "gate", "refine", "segment", "write", "total")
 
 @dataclass(frozen=True)
 class TowerRate:
-    """The scoring of one batch by all members, nothing but the device's work, as a share of the card's best
-    peak: bfloat16's beside float16, whose longer products cost more power."""
+    """The scoring of one batch by all members, nothing but the device's work.
+
+    Its share is that of the best peak of any half type: a card's bfloat16 peak is the higher one."""
 
     order: RowOrder
     batch_frames: int
@@ -122,7 +124,8 @@ def warm_cases(
     first = results[0]
     same = all(
         np.array_equal(result.presence_probability, first.presence_probability)
-        and result.frame_index == first.frame_index
+        and np.array_equal(result.optimality_probability, first.optimality_probability)
+        and (result.frame_index, result.circumference_mm) == (first.frame_index, first.circumference_mm)
         and np.array_equal(result.mask, first.mask)
         for result in results
     )
@@ -216,6 +219,7 @@ def measure(args: argparse.Namespace, work: Path) -> tuple[dict[str, Any], str]:
         "parity": parity,
         "against_cpu": against_cpu,
         "batched_below": batched_below,
+        "one_pass_norm": prepare(device, dtype, manifest.tower.width),
         "batch_frames": batch_frames,
         "tower": [asdict(rate) for rate in rates],
         "warm": {mode: {"phases_s": medians[mode], "runs": runs} for mode, runs in warm.items()},
@@ -295,7 +299,8 @@ def text(
             f"{'within' if against['within_bounds'] else 'OUTSIDE'} the bounds",
             "",
             table(["tower, members", "batch", "ms a frame", "of the peak"], tower_rows),
-            f"chosen: batches of {result['batch_frames']}, batched below {result['batched_below']} frames",
+            f"chosen: batches of {result['batch_frames']}, batched below {result['batched_below']} frames; "
+            f"adding and normalising take {'one pass' if result['one_pass_norm'] else 'SEVERAL PASSES'}",
             "",
             table(["warm case", *medians], warm_rows),
             f"runs are {'the same to the bit' if result['repeatable'] else 'NOT THE SAME'}",

@@ -98,13 +98,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("sweeps", type=Path, nargs="+", metavar="SWEEP")
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--device", choices=("cpu", "cuda"))
-    parser.add_argument("--precision", choices=("bfloat16", "float16"), help="default: what the algorithm would choose")
+    parser.add_argument("--precision", choices=("bfloat16", "float16"), help="default: the device's own half type")
     parser.add_argument("--probabilities", action="store_true")
     args = parser.parse_args(arguments)
     set_cpu_threads()
     keep_exact_sums()
     device, _ = choose_device(args.device)
-    half_type = getattr(torch, args.precision) if args.precision else choose_precision(device)[0]  # whatever it keeps
+    half_type = getattr(torch, args.precision) if args.precision else choose_precision(device)[0]
     exact = score_exhaustively(args.model, args.sweeps, device, torch.float32)
     half = score_exhaustively(args.model, args.sweeps, device, half_type)
     selection = read_manifest(args.model).selection

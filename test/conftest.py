@@ -284,6 +284,7 @@ def run_algorithm(
     """`run_algorithm(*arguments, **environment)`: `python -m algorithm` without a new process."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    on_signal = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def run(*arguments: object, **environment: object) -> Ended:
         from algorithm.__main__ import main
@@ -298,7 +299,9 @@ def run_algorithm(
         return Ended(code, *capsys.readouterr())
 
     yield run
-    # The program owns its process and sets up logging for good; a test has to undo that.
+    # The program owns its process and sets up signals and logging for good; a test has to undo that.
+    for number, handler in on_signal.items():
+        signal.signal(number, handler)
     logging.captureWarnings(False)
     root.handlers[:] = handlers
     root.setLevel(level)

@@ -1,6 +1,7 @@
 """The ensemble against its members one by one: shared trunk, stacked weights, heads, gate and precision."""
 
 import dataclasses
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -328,6 +329,37 @@ def test_same_result_twice(manifest, images, tmp_path):
     expected = first.score(images).presence_probability
     assert torch.equal(first.score(images).presence_probability, expected)
     assert torch.equal(second.score(images).presence_probability, expected)
+
+
+def test_small_batches_run_all_members_at_once(manifest, images, tmp_path, monkeypatch):
+    """Below the threshold batched, from it on one after another; so too where memory does not hold all at once."""
+    ensemble = Ensemble.from_artifact(
+        write_scenario(tmp_path / "artifact", SCENARIOS["last_blocks"], manifest), CPU, torch.float32, order="batched"
+    )
+    asked, original, full = [], ensemble.tower.run, []
+
+    def run(images, rows, *, order, **more):
+        asked.append(order)
+        if full and order == "batched":
+            raise RuntimeError(full[0])
+        return original(images, rows, order=order, **more)
+
+    monkeypatch.setattr(ensemble.tower, "run", run)
+    for below, order in ((len(images) + 1, "batched"), (len(images), "sequential")):
+        ensemble.batched_below = below
+        ensemble.score(images)
+        ensemble.segment(images)
+        assert asked == [order, order]
+        asked.clear()
+    ensemble.batched_below = sys.maxsize
+    expected = ensemble.score(images).presence_probability
+    full.append("CUDA error: out of memory")
+    asked.clear()
+    assert torch.allclose(ensemble.score(images).presence_probability, expected, atol=1e-5, rtol=0)
+    assert asked == ["batched", "sequential"]
+    full[0] = "a shape is wrong"
+    with pytest.raises(RuntimeError, match="a shape is wrong"):
+        ensemble.score(images)
 
 
 @pytest.mark.gpu

@@ -42,8 +42,22 @@ def test_plain_operations(shapes, dtype):
     torch.testing.assert_close(normalised.double(), expected_normalised, rtol=2 * torch.finfo(dtype).eps, atol=1e-5)
 
 
+def test_without_a_compiler_the_plain_operations_do_it(monkeypatch):
+    """A torch without CUDA, a missing library, a card that NVRTC does not know: no kernel, and a line in the log."""
+    for error in (OSError("libnvrtc.so.13 was not found"), RuntimeError("NVRTC: invalid value for --gpu-architecture")):
+
+        def fail(*_, error=error):
+            raise error
+
+        monkeypatch.setattr(fused_norm, "CudaKernel", fail)
+        fused_norm._kernel.cache_clear()
+        assert fused_norm._kernel(torch.device("cuda", 0), torch.float16, 1024) is None
+    fused_norm._kernel.cache_clear()
+    assert fused_norm.prepare(torch.device("cpu"), torch.float16, 1024) is False
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("width", [128, 384, 1024, 1280])
+@pytest.mark.parametrize("width", [128, 384, 1024, 1280, 2048])
 @pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_kernel(shapes, dtype, width):

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -260,8 +261,8 @@ def test_a_missing_or_damaged_model(platform_case, speckle, tiny_model, run_algo
 
     other = shutil.copytree(tiny_model, tmp_path / "other")
     manifest = json.loads((other / "manifest.json").read_text())
-    (other / "manifest.json").write_text(json.dumps(manifest | {"schema_version": 2}))
-    assert_refused(run_algorithm(**environment(platform_case, other)), platform_case, "schema_version is 2")
+    (other / "manifest.json").write_text(json.dumps(manifest | {"schema_version": 3}))
+    assert_refused(run_algorithm(**environment(platform_case, other)), platform_case, "schema_version is 3")
 
     damaged = shutil.copytree(tiny_model, tmp_path / "damaged")
     content = bytearray((damaged / "tower.safetensors").read_bytes())
@@ -296,12 +297,43 @@ def test_sigterm_leaves_nothing(platform_case, speckle, tiny_model, run_algorith
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr("algorithm.outputs.check_outputs", interrupted)
-    before = signal.getsignal(signal.SIGTERM)
     ended = run_algorithm(**environment(platform_case, tiny_model))
     assert ended.code == 143
     assert "stopped by a signal" in ended.stderr
     assert platform_case.written() == []
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # a second one would find it ending
+
+
+def test_a_second_signal_does_not_break_the_clean_up(platform_case, tiny_model, repository):
+    """Ctrl-C twice while a sweep is inflated on several threads: one sentence, no file, no abort."""
+    stack = np.random.default_rng(0).integers(0, 256, (128, 562, 744), dtype=np.uint8)
+    path = platform_case.write_sweep(stack)
+    assert path.stat().st_size > 16 << 20
+    program = (
+        "import sys\n"
+        "from algorithm import parallel_pixels\n"
+        "parallel_pixels.LEAST_CORES = 1\n"
+        "from algorithm.__main__ import main\n"
+        "print('started', flush=True)\n"
+        "sys.exit(main([]))\n"
+    )
+    variables = {name: str(value) for name, value in environment(platform_case, tiny_model).items()}
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env=os.environ | variables | {"PYTHONPATH": str(repository)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "started\n"
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr.splitlines()[-1].startswith("stopped by a signal")
+    assert platform_case.written() == []
 
 
 def test_the_real_process(platform_case, speckle, tiny_model, repository):

@@ -2,6 +2,8 @@
 
 import contextlib
 import gzip
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -89,9 +91,25 @@ def test_closing_early_ends_its_threads(tmp_path):
     assert not stream._thread.is_alive()
 
 
-@pytest.mark.parametrize("wrapper", ["gzip", "raw", "small", "few cores"])
+def test_an_exit_without_closing_is_clean(tmp_path, repository):
+    """Whoever forgets to close: the interpreter ends without an abort, whatever the threads are doing."""
+    path = written(tmp_path / "a.mha", COMPRESSED)
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from algorithm import frame_stream, parallel_pixels\n"
+        "parallel_pixels.LEAST_CORES = parallel_pixels.LEAST_STORED_BYTES = 1\n"
+        "frame_stream.MAX_AHEAD_BYTES = 1\n"
+        "next(frame_stream.FrameStream(Path(sys.argv[1])).chunks())\n"
+    )
+    command = [sys.executable, "-c", program, str(path)]
+    ended = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("wrapper", ["gzip", "raw", "small", "few cores", "limited"])
 def test_other_files_are_left_to_one_core(tmp_path, monkeypatch, wrapper):
-    """What is no zlib stream, is small, or finds few cores never meets it."""
+    """What is no zlib stream, is small, or finds few cores or a limited address space never meets it."""
     monkeypatch.setattr(parallel_pixels, "_ParallelPixels", None)
     path = tmp_path / "a.mha"
     if wrapper == "raw":
@@ -103,6 +121,8 @@ def test_other_files_are_left_to_one_core(tmp_path, monkeypatch, wrapper):
         written(path, gzip.compress(FRAMES.tobytes(), 2) if wrapper == "gzip" else COMPRESSED)
     if wrapper == "small":
         monkeypatch.setattr(parallel_pixels, "LEAST_STORED_BYTES", 1 << 30)
+    if wrapper == "limited":
+        monkeypatch.setattr("resource.getrlimit", lambda _: (8 << 30, 8 << 30))
     if wrapper == "few cores":
         monkeypatch.setattr(parallel_pixels, "LEAST_CORES", 10_000)
     assert np.array_equal(decoded(path), FRAMES)
@@ -140,6 +160,24 @@ def test_damage_has_the_sentence_of_one_core(tmp_path, stumbles, stored):
         decoded(path)
     assert str(found.value) == str(expected.value)
     assert stumbles
+
+
+def test_a_file_that_changes_meanwhile(tmp_path, monkeypatch):
+    """Where the strict decoder finds other pixels than those that are out already, the file is to blame."""
+    original, left = parallel_pixels._ParallelPixels._read, [2]
+
+    def read_changed(self, destination):
+        left[0] -= 1
+        if left[0] < 0:
+            self._stumbled = True
+            return 0
+        filled = original(self, destination)
+        destination[0] ^= 1
+        return filled
+
+    monkeypatch.setattr(parallel_pixels._ParallelPixels, "_read", read_changed)
+    with pytest.raises(AcouslicError, match=r"a\.mha was changed while it was read"):
+        decoded(written(tmp_path / "a.mha", COMPRESSED))
 
 
 def test_a_decoder_that_gives_up_on_a_good_file(tmp_path, stumbles, monkeypatch):

@@ -30,7 +30,7 @@ from algorithm.pipeline import Pipeline
 
 MEMBER = MemberConfig(adapter=False, presence=True, optimality=True, decoder=DecoderConfig((1, 1, 1, 1), 2, 2))
 MANIFEST = Manifest(
-    schema_version=1,
+    schema_version=2,
     name="drawn",
     tower=TowerConfig(image_size=112, patch_size=14, width=8, layers=2, heads=2, mlp_width=16, output_dim=4),
     preprocessing=PreprocessingConfig(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),

@@ -29,7 +29,7 @@ from algorithm.score import choose_refined, gate_frames, interpolate_in_sweeps, 
 TOWER = TowerConfig(image_size=28, patch_size=14, width=8, layers=2, heads=2, mlp_width=16, output_dim=4)
 MEMBER = MemberConfig(adapter=False, presence=True, optimality=True, decoder=DecoderConfig((1, 1, 1, 1), 2, 2))
 MANIFEST = Manifest(
-    schema_version=1,
+    schema_version=2,
     name="fake",
     tower=TOWER,
     preprocessing=PreprocessingConfig(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),

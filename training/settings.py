@@ -205,7 +205,7 @@ class MachineSettings:
         devices: how many on each node, or `auto`.
         nodes: how many machines.
         strategy: `auto`, `ddp`, ...
-        precision: `auto` is bfloat16 autocast where the device has it, else float32.
+        precision: `auto` is autocast to bfloat16 where the device is fast in it, or to float16, else float32.
         workers: processes that read frames.
         checkpoint_blocks: recompute adapted blocks in the backward pass instead of keeping them (less memory).
         threads: CPU threads of torch; nothing means what the machine allows.
