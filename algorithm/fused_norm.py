@@ -152,11 +152,15 @@ def _kernel(device: torch.device, dtype: torch.dtype, width: int) -> CudaKernel 
     """The kernel for rows of this width, None where there is none: the plain operations then do the same."""
     if dtype not in (torch.bfloat16, torch.float16) or width % _CHANNELS_A_STEP or width > _MOST_CHANNELS:
         return None
-    options = [f"-DWIDTH={width}", f"-DROWS={_ROWS_A_BLOCK}", *(["-DBFLOAT16"] if dtype == torch.bfloat16 else [])]
     try:
-        return CudaKernel(_SOURCE, "add_and_normalise", device, options)
+        return CudaKernel(_SOURCE, "add_and_normalise", device, _options(dtype, width))
     except (OSError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
         log.info("adding and normalising take two steps: %s", str(error).partition("\n")[0])
         return None
+
+
+def _options(dtype: torch.dtype, width: int) -> list[str]:
+    """What the source needs to be told."""
+    return [f"-DWIDTH={width}", f"-DROWS={_ROWS_A_BLOCK}", *(["-DBFLOAT16"] if dtype == torch.bfloat16 else [])]

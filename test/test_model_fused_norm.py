@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from algorithm import fused_norm
+from algorithm import cuda_kernel, fused_norm
 from algorithm.fused_norm import add_and_normalise
 
 SHAPES = {
@@ -40,6 +40,27 @@ def test_plain_operations(shapes, dtype):
     assert (added.dtype, normalised.dtype) == (torch.float32, dtype)
     torch.testing.assert_close(added.double(), expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(normalised.double(), expected_normalised, rtol=2 * torch.finfo(dtype).eps, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"), [(75, "float16"), (80, "bfloat16"), (90, "float16"), (90, "bfloat16")]
+)
+@pytest.mark.parametrize("width", [128, 1024, 2048])
+def test_it_compiles_for_cards_from_a_t4_to_an_h100(capability, dtype, width):
+    """Which takes no GPU, but the compiler that torch's CUDA build brings along."""
+    if torch.version.cuda is None:
+        pytest.skip("this torch is built without CUDA")
+    options = [f"--gpu-architecture=sm_{capability}", *fused_norm._options(getattr(torch, dtype), width)]
+    assert cuda_kernel._compile(fused_norm._SOURCE, "add_and_normalise", options)[:4] == b"\x7fELF"
+
+
+def test_what_the_compiler_says_is_told():
+    """A T4 has no bfloat16."""
+    if torch.version.cuda is None:
+        pytest.skip("this torch is built without CUDA")
+    options = ["--gpu-architecture=sm_75", *fused_norm._options(torch.bfloat16, 128)]
+    with pytest.raises(RuntimeError, match=r"NVRTC: .*bf16"):
+        cuda_kernel._compile(fused_norm._SOURCE, "add_and_normalise", options)
 
 
 def test_without_a_compiler_the_plain_operations_do_it(monkeypatch):
