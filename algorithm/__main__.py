@@ -8,9 +8,8 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
+from algorithm.interrupts import Interrupts
 from algorithm.messages import complain, explain, set_up_streams
 
 PORT = 4743
@@ -31,21 +30,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # jobs, under a quota, or with our own decoding: 200 frames took 254 s against 0.9 s on two busy cores. OpenMP reads
     # this when torch loads it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    interrupts = Interrupts()
     try:
-        _let_signals_interrupt_once()
-        return _run(parsed)
-    except KeyboardInterrupt as interrupt:
+        interrupts.install()
+        return _run(parsed, interrupts)
+    except (KeyboardInterrupt, Exception) as error:
+        # C code that an interrupt meets may raise an error of its own instead.
+        if interrupts.number is None and isinstance(error, Exception):
+            complain(explain(error))
+            return 1
         complain("stopped by a signal before the result was complete; nothing of an incomplete result was kept")
-        return 128 + (signal.SIGTERM if interrupt.args == (signal.SIGTERM,) else signal.SIGINT)
-    except Exception as error:
-        complain(explain(error))
-        return 1
+        return 128 + (interrupts.number or signal.SIGINT)
 
 
-def _run(parsed: argparse.Namespace) -> int:
+def _run(parsed: argparse.Namespace, interrupts: Interrupts) -> int:
     model_dir = parsed.model or Path(os.environ.get("MODEL_DIR", "/opt/ml/model"))
     if parsed.command == "predict":
-        from algorithm.predict import predict
+        with interrupts.held():
+            from algorithm.predict import predict
 
         return predict(
             parsed.sweeps,
@@ -62,11 +64,13 @@ def _run(parsed: argparse.Namespace) -> int:
         return serve(
             input_dir, output_dir, model_dir, port=parsed.port, device=parsed.device, batch_frames=parsed.batch_frames
         )
-    _run_one_case(input_dir, output_dir, model_dir, parsed)
+    _run_one_case(input_dir, output_dir, model_dir, parsed, interrupts)
     return 0
 
 
-def _run_one_case(input_dir: Path, output_dir: Path, model_dir: Path, parsed: argparse.Namespace) -> None:
+def _run_one_case(
+    input_dir: Path, output_dir: Path, model_dir: Path, parsed: argparse.Namespace, interrupts: Interrupts
+) -> None:
     """Exec mode. What can fail early does so before torch is imported, and the stack decodes meanwhile."""
     from acouslic.sockets import find_sweep_input
     from algorithm.frame_stream import FrameStream
@@ -81,27 +85,13 @@ def _run_one_case(input_dir: Path, output_dir: Path, model_dir: Path, parsed: ar
         with contextlib.closing(FrameStream(sweep.path)) as stream:
             _ = stream.header
 
-            from algorithm.pipeline import Pipeline
+            with interrupts.held():
+                from algorithm.pipeline import Pipeline
 
             age_s = process_age_s()
             started_at = time.monotonic() - age_s
             pipeline = Pipeline.load(model_dir, device=parsed.device, batch_frames=parsed.batch_frames, import_s=age_s)
             pipeline.run_stream(stream, output_dir, sweep.case, started_at=started_at)
-
-
-def _let_signals_interrupt_once() -> None:
-    """From now on SIGTERM ends the program as Ctrl-C does, with its clean-up. `serve` has its own way."""
-    # A shell lets what it starts in the background ignore Ctrl-C: so it stays.
-    watched = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
-
-    def interrupt(number: int, _: FrameType | None) -> NoReturn:
-        # Once is enough: a second signal must not break the clean-up, nor the exit, while a decoder's threads end.
-        for each in watched:
-            signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt(number)
-
-    for number in watched:
-        signal.signal(number, interrupt)
 
 
 def _parser() -> argparse.ArgumentParser:

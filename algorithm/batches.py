@@ -20,7 +20,7 @@ CPU_BATCH_FRAMES = 8
 FIRST_BATCH_FRAMES = 2
 """A run's first batch: what a person who waits sees first is that it works, and how fast."""
 MAX_BATCH_FRAMES = 128
-"""Larger ones are no faster on an H100 (bench/LOG.md, 33)."""
+"""Larger ones are 3 % faster at best (bench/LOG.md, 33)."""
 _MEMORY_SHARE = 0.4
 """Of a GPU's free memory: the estimate of a frame's activations is rough, and running out costs a repeated batch."""
 

@@ -22,7 +22,7 @@ from algorithm.stacked_tower import StackedOutput, StackedTower
 from algorithm.tower import without_weights
 
 _TOKENS_A_MULTIPROCESSOR = 62
-"""So many of one member keep a multiprocessor of a GPU busy: 32 frames of 257 tokens an H100 (bench/LOG.md, 31)."""
+"""So many of one member keep a multiprocessor of a GPU busy: 31 frames of 257 tokens an H100 (bench/LOG.md, 31)."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,8 @@ class Ensemble:
 
         `order` is how members run from the first adapter on: `auto` is `batched` on a GPU for as few frames as leave it
         idle in between, and else `sequential` (bench/LOG.md). It is counted, not timed, for the same results every
-        time. The average gate's weights are merged only where the manifest asks for that gate; it then is one more row.
+        time, unless memory runs out. The average gate's weights are merged only where the manifest asks for that gate;
+        it then is one more row.
         """
         manifest = artifact.manifest
         rows: list[Row] = [[(1.0, member.adapter)] for member in artifact.members]
@@ -140,7 +141,7 @@ class Ensemble:
         """Every member's judgement of normalised images (batch, 3, image_size, image_size) on the ensemble's device.
 
         `trunk` is what `trunk` said of the same images, where that is known already.
-        Raises torch.OutOfMemoryError where the batch is too large for the device.
+        Raises as torch does where the batch is too large for the device (`device.is_out_of_memory`).
         """
         output = self._run(images, list(range(self.members)), self._taps(self.mask_judges), trunk=trunk)
         embedding = output.embedding

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acouslic.stack import StackHeader, open_stack
-from algorithm.parallel_pixels import open_pixels_on_all_cores
+from algorithm.parallel_pixels import open_pixels_on_several_cores
 
 CHUNK_FRAMES = 16
 MAX_AHEAD_BYTES = 400_000_000
@@ -35,9 +35,9 @@ class FrameStream:
         self._closed = False
         self._read_s = 0.0
         self._thread = threading.Thread(target=self._decode, name=f"decode {path.name}", daemon=True)
+        self._thread.start()
         # Decoders have threads that must not outlive the interpreter, also where somebody forgets to close.
         atexit.register(self.close)
-        self._thread.start()
 
     @property
     def header(self) -> StackHeader:
@@ -95,7 +95,7 @@ class FrameStream:
 
     def _decode_until_closed(self) -> None:
         start = time.monotonic()
-        reader = open_stack(self._path, opener=open_pixels_on_all_cores)
+        reader = open_stack(self._path, opener=open_pixels_on_several_cores)
         header = reader.header
         with self._changed:
             self._header = header

@@ -1,8 +1,8 @@
 """Adding to the residual stream and normalising the sum: one pass over memory on a GPU, two plain operations elsewhere.
 
 The stream is float32 beside half precision (`merged_weights.RESIDUAL_DTYPE`). Torch has no kernel that reads float32
-and writes normalised half precision, so adding, normalising and casting move 28 bytes a value where 12 suffice: on an
-H100 28 % of the tower's time against 14 % (bench/LOG.md, 27).
+and writes normalised half precision, so adding, normalising and casting move 24 bytes a value where 12 suffice: on an
+H100 29 % of the tower's time against 16 % (bench/LOG.md, 27).
 """
 
 import ctypes
@@ -115,7 +115,7 @@ def add_and_normalise(
     """The residual stream with `branch` added, in float32, and that normalised over its channels, in `dtype`.
 
     `x` is float32 and `branch` `dtype`, both (rows or 1, batch, tokens, width), or `branch` is None where there is
-    nothing to add; `norm` are the weight and bias (width,) in float32. No rows: none.
+    nothing to add; `norm` are the weight and bias (width,) in float32. Empty tensors stay empty.
     """
     kernel = _kernel(x.device, dtype, x.shape[-1]) if x.device.type == "cuda" else None
     if kernel is None or not x.numel():

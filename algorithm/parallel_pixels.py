@@ -21,7 +21,7 @@ from acouslic.pixel_stream import PixelSource, open_pixels
 from algorithm.cores import usable_cores
 
 LEAST_CORES = 4
-"""With fewer no GPU waits that they could keep busy."""
+"""Beside a GPU that outruns one core there are more; where there are fewer, scoring takes them all."""
 MOST_THREADS = 8
 """More gain nothing: the stream is put together by one (bench/LOG.md, 30)."""
 LEAST_STORED_BYTES = 16 << 20
@@ -31,8 +31,8 @@ _PIECE_BYTES = 1 << 20
 
 
 @contextlib.contextmanager
-def open_pixels_on_all_cores(header: MetaImageHeader) -> Iterator[PixelSource]:
-    """As `acouslic.pixel_stream.open_pixels`, on all usable cores where the pixels are many and a zlib stream."""
+def open_pixels_on_several_cores(header: MetaImageHeader) -> Iterator[PixelSource]:
+    """As `acouslic.pixel_stream.open_pixels`, on up to MOST_THREADS cores where they are many and zlib's."""
     threads = min(MOST_THREADS, usable_cores()[0])
     with open_pixels(header) as pixels:
         few = threads < LEAST_CORES or header.stored_bytes < LEAST_STORED_BYTES

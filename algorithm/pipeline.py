@@ -79,7 +79,8 @@ class Pipeline:
         log.info("model: %s, %d members, from %s", artifact.manifest.name, ensemble.members, model_dir)
         log.info("device: %s (%s); %d CPU threads (%s)", chosen, device_reason, threads, threads_reason)
         log.info("precision: %s (%s)", str(dtype).removeprefix("torch."), dtype_reason)
-        log.info("batches of %d frames; members run batched below %d frames", batch_frames, ensemble.batched_below)
+        at_once = f", together in batches of fewer than {ensemble.batched_below}" if ensemble.batched_below else ""
+        log.info("batches of %d frames; members run one after another%s", batch_frames, at_once)
         return cls(ensemble, batch_frames, import_s, time.monotonic() - start)
 
     def run(self, sweep_path: Path, output_dir: Path, case: str) -> CaseResult:

@@ -28,7 +28,14 @@ from acouslic.errors import AcouslicError
 from acouslic.geometry import FRAMES_PER_CASE, ROWS
 from algorithm.artifact import load_artifact
 from algorithm.batches import choose_batch_frames
-from algorithm.device import choose_device, choose_precision, keep_exact_sums, set_cpu_threads
+from algorithm.device import (
+    choose_device,
+    choose_precision,
+    half_types,
+    is_out_of_memory,
+    keep_exact_sums,
+    set_cpu_threads,
+)
 from algorithm.ensemble import Ensemble
 from algorithm.frame_stream import FrameStream
 from algorithm.fused_norm import prepare
@@ -68,14 +75,13 @@ _PHASES = ("wait", "preprocess", "gate", "refine", "segment", "write", "total")
 
 @dataclass(frozen=True)
 class TowerRate:
-    """The scoring of one batch by all members, nothing but the device's work.
-
-    Its share is that of the best peak of any half type: a card's bfloat16 peak is the higher one."""
+    """The scoring of one batch by all members, nothing but the device's work."""
 
     order: RowOrder
     batch_frames: int
     ms_a_frame: float
     share_of_peak: float
+    """Of the highest rate of plain products in any half type that the device is fast in."""
 
 
 def tower_rates(
@@ -95,7 +101,9 @@ def tower_rates(
                         ensemble.device,
                         repeats=5,
                     )
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 continue
             share = count * flop_a_frame / seconds / peak_flop_per_s
             rates.append(TowerRate(order, count, 1000 * seconds / count, share))
@@ -167,7 +175,7 @@ def measure(args: argparse.Namespace, work: Path) -> tuple[dict[str, Any], str]:
     _say("matrix peak")
     peaks = {
         str(each).removeprefix("torch."): matrix_peak_flop_per_s(device, each, SHAPES[device.type])
-        for each in dict.fromkeys([torch.bfloat16 if dtype == torch.float16 else dtype, dtype])
+        for each in half_types(device)[0] or (dtype,)
     }
     peak = max(peaks.values())
     _say("parity")
@@ -178,13 +186,16 @@ def measure(args: argparse.Namespace, work: Path) -> tuple[dict[str, Any], str]:
     ensemble = Ensemble.from_artifact(load_artifact(random), device, dtype)
     manifest = ensemble.manifest
     flop = shared_flop(manifest.tower, adapted_layers(random, manifest)).of(ensemble.members)
-    rates = tower_rates(ensemble, flop, peak, args.batches)
     batched_below = ensemble.batched_below
-    members = ensemble.members
+    batch_frames = choose_batch_frames(manifest.tower, ensemble.members, device, dtype)
+    rates = tower_rates(ensemble, flop, peak, sorted({*args.batches, batch_frames}))
+    order = "batched" if batch_frames < batched_below else "sequential"
+    shares = [rate.share_of_peak for rate in rates if (rate.batch_frames, rate.order) == (batch_frames, order)]
+    if not shares:
+        raise AcouslicError(f"the memory of {device} does not hold a batch of {batch_frames} frames: free some")
     del ensemble
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    batch_frames = choose_batch_frames(manifest.tower, members, device, dtype)
     warm, repeatable = {}, True
     for mode, model in models.items():
         _say(f"warm, {mode}")
@@ -201,7 +212,7 @@ def measure(args: argparse.Namespace, work: Path) -> tuple[dict[str, Any], str]:
         for mode, runs in warm.items()
     }
     reached = {
-        "tower_share_of_peak": max(rate.share_of_peak for rate in rates),
+        "tower_share_of_peak": shares[0],
         "exhaustive_s": medians["exhaustive"]["total"],
         "gated_s": medians["gated"]["total"],
         "first_frame_s": cold.report["timings"]["first_frame_s"],

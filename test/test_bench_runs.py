@@ -102,7 +102,7 @@ def test_everything_on_one_device(tmp_path, capsys, monkeypatch):
         "frames": 8,
         "within_bounds": True,
     }
-    assert {rate["batch_frames"] for rate in found["tower"]} == {2}
+    assert {rate["batch_frames"] for rate in found["tower"]} == {2, 8}
     assert (
         found["warm"]["gated"]["runs"][0]["refined_frames"] < found["warm"]["exhaustive"]["runs"][0]["refined_frames"]
     )

@@ -111,7 +111,7 @@ def test_precision_that_an_artifact_bears(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     good, rounded, overflowing, neither = (
         HalfPrecision(frames=64, float16=float16, bfloat16=bfloat16)
-        for float16, bfloat16 in ((0.002, 0.02), (0.004, 0.036), (1.0, 0.01), (1.0, 0.03))
+        for float16, bfloat16 in ((0.002, 0.01), (0.004, 0.036), (1.0, 0.009), (1.0, 0.011))
     )
     for measured, on_gpu, on_cpu in (
         (None, torch.float16, torch.bfloat16),
@@ -124,8 +124,8 @@ def test_precision_that_an_artifact_bears(monkeypatch):
         assert choose_precision(torch.device("cuda"), measured)[0] == on_gpu
         assert choose_precision(torch.device("cpu"), measured)[0] == on_cpu
     told = choose_precision(torch.device("cpu"), rounded)[1]
-    assert told == "the CPU has avx512_bf16; bfloat16 is 0.036 off for this artifact, more than 0.02"
-    assert "within 0.0200 of float32" in choose_precision(torch.device("cpu"), good)[1]
+    assert told == "the CPU has avx512_bf16; bfloat16 is 0.036 off for this artifact, more than 0.01"
+    assert "within 0.0100 of float32" in choose_precision(torch.device("cpu"), good)[1]
     assert "was not measured" in choose_precision(torch.device("cpu"))[1]
 
 

@@ -16,6 +16,7 @@ from algorithm.ensemble import Ensemble
 from algorithm.heads import Heads, presence_from_mask
 from algorithm.lora import merge
 from algorithm.manifest import DecoderConfig, MemberConfig, ScoringConfig, TowerConfig
+from algorithm.merged_weights import StackedLinear
 from algorithm.tower import tower_from_state
 from bench.random_artifact import (
     random_adapter,
@@ -360,6 +361,21 @@ def test_small_batches_run_all_members_at_once(manifest, images, tmp_path, monke
     full[0] = "a shape is wrong"
     with pytest.raises(RuntimeError, match="a shape is wrong"):
         ensemble.score(images)
+
+
+@pytest.mark.gpu
+def test_gelu_is_the_same_in_all_orders():
+    """A layer of one row, in one kernel or in two, and of several rows: the same GELU."""
+    random = torch.Generator().manual_seed(0)
+    weights = [torch.randn(64, 32, generator=random).half().cuda() for _ in range(2)]
+    bias = torch.randn(64, generator=random).half().cuda()
+    x = torch.randn(1, 3, 5, 32, generator=random).half().cuda()
+    both = StackedLinear(weights, bias, packed=False)(x, slice(0, 2), "gelu")
+    for row, weight in enumerate(weights):
+        alone = StackedLinear([weight], bias, packed=False)(x, slice(0, 1), "gelu")
+        expected = F.gelu(F.linear(x.double(), weight.double(), bias.double()), approximate="tanh")
+        for found in (alone[0], both[row]):
+            torch.testing.assert_close(found.double(), expected[0], rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.gpu

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from algorithm import cuda_kernel, fused_norm
 from algorithm.fused_norm import add_and_normalise
+from test.conftest import skip_or_fail
 
 SHAPES = {
     "alike": ((2, 3, 5), (2, 3, 5)),
@@ -34,7 +35,7 @@ def exactly(x, branch, norm, eps):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_plain_operations(shapes, dtype):
     """Sum in float32, normalised values in the type that was asked for; rows repeat where there is one only."""
-    x, branch, norm = inputs(SHAPES["alike"] if shapes is None else shapes, 96, dtype)
+    x, branch, norm = inputs(shapes, 96, dtype)
     added, normalised = add_and_normalise(x, branch, norm, 1e-5, dtype)
     expected, expected_normalised = exactly(x, branch, norm, 1e-5)
     assert (added.dtype, normalised.dtype) == (torch.float32, dtype)
@@ -49,7 +50,7 @@ def test_plain_operations(shapes, dtype):
 def test_it_compiles_for_cards_from_a_t4_to_an_h100(capability, dtype, width):
     """Which takes no GPU, but the compiler that torch's CUDA build brings along."""
     if torch.version.cuda is None:
-        pytest.skip("this torch is built without CUDA")
+        skip_or_fail("this torch is built without CUDA")
     options = [f"--gpu-architecture=sm_{capability}", *fused_norm._options(getattr(torch, dtype), width)]
     assert cuda_kernel._compile(fused_norm._SOURCE, "add_and_normalise", options)[:4] == b"\x7fELF"
 
@@ -57,13 +58,13 @@ def test_it_compiles_for_cards_from_a_t4_to_an_h100(capability, dtype, width):
 def test_what_the_compiler_says_is_told():
     """A T4 has no bfloat16."""
     if torch.version.cuda is None:
-        pytest.skip("this torch is built without CUDA")
+        skip_or_fail("this torch is built without CUDA")
     options = ["--gpu-architecture=sm_75", *fused_norm._options(torch.bfloat16, 128)]
     with pytest.raises(RuntimeError, match=r"NVRTC: .*bf16"):
         cuda_kernel._compile(fused_norm._SOURCE, "add_and_normalise", options)
 
 
-def test_without_a_compiler_the_plain_operations_do_it(monkeypatch):
+def test_without_a_compiler_the_plain_operations_do_it(monkeypatch, caplog):
     """A torch without CUDA, a missing library, a card that NVRTC does not know: no kernel, and a line in the log."""
     for error in (OSError("libnvrtc.so.13 was not found"), RuntimeError("NVRTC: invalid value for --gpu-architecture")):
 
@@ -72,7 +73,9 @@ def test_without_a_compiler_the_plain_operations_do_it(monkeypatch):
 
         monkeypatch.setattr(fused_norm, "CudaKernel", fail)
         fused_norm._kernel.cache_clear()
-        assert fused_norm._kernel(torch.device("cuda", 0), torch.float16, 1024) is None
+        with caplog.at_level("INFO"):
+            assert fused_norm._kernel(torch.device("cuda", 0), torch.float16, 1024) is None
+        assert caplog.messages[-1] == f"adding and normalising take two steps: {error}"
     fused_norm._kernel.cache_clear()
     assert fused_norm.prepare(torch.device("cpu"), torch.float16, 1024) is False
 

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -301,22 +300,32 @@ def test_sigterm_leaves_nothing(platform_case, speckle, tiny_model, run_algorith
     assert ended.code == 143
     assert "stopped by a signal" in ended.stderr
     assert platform_case.written() == []
-    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # a second one would find it ending
 
 
-def test_a_second_signal_does_not_break_the_clean_up(platform_case, tiny_model, repository):
-    """Stopped twice while a sweep is inflated on several threads: one sentence, no file, no abort."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_does_not_break_the_clean_up(platform_case, tiny_model, repository, number):
+    """Stopped while threads inflate a sweep, and again in the clean-up: one sentence, no file, no abort."""
     stack = np.random.default_rng(0).integers(0, 256, (128, 562, 744), dtype=np.uint8)
     path = platform_case.write_sweep(stack)
     assert path.stat().st_size > 16 << 20
-    program = (
-        "import sys\n"
-        "from algorithm import parallel_pixels\n"
-        "parallel_pixels.LEAST_CORES = 1\n"
-        "from algorithm.__main__ import main\n"
-        "print('started', flush=True)\n"
-        "sys.exit(main([]))\n"
-    )
+    program = f"""
+import signal, sys, time
+signal.signal({int(number)}, signal.SIG_DFL)  # whatever a shell had it do
+from algorithm import parallel_pixels
+from algorithm.frame_stream import FrameStream
+parallel_pixels.LEAST_CORES = 1
+close, begin = FrameStream.close, FrameStream.__init__
+def closing(stream):
+    print("closing", flush=True)
+    time.sleep(0.2)
+    close(stream)
+def beginning(stream, path):
+    begin(stream, path)
+    print("started", flush=True)
+FrameStream.close, FrameStream.__init__ = closing, beginning
+from algorithm.__main__ import main
+sys.exit(main([]))
+"""
     variables = {name: str(value) for name, value in environment(platform_case, tiny_model).items()}
     process = subprocess.Popen(
         [sys.executable, "-c", program],
@@ -325,14 +334,14 @@ def test_a_second_signal_does_not_break_the_clean_up(platform_case, tiny_model, 
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert process.stdout.readline() == "started\n"
-    time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    time.sleep(0.005)
-    process.send_signal(signal.SIGTERM)
+    for said in ("started", "closing"):
+        assert process.stdout.readline() == f"{said}\n"
+        process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 143
-    assert stderr.splitlines()[-1].startswith("stopped by a signal")
+    assert process.returncode == 128 + number
+    assert stderr.splitlines() == [
+        "stopped by a signal before the result was complete; nothing of an incomplete result was kept"
+    ]
     assert platform_case.written() == []
 
 

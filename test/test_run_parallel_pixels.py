@@ -14,7 +14,7 @@ from acouslic.stack import open_stack, read_stack
 from acouslic.write import write_mask_stack
 from algorithm import parallel_pixels
 from algorithm.frame_stream import FrameStream
-from algorithm.parallel_pixels import open_pixels_on_all_cores
+from algorithm.parallel_pixels import open_pixels_on_several_cores
 
 SHAPE = (64, 300, 400)
 FRAMES = np.random.default_rng(0).rayleigh(30, SHAPE).clip(0, 255).astype(np.uint8)
@@ -59,7 +59,7 @@ def written(path, stored):
 
 def decoded(path, chunk_frames=16):
     """All frames, decoded on several cores."""
-    reader = open_stack(path, opener=open_pixels_on_all_cores)
+    reader = open_stack(path, opener=open_pixels_on_several_cores)
     return np.concatenate([frames for _, frames in reader.iter_own_chunks(chunk_frames)])
 
 

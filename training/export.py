@@ -71,9 +71,9 @@ class ExportSettings:
         selection: how the frame is chosen and outlined.
         fit_context: let the best frame of a case set the scale for the others, as fitted on the validation cases; a
             context given in `selection` is taken as it is.
-        precision_frames: on how many validation frames half precision is measured, 0 for not at all; five ViT-L/14
-            members on 128 take a quarter of an hour on two cores, seconds on a GPU.
-        device: where; without one a usable GPU, else the CPU.
+        precision_frames: on about how many validation frames half precision is measured, at least one a member; 0 for
+            not at all. Five ViT-L/14 members on 128 take a quarter of an hour on two cores, seconds on a GPU.
+        device: where that is done; without one on a usable GPU, else the CPU.
     """
 
     tower: str
@@ -98,6 +98,9 @@ def export_runs(
     `cache` is where their validation frames lie; None is where they lay in training. Raises AcouslicError where the
     runs do not share one tower, one of them is not finished, or the artifact does not say what its members said.
     """
+    if settings.precision_frames < 0:
+        raise AcouslicError(f"precision_frames must not be negative: {settings.precision_frames}")
+    device, _ = choose_device(settings.device)
     members = [read_member(run) for run in runs]
     loaded = shared_tower(members)
     cache = cache or Cache(Path(members[0].record["cache"]))
@@ -133,7 +136,6 @@ def export_runs(
         write_artifact(candidate, manifest, state, states)
         _refuse_unless_equal(candidate, members, loaded, cache, PARITY_TOLERANCE[settings.tower_dtype])
         if settings.precision_frames:
-            device, _ = choose_device(settings.device)
             print(f"half precision on {device} ...", flush=True)
             frames = _uncertain_frames(members, cache, settings.precision_frames)
             manifest = replace(manifest, half_precision=measure_half_precision(candidate, frames, device))
@@ -221,8 +223,8 @@ def _refuse_unless_equal(
 
 
 def _uncertain_frames(members: Sequence[TrainedMember], cache: Cache, count: int) -> Tensor:
-    """Of each member's validation frames those it is least certain of, uint8 (`count` in all, S, S): a small change of
-    a logit moves their probability most."""
+    """Of each member's validation frames those it is least certain of, uint8 (about `count` in all, S, S): a small
+    change of a logit moves their probability most."""
     frames = []
     for member in members:
         certainty = np.abs(member.scored.presence_logit + member.calibration.presence_shift)

@@ -17,9 +17,16 @@ import torch
 from torch import Tensor
 
 from acouslic.errors import AcouslicError
-from acouslic.write import write_text
+from acouslic.write import check_writable, write_text
 from algorithm.artifact import load_artifact
-from algorithm.device import MOST_HALF_DIFFERENCE, choose_device, half_types, keep_exact_sums, set_cpu_threads
+from algorithm.device import (
+    MOST_RECORDED_DIFFERENCE,
+    choose_device,
+    half_types,
+    is_out_of_memory,
+    keep_exact_sums,
+    set_cpu_threads,
+)
 from algorithm.ensemble import Ensemble
 from algorithm.frame_stream import FrameStream
 from algorithm.manifest import MANIFEST_FILE, HalfPrecision, Manifest, manifest_to_json, read_manifest
@@ -47,9 +54,18 @@ def measure_half_precision(folder: Path, frames: Tensor, device: torch.device) -
     `frames` are square images, uint8 (N, S, S), at least one. Presence and optimality of every member, and of the gate
     where there is one; not the masks. A type in which something is not a number counts as 1. Members run one after
     another, as they do in all large batches. On a CPU float16 takes four times as long as float32.
-    Raises AcouslicError where the probabilities are not numbers in float32 either.
+    Raises AcouslicError where the probabilities are not numbers in float32 either, or memory does not suffice.
     """
     keep_exact_sums()
+    try:
+        return _measure(folder, frames, device)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise AcouslicError(f"the memory of {device} does not hold {folder}: free some, or use --device cpu") from None
+
+
+def _measure(folder: Path, frames: Tensor, device: torch.device) -> HalfPrecision:
     exact = _probabilities(folder, frames, device, torch.float32)
     if not exact.isfinite().all():
         raise AcouslicError(f"{folder} gives probabilities that are not numbers in float32: its weights are damaged")
@@ -63,7 +79,7 @@ def measure_half_precision(folder: Path, frames: Tensor, device: torch.device) -
 def describe(measured: HalfPrecision) -> str:
     """One sentence for people."""
     parts = [
-        f"{name} {difference:.4f}{'' if difference <= MOST_HALF_DIFFERENCE else ' (too much: it will not be used)'}"
+        f"{name} {difference:.4f}{'' if difference <= MOST_RECORDED_DIFFERENCE else ' (too much: it will not be used)'}"
         for name in ("float16", "bfloat16")
         if (difference := getattr(measured, name)) is not None
     ]
@@ -105,12 +121,15 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if options.frames < len(options.sweeps):
         raise AcouslicError(f"--frames {options.frames}: at least one frame a sweep is needed")
+    check_writable(options.model)
     set_cpu_threads()
     device, _ = choose_device(options.device)
     manifest = read_manifest(options.model)
     each = options.frames // len(options.sweeps)
     frames = torch.cat([_spread_frames(sweep, manifest, each) for sweep in options.sweeps])
     measured = measure_half_precision(options.model, frames, device)
-    write_text(options.model / MANIFEST_FILE, manifest_to_json(dataclasses.replace(manifest, half_precision=measured)))
-    print(f"{describe(measured)}; written into {options.model / MANIFEST_FILE}: pack the model again")
+    print(describe(measured), flush=True)
+    path = options.model / MANIFEST_FILE
+    write_text(path, manifest_to_json(dataclasses.replace(manifest, half_precision=measured)))
+    print(f"written into {path}: pack the model again")
     return 0
