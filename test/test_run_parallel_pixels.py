@@ -162,35 +162,35 @@ def test_damage_has_the_sentence_of_one_core(tmp_path, stumbles, stored):
     assert stumbles
 
 
-def test_a_file_that_changes_meanwhile(tmp_path, monkeypatch):
-    """Where the strict decoder finds other pixels than those that are out already, the file is to blame."""
+def gives_up_after_two(monkeypatch, after_each=lambda _: None):
+    """Let the parallel decoder stop at its third read; `after_each` gets what each read before that has filled."""
     original, left = parallel_pixels._ParallelPixels._read, [2]
 
-    def read_changed(self, destination):
+    def read(self, destination):
         left[0] -= 1
         if left[0] < 0:
             self._stumbled = True
             return 0
         filled = original(self, destination)
-        destination[0] ^= 1
+        after_each(destination)
         return filled
 
-    monkeypatch.setattr(parallel_pixels._ParallelPixels, "_read", read_changed)
+    monkeypatch.setattr(parallel_pixels._ParallelPixels, "_read", read)
+
+
+def test_a_file_that_changes_meanwhile(tmp_path, monkeypatch):
+    """Where the strict decoder finds other pixels than those that are out already, the file is to blame."""
+
+    def spoil(pixels):
+        pixels[0] ^= 1
+
+    gives_up_after_two(monkeypatch, spoil)
     with pytest.raises(AcouslicError, match=r"a\.mha was changed while it was read"):
         decoded(written(tmp_path / "a.mha", COMPRESSED))
 
 
 def test_a_decoder_that_gives_up_on_a_good_file(tmp_path, stumbles, monkeypatch):
     """The strict decoder goes on where the other one stopped."""
-    original, left = parallel_pixels._ParallelPixels._read, [2]
-
-    def read_twice(self, destination):
-        left[0] -= 1
-        if left[0] < 0:
-            self._stumbled = True
-            return 0
-        return original(self, destination)
-
-    monkeypatch.setattr(parallel_pixels._ParallelPixels, "_read", read_twice)
+    gives_up_after_two(monkeypatch)
     assert np.array_equal(decoded(written(tmp_path / "a.mha", COMPRESSED)), FRAMES)
     assert stumbles == [1]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from acouslic.errors import AcouslicError
 from acouslic.write import check_writable, write_text
-from algorithm.artifact import load_artifact
+from algorithm.artifact import Artifact, load_artifact
 from algorithm.device import (
     MOST_RECORDED_DIFFERENCE,
     choose_device,
@@ -66,29 +66,31 @@ def measure_half_precision(folder: Path, frames: Tensor, device: torch.device) -
 
 
 def _measure(folder: Path, frames: Tensor, device: torch.device) -> HalfPrecision:
-    exact = _probabilities(folder, frames, device, torch.float32)
+    artifact = load_artifact(folder)
+    exact = _probabilities(artifact, frames, device, torch.float32)
     if not exact.isfinite().all():
         raise AcouslicError(f"{folder} gives probabilities that are not numbers in float32: its weights are damaged")
     found = {}
     for dtype in (torch.float16, torch.bfloat16):
-        difference = (_probabilities(folder, frames, device, dtype) - exact).abs().max()
+        difference = (_probabilities(artifact, frames, device, dtype) - exact).abs().max()
         found[str(dtype).removeprefix("torch.")] = float(difference.nan_to_num(1.0, 1.0).clamp(max=1.0))
     return HalfPrecision(frames=len(frames), **found)
 
 
 def describe(measured: HalfPrecision) -> str:
-    """One sentence for people."""
+    """One sentence for people about what was measured."""
+    assert measured.float16 is not None
+    assert measured.bfloat16 is not None
     parts = [
         f"{name} {difference:.4f}{'' if difference <= MOST_RECORDED_DIFFERENCE else ' (too much: it will not be used)'}"
-        for name in ("float16", "bfloat16")
-        if (difference := getattr(measured, name)) is not None
+        for name, difference in (("float16", measured.float16), ("bfloat16", measured.bfloat16))
     ]
     return f"largest difference of a probability from float32 on {measured.frames} frames: {', '.join(parts)}"
 
 
-def _probabilities(folder: Path, frames: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _probabilities(artifact: Artifact, frames: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """All that the ensemble says of the frames, one row a probability (rows, N), float32 on the CPU."""
-    ensemble = Ensemble.from_artifact(load_artifact(folder), device, dtype, order="sequential")
+    ensemble = Ensemble.from_artifact(artifact, device, dtype, order="sequential")
     parts = []
     for batch in frames.to(device).split(_BATCH):
         images = normalise(batch, ensemble.manifest.preprocessing, dtype)
