@@ -9,8 +9,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from algorithm.interrupts import Interrupts
-from algorithm.messages import complain, explain, set_up_streams
+from algorithm.process.interrupts import Interrupts
+from algorithm.process.messages import complain, explain, set_up_streams
 
 PORT = 4743
 """The platform's for invoke mode."""
@@ -73,10 +73,10 @@ def _run_one_case(
 ) -> None:
     """Exec mode. What can fail early does so before torch is imported, and the stack decodes meanwhile."""
     from acouslic.sockets import find_sweep_input
-    from algorithm.frame_stream import FrameStream
-    from algorithm.manifest import read_manifest
-    from algorithm.outputs import prepare_output, removed_on_failure
-    from algorithm.timing import process_age_s
+    from algorithm.frames.frame_stream import FrameStream
+    from algorithm.model.manifest import read_manifest
+    from algorithm.process.timing import process_age_s
+    from algorithm.result.outputs import prepare_output, removed_on_failure
 
     with removed_on_failure(output_dir):
         prepare_output(output_dir)

@@ -17,17 +17,18 @@ from acouslic.errors import AcouslicError
 from acouslic.fov import field_of_view
 from acouslic.geometry import sweep_ranges
 from acouslic.stack import StackHeader
-from algorithm.artifact import load_artifact
-from algorithm.batches import choose_batch_frames
-from algorithm.device import choose_device, choose_precision, is_out_of_memory, keep_exact_sums, set_cpu_threads
-from algorithm.ensemble import Ensemble
-from algorithm.frame_stream import FrameStream
-from algorithm.measure import Outline, outline_best
-from algorithm.outputs import CaseResult, prepare_output, removed_on_failure, write_result
-from algorithm.resized_frames import ResizedFrames
-from algorithm.score import FrameScores, score_case
-from algorithm.select_frame import FrameJudgement, choose_candidates, judge_frames
-from algorithm.timing import RunTimings, peak_rss_bytes
+from algorithm.engine.batches import choose_batch_frames
+from algorithm.engine.device import choose_device, choose_precision, keep_exact_sums, set_cpu_threads
+from algorithm.engine.ensemble import Ensemble
+from algorithm.frames.frame_stream import FrameStream
+from algorithm.frames.resized_frames import ResizedFrames
+from algorithm.judgement.score import FrameScores, score_case
+from algorithm.judgement.select_frame import FrameJudgement, choose_candidates, judge_frames
+from algorithm.model.artifact import load_artifact
+from algorithm.process.memory import is_out_of_memory
+from algorithm.process.timing import RunTimings, peak_rss_bytes
+from algorithm.result.measure import Outline, outline_best
+from algorithm.result.outputs import CaseResult, prepare_output, removed_on_failure, write_result
 
 log = logging.getLogger(__name__)
 case_log = logging.getLogger("algorithm.case")

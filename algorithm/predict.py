@@ -18,12 +18,12 @@ from tqdm import tqdm
 from acouslic.errors import AcouslicError
 from acouslic.sockets import STACK_SUFFIXES, SWEEP_FOLDER, SweepInput, case_name, find_sweep_input
 from acouslic.write import check_writable, write_text
-from algorithm.frame_stream import FrameStream
-from algorithm.manifest import read_manifest
-from algorithm.messages import complain, explain
-from algorithm.outputs import PREVIEW_FILE, CaseResult, prepare_output, removed_on_failure
-from algorithm.preview import write_preview
-from algorithm.timing import process_age_s
+from algorithm.frames.frame_stream import FrameStream
+from algorithm.model.manifest import read_manifest
+from algorithm.process.messages import complain, explain
+from algorithm.process.timing import process_age_s
+from algorithm.result.outputs import PREVIEW_FILE, CaseResult, prepare_output, removed_on_failure
+from algorithm.result.preview import write_preview
 
 if TYPE_CHECKING:
     from algorithm.pipeline import Pipeline

@@ -21,11 +21,11 @@ import waitress
 
 from acouslic.errors import AcouslicError
 from acouslic.sockets import find_sweep_input
-from algorithm.frame_stream import FrameStream
-from algorithm.manifest import read_manifest
-from algorithm.messages import complain, explain
-from algorithm.outputs import prepare_output, remove_results, removed_on_failure
-from algorithm.timing import process_age_s
+from algorithm.frames.frame_stream import FrameStream
+from algorithm.model.manifest import read_manifest
+from algorithm.process.messages import complain, explain
+from algorithm.process.timing import process_age_s
+from algorithm.result.outputs import prepare_output, remove_results, removed_on_failure
 
 if TYPE_CHECKING:
     from algorithm.pipeline import Pipeline

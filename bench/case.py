@@ -28,10 +28,10 @@ import numpy as np
 from acouslic.errors import AcouslicError
 from acouslic.geometry import FRAMES_PER_CASE
 from acouslic.stack import StackHeader, open_stack
-from algorithm.manifest import Manifest, TowerConfig, read_manifest
-from bench.case_report import AutocastSide, CaseReport
-from bench.frame_choice import rank_correlation
-from bench.inputs import (
+from algorithm.model.manifest import Manifest, TowerConfig, read_manifest
+from bench.figures.case_report import AutocastSide, CaseReport
+from bench.figures.frame_choice import rank_correlation
+from bench.setting.inputs import (
     generated_sweep,
     platform_input,
     random_model,
@@ -40,10 +40,10 @@ from bench.inputs import (
     shortened,
     with_scoring,
 )
-from bench.machine import describe_machine
-from bench.modes import measure_modes
-from bench.random_artifact import TOWERS
-from bench.sides import SideRun, drop_page_cache, run_algorithm, run_straightforward
+from bench.setting.machine import describe_machine
+from bench.setting.modes import measure_modes
+from bench.setting.random_artifact import TOWERS
+from bench.setting.sides import SideRun, drop_page_cache, run_algorithm, run_straightforward
 
 HALF_WITHOUT_ONE = "bfloat16"
 """The type A's autocast takes where B found none worth using."""
@@ -134,7 +134,7 @@ def prepare(args: argparse.Namespace, work: Path) -> Setting:
 
 def fan_share(tower: TowerConfig, header: StackHeader) -> float:
     """The share of patches that hold a pixel of the field of view."""
-    from training.tower_source import fan_patches
+    from training.network.tower_source import fan_patches
 
     return len(fan_patches(tower, header.rows, header.columns)) / tower.grid_size**2
 

@@ -33,12 +33,12 @@ from zlib_ng import zlib_ng
 
 from acouslic.geometry import COLUMNS, FRAMES_PER_CASE, ROWS, SPACING_MM
 from acouslic.metaimage import header_text
-from bench.machine import REPOSITORY
+from bench.setting.machine import REPOSITORY
 from evaluation.case_evaluation import CaseTask, evaluate_case
-from evaluation.ground_truth import TruthSource, find_official
-from evaluation.limits import read_limits, worker_count
+from evaluation.inputs.ground_truth import TruthSource, find_official
+from evaluation.inputs.limits import read_limits, worker_count
+from evaluation.inputs.predictions import read_platform_predictions
 from evaluation.pack import pack
-from evaluation.predictions import read_platform_predictions
 
 OFFICIAL_SECONDS_PER_CASE = (5.0, 7.0)
 """Documented, of the official evaluator; measured elsewhere."""

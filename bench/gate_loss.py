@@ -24,16 +24,16 @@ import numpy as np
 from acouslic.errors import AcouslicError
 from acouslic.geometry import sweep_ranges
 from acouslic.release import Release
-from algorithm.artifact import load_artifact
-from algorithm.batches import choose_batch_frames
-from algorithm.device import choose_device, choose_precision, set_cpu_threads
-from algorithm.ensemble import Ensemble
-from algorithm.manifest import Manifest, ScoringConfig
-from algorithm.score import gate_frames
-from bench.frame_choice import choose_frame, frame_worth
-from bench.machine import describe_machine, today, versions
-from bench.recorded_scores import Record, record_release, replay
-from bench.table import table
+from algorithm.engine.batches import choose_batch_frames
+from algorithm.engine.device import choose_device, choose_precision, set_cpu_threads
+from algorithm.engine.ensemble import Ensemble
+from algorithm.judgement.score import gate_frames
+from algorithm.model.artifact import load_artifact
+from algorithm.model.manifest import Manifest, ScoringConfig
+from bench.figures.frame_choice import choose_frame, frame_worth
+from bench.figures.recorded_scores import Record, record_release, replay
+from bench.figures.table import table
+from bench.setting.machine import describe_machine, today, versions
 
 LEAST_SAME_SHARE = 0.98
 MOST_F1_DIFFERENCE = 0.005

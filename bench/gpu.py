@@ -26,26 +26,29 @@ import torch
 
 from acouslic.errors import AcouslicError
 from acouslic.geometry import FRAMES_PER_CASE, ROWS
-from algorithm.artifact import load_artifact
-from algorithm.batches import choose_batch_frames
-from algorithm.device import (
+from algorithm.engine.batches import choose_batch_frames
+from algorithm.engine.device import (
     choose_device,
     choose_precision,
     half_types,
-    is_out_of_memory,
     keep_exact_sums,
     set_cpu_threads,
 )
-from algorithm.ensemble import Ensemble
-from algorithm.frame_stream import FrameStream
-from algorithm.fused_norm import prepare
-from algorithm.manifest import read_manifest
+from algorithm.engine.ensemble import Ensemble
+from algorithm.engine.fused_norm import prepare
+from algorithm.engine.stacked_tower import RowOrder
+from algorithm.frames.frame_stream import FrameStream
+from algorithm.frames.resized_frames import ResizedFrames
+from algorithm.model.artifact import load_artifact
+from algorithm.model.manifest import read_manifest
 from algorithm.pipeline import Pipeline
-from algorithm.resized_frames import ResizedFrames
-from algorithm.stacked_tower import RowOrder
+from algorithm.process.memory import is_out_of_memory
 from bench.case import workspace
-from bench.flops import adapted_layers, shared_flop
-from bench.inputs import (
+from bench.figures.flops import adapted_layers, shared_flop
+from bench.figures.table import number, table
+from bench.matrix_peak import SHAPES, matrix_peak_flop_per_s, seconds_of
+from bench.parity import CaseParity, compare, score_exhaustively, summary
+from bench.setting.inputs import (
     RANDOM_REFINED_FRACTION,
     generated_sweep,
     platform_input,
@@ -55,11 +58,8 @@ from bench.inputs import (
     varied_sweep,
     with_scoring,
 )
-from bench.machine import describe_machine, today, versions
-from bench.matrix_peak import SHAPES, matrix_peak_flop_per_s, seconds_of
-from bench.parity import CaseParity, compare, score_exhaustively, summary
-from bench.sides import SideRun, case_done, drop_page_cache, run_algorithm
-from bench.table import number, table
+from bench.setting.machine import describe_machine, today, versions
+from bench.setting.sides import SideRun, case_done, drop_page_cache, run_algorithm
 
 GOALS = {
     "tower_share_of_peak": ("share of the matrix peak over the tower", 0.55, "at least"),

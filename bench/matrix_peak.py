@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from algorithm.device import set_cpu_threads
-from algorithm.packed_linear import PackedWeight, can_pack
+from algorithm.engine.device import set_cpu_threads
+from algorithm.engine.packed_linear import PackedWeight, can_pack
 
 SHAPES = {
     "cpu": ((2048, 2048, 2048), (2056, 1024, 4096), (2056, 4096, 1024)),

@@ -18,15 +18,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from algorithm.artifact import load_artifact
-from algorithm.batches import choose_batch_frames
-from algorithm.device import MOST_HALF_DIFFERENCE, choose_device, choose_precision, keep_exact_sums, set_cpu_threads
-from algorithm.ensemble import Ensemble
-from algorithm.frame_stream import FrameStream
-from algorithm.manifest import ScoringConfig, SelectionConfig, read_manifest
-from algorithm.resized_frames import ResizedFrames
-from algorithm.score import FrameScores, score_case
-from bench.frame_choice import choose_frame, rank_correlation
+from algorithm.engine.batches import choose_batch_frames
+from algorithm.engine.device import (
+    MOST_HALF_DIFFERENCE,
+    choose_device,
+    choose_precision,
+    keep_exact_sums,
+    set_cpu_threads,
+)
+from algorithm.engine.ensemble import Ensemble
+from algorithm.frames.frame_stream import FrameStream
+from algorithm.frames.resized_frames import ResizedFrames
+from algorithm.judgement.score import FrameScores, score_case
+from algorithm.model.artifact import load_artifact
+from algorithm.model.manifest import ScoringConfig, SelectionConfig, read_manifest
+from bench.figures.frame_choice import choose_frame, rank_correlation
 
 LEAST_RANK_CORRELATION = 0.999
 LEAST_SAME_FRAME_SHARE = 0.98

@@ -21,19 +21,19 @@ import torch
 
 from acouslic.errors import AcouslicError
 from acouslic.geometry import ROWS
-from algorithm.artifact import load_artifact
-from algorithm.device import choose_device, choose_precision, set_cpu_threads
-from algorithm.ensemble import Ensemble
-from algorithm.frame_stream import MAX_AHEAD_BYTES
-from algorithm.manifest import ScoringConfig, TowerConfig
-from algorithm.score import score_case
+from algorithm.engine.device import choose_device, choose_precision, set_cpu_threads
+from algorithm.engine.ensemble import Ensemble
+from algorithm.frames.frame_stream import MAX_AHEAD_BYTES
+from algorithm.judgement.score import score_case
+from algorithm.model.artifact import load_artifact
+from algorithm.model.manifest import ScoringConfig, TowerConfig
 from bench.case import workspace
-from bench.flops import adapted_layers, shared_flop
-from bench.inputs import platform_input, speckle_sweep
-from bench.machine import describe_machine, today, versions, warn_if_busy
-from bench.random_artifact import TOWERS, write_random_artifact
-from bench.sides import run_algorithm
-from bench.table import number, table
+from bench.figures.flops import adapted_layers, shared_flop
+from bench.figures.table import number, table
+from bench.setting.inputs import platform_input, speckle_sweep
+from bench.setting.machine import describe_machine, today, versions, warn_if_busy
+from bench.setting.random_artifact import TOWERS, write_random_artifact
+from bench.setting.sides import run_algorithm
 
 SMALL = TowerConfig(image_size=224, patch_size=14, width=192, layers=8, heads=3, mlp_width=768, output_dim=192)
 FRAMES = (60, 210, 420, 840, 1680)

@@ -9,7 +9,8 @@ there, and chooses by presence and optimality; `in context` also judges each fra
 `training export` does. Needs no decoder, so the published classifier stands beside a whole artifact. Masks and the
 official score come from the algorithm itself (`algorithm predict`, then `evaluation local`).
 
-Intervals resample subjects (`evaluation/bootstrap.py`). A run is scored once where --scores keeps what it said. The
+Intervals resample subjects (`evaluation/metrics/bootstrap.py`). A run is scored once where --scores keeps what it
+said. The
 last line is a JSON object.
 """
 
@@ -25,19 +26,19 @@ import numpy as np
 
 from acouslic.errors import AcouslicError
 from acouslic.geometry import sweep_ranges
-from algorithm.device import choose_device, set_cpu_threads
-from algorithm.manifest import SelectionConfig
-from algorithm.select_frame import choose_candidates
-from bench.frame_choice import frame_worth
-from bench.table import table
-from evaluation.bootstrap import Interval, f1_interval, mean_interval, resample_weights, units_of
-from evaluation.frame_f1 import ConfusionCounts, confusion_counts
-from training.cache import Cache
-from training.calibrate import Calibration, CaseJudgement, choose_thresholds, judge_cases, judge_in_context
-from training.dataset import FrameTable, table_of
-from training.out_of_fold import OutOfFold, read_out_of_fold, score_out_of_fold, write_out_of_fold
-from training.run_folder import RunFolder
-from training.trained_member import TrainedMember, read_member, rebuild_network, shared_tower
+from algorithm.engine.device import choose_device, set_cpu_threads
+from algorithm.judgement.select_frame import choose_candidates
+from algorithm.model.manifest import SelectionConfig
+from bench.figures.frame_choice import frame_worth
+from bench.figures.table import table
+from evaluation.metrics.bootstrap import Interval, f1_interval, mean_interval, resample_weights, units_of
+from evaluation.metrics.frame_f1 import ConfusionCounts, confusion_counts
+from training.export.calibrate import Calibration, CaseJudgement, choose_thresholds, judge_cases, judge_in_context
+from training.export.trained_member import TrainedMember, read_member, rebuild_network, shared_tower
+from training.learn.dataset import FrameTable, table_of
+from training.learn.out_of_fold import OutOfFold, read_out_of_fold, score_out_of_fold, write_out_of_fold
+from training.learn.run_folder import RunFolder
+from training.release.cache import Cache
 
 SELECTION = SelectionConfig()
 

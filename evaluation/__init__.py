@@ -1,1 +1,9 @@
-"""Scores outputs against reference labels: the official metrics, frame F1, a report. Never imports torch."""
+"""Scores submissions: predictions and reference in, metrics and a report out. Never torch.
+
+The ways in are here: `__main__` (the platform, `local`), `pack` (the ground truth of a phase), `compare` (two runs). A
+case goes through `case_evaluation`, all cases through `evaluate`. The rooms, each of which may use only those before:
+
+    inputs    what strangers hand in, and the reference, read with suspicion
+    metrics   the official metrics, frame F1, intervals: numbers from arrays
+    report    one offline page
+"""

@@ -68,8 +68,8 @@ def _run(arguments: list[str]) -> int:
 def score_platform(environment: Mapping[str, str]) -> int:
     """The container's run."""
     from evaluation.case_evaluation import CaseTask
-    from evaluation.ground_truth import find_official
-    from evaluation.predictions import check_cases, read_platform_predictions
+    from evaluation.inputs.ground_truth import find_official
+    from evaluation.inputs.predictions import check_cases, read_platform_predictions
 
     sources = find_official(Path(environment.get("GROUND_TRUTH_DIR", GROUND_TRUTH_DIR)))
     submissions = read_platform_predictions(Path(environment.get("INPUT_DIR", INPUT_DIR)))
@@ -106,8 +106,8 @@ def _local(arguments: list[str]) -> int:
 def score_local(options: argparse.Namespace) -> int:
     """The run for people."""
     from evaluation.case_evaluation import CaseTask
-    from evaluation.ground_truth import find_release
-    from evaluation.predictions import Submission, check_cases, predicted_cases, read_local_prediction
+    from evaluation.inputs.ground_truth import find_release
+    from evaluation.inputs.predictions import Submission, check_cases, predicted_cases, read_local_prediction
 
     sources = find_release(options.raw)
     predicted = predicted_cases(options.predictions)

@@ -9,12 +9,13 @@ import numpy as np
 from acouslic.errors import AcouslicError
 from acouslic.geometry import sweep_index, sweep_ranges
 from acouslic.sockets import NO_FRAME
-from evaluation.case_result import CaseResult, CaseTruth, Polygon
-from evaluation.frame_scores import FrameScores, read_frame_scores
-from evaluation.ground_truth import TruthSource, read_truth
-from evaluation.masks import read_predicted_mask
-from evaluation.official import OPTIMAL, score_case
-from evaluation.predictions import Submission
+from evaluation.inputs.case_truth import CaseTruth
+from evaluation.inputs.frame_scores import FrameScores, read_frame_scores
+from evaluation.inputs.ground_truth import TruthSource, read_truth
+from evaluation.inputs.masks import read_predicted_mask
+from evaluation.inputs.predictions import Submission
+from evaluation.metrics.case_result import CaseResult, Polygon
+from evaluation.metrics.official import OPTIMAL, score_case
 
 _OUTLINE_TOLERANCE_PX = 0.75
 """How far a simplified outline may run from the real one, where that takes no more corners than allowed."""

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from acouslic.errors import AcouslicError
-from evaluation.bootstrap import RESAMPLES, paired_f1_interval, paired_mean_interval, resample_weights, units_of
-from evaluation.frame_f1 import PROTOCOLS, TARGETS, ConfusionCounts, Rule
-from evaluation.strict_json import read_strict_json, shown
-from evaluation.summary import F1_PREFIX, SELECTION_NAME, counts_prefix
+from evaluation.inputs.strict_json import read_strict_json, shown
+from evaluation.metrics.bootstrap import RESAMPLES, paired_f1_interval, paired_mean_interval, resample_weights, units_of
+from evaluation.metrics.frame_f1 import PROTOCOLS, TARGETS, ConfusionCounts, Rule
+from evaluation.metrics.summary import F1_PREFIX, SELECTION_NAME, counts_prefix
 
 COMPARED_MEANS = ("score", "wfss", "DiceCoefficientSoft", "nae_circumference")
 SMALLER_IS_BETTER = frozenset({"nae_circumference"})

@@ -15,8 +15,8 @@ import cv2
 
 from acouslic.errors import AcouslicError
 from evaluation.case_evaluation import CaseTask, evaluate_case
-from evaluation.case_result import CaseResult
-from evaluation.limits import limit_own_memory, read_limits, worker_count
+from evaluation.inputs.limits import limit_own_memory, read_limits, worker_count
+from evaluation.metrics.case_result import CaseResult
 
 CASE_LIMIT_S = 120
 """A case takes about one second. One that takes this long never ends, and its worker is ended."""

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from acouslic.write import write_text
-from evaluation.case_result import CaseResult
-from evaluation.official import CASE_METRICS, aggregate
-from evaluation.report import write_report
-from evaluation.summary import per_case_columns, summarise
+from evaluation.metrics.case_result import CaseResult
+from evaluation.metrics.official import CASE_METRICS, aggregate
+from evaluation.metrics.summary import per_case_columns, summarise
+from evaluation.report.page import write_report
 
 METRICS_FILE = "metrics.json"
 PER_CASE_FILE = "per_case.csv"

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from acouslic.errors import AcouslicError
 from acouslic.release import SWEEP_COLUMNS
-from evaluation.ground_truth import (
+from evaluation.inputs.ground_truth import (
     CIRCUMFERENCE_FILE,
     INDEX_FILE,
     MASKS_FOLDER,

@@ -61,8 +61,8 @@ def shared() -> Path:
 def make_case_result() -> Callable[..., Any]:
     """Builds a CaseResult from what a test cares about; by default 840 unannotated frames and no chosen one."""
     from acouslic.geometry import FRAMES_PER_CASE
-    from evaluation.case_result import CaseResult
-    from evaluation.official import CASE_METRICS
+    from evaluation.metrics.case_result import CaseResult
+    from evaluation.metrics.official import CASE_METRICS
 
     def build(case: str = "case", labels: np.ndarray | None = None, **fields: Any) -> CaseResult:
         official = dict.fromkeys(CASE_METRICS, 0.0) | {"nae_circumference": 1.0, "NearestAnnotatedFrame": -1.0}
@@ -191,8 +191,8 @@ class SmallChallenge:
     def score(self) -> list[Any]:
         """The results of all cases, in this process: what the container does between its folders, without workers."""
         from evaluation.case_evaluation import CaseTask, evaluate_case
-        from evaluation.ground_truth import find_official
-        from evaluation.predictions import check_cases, read_platform_predictions
+        from evaluation.inputs.ground_truth import find_official
+        from evaluation.inputs.predictions import check_cases, read_platform_predictions
 
         self.save()
         sources = find_official(self.ground_truth_dir)
@@ -210,7 +210,7 @@ def challenge(tmp_path: Path) -> SmallChallenge:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An artifact of random weights: images of 56 x 56, two members with all heads. Copy it to change it."""
-    from bench.random_artifact import main
+    from bench.setting.random_artifact import main
 
     folder = tmp_path_factory.mktemp("model") / "tiny"
     main(["--config", "tiny", "--members", "2", "--adapted-blocks", "2", "--out", str(folder)])
@@ -291,7 +291,7 @@ def run_algorithm(
 
         monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
         # Several threads gain nothing on images this small, and lose much where other tests run beside these.
-        monkeypatch.setattr("algorithm.cores.cgroup_cpus", lambda: 1.0)
+        monkeypatch.setattr("algorithm.process.cores.cgroup_cpus", lambda: 1.0)
         for name, value in environment.items():
             monkeypatch.setenv(name, str(value))
         capsys.readouterr()
@@ -330,7 +330,8 @@ class TinyTraining:
 @pytest.fixture(scope="session")
 def tiny_training(tmp_path_factory: pytest.TempPathFactory) -> TinyTraining:
     """Seven generated cases of 2 x 24 frames at 28 pixels, both splits, and a four-block tower of width 16."""
-    from training import generate, prepare, split
+    from training.phantom import generate
+    from training.release import prepare, split
 
     root = tmp_path_factory.mktemp("tiny-training")
     release, cache = root / "release", root / "cache"

@@ -26,6 +26,15 @@ BANNED = {
 }
 """What each package may never import from outside: its image does not hold it, or it would load torch."""
 
+ROOMS = {
+    "algorithm": ("process", "model", "frames", "engine", "judgement", "result"),
+    "training": ("phantom", "recipe", "release", "network", "learn", "export"),
+    "evaluation": ("inputs", "metrics", "report"),
+}
+"""The rooms of each package, in the order of the data: a room may use itself and the rooms before it."""
+MOST_MODULES = 13
+"""Of a room, without its `__init__`: more are two rooms."""
+
 
 def imported_packages(source: str, package: str) -> set[str]:
     """The top-level packages that a module of `package` imports anywhere in its source, in functions as well."""
@@ -53,6 +62,33 @@ def violations(root: Path) -> list[str]:
     return found
 
 
+def imported_rooms(source: str, package: str) -> set[str]:
+    """What a module imports from within its own package: names of rooms, and of modules beside them."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == package:
+            names = [f"{package}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        else:
+            continue
+        found |= {name.split(".")[1] for name in names if name.startswith(f"{package}.")}
+    return found
+
+
+def room_violations(root: Path) -> list[str]:
+    """`file imports room`, for every import that leads out of a room into a later one, or to the ways in."""
+    found = []
+    for package, rooms in ROOMS.items():
+        for number, room in enumerate(rooms):
+            for path in sorted((root / package / room).rglob("*.py")):
+                wrong = imported_rooms(path.read_text(encoding="utf-8"), package) - set(rooms[: number + 1])
+                found += [f"{path.relative_to(root)} imports {name}" for name in sorted(wrong)]
+    return found
+
+
 def _modules(root: Path, package: str) -> list[str]:
     paths = sorted((root / package).rglob("*.py"))
     return [".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__") for path in paths]
@@ -64,19 +100,57 @@ def test_no_import_goes_the_wrong_way(repository: Path) -> None:
     assert all(_modules(repository, package) for package in PACKAGES)
 
 
+def test_no_room_imports_a_later_one(repository: Path) -> None:
+    """Within a package imports follow the data: from a room to those before it, never to the ways in."""
+    assert room_violations(repository) == []
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_rooms_are_known_described_and_small(repository: Path, package: str) -> None:
+    """Every folder of a package is a room of the list; its `__init__` says what goes in and out; none is crowded."""
+    folders = {path.parent.name for path in (repository / package).glob("*/*.py")}
+
+    assert folders == set(ROOMS[package])
+    for room in ROOMS[package]:
+        told = (repository / package / room / "__init__.py").read_text(encoding="utf-8")
+        assert "In: " in told
+        assert "Out: " in told
+        modules = list((repository / package / room).glob("[!_]*.py"))
+        assert 1 < len(modules) <= MOST_MODULES, room
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("from algorithm.result.outputs import CaseResult", "result"),
+        ("import algorithm.result.segment", "result"),
+        ("from algorithm import pipeline", "pipeline"),
+        ("def late():\n    from algorithm.judgement import score", "judgement"),
+    ],
+)
+def test_room_walker_finds_a_wrong_import(tmp_path: Path, source: str, name: str) -> None:
+    """The walk over rooms can fail: a module of an early room that uses a later one is found."""
+    folder = tmp_path / "algorithm" / "model"
+    folder.mkdir(parents=True)
+    (folder / "module.py").write_text(source)
+    (folder / "good.py").write_text("from algorithm.process.cores import usable_cores\nimport torch")
+
+    assert room_violations(tmp_path) == [f"algorithm/model/module.py imports {name}"]
+
+
 @pytest.mark.parametrize(
     ("package", "source", "name"),
     [
         ("acouslic", "import torch", "torch"),
-        ("acouslic", "from algorithm.tower import Tower", "algorithm"),
-        ("algorithm", "import evaluation.official as official", "evaluation"),
+        ("acouslic", "from algorithm.model.tower import Tower", "algorithm"),
+        ("algorithm", "import evaluation.metrics.official as official", "evaluation"),
         ("algorithm", "def late():\n    from training import fit", "training"),
         ("algorithm", "if True:\n    import open_clip", "open_clip"),
         ("algorithm", "from peft.tuners import lora", "peft"),
         ("algorithm", "import importlib\nimportlib.import_module('timm.models')", "timm"),
         ("evaluation", "import numpy, torch.nn", "torch"),
         ("evaluation", "from algorithm import outputs", "algorithm"),
-        ("training", "from evaluation.official import score", "evaluation"),
+        ("training", "from evaluation.metrics.official import score", "evaluation"),
         ("training", "import bench", "bench"),
         ("algorithm", "name = 'x'\n__import__(name)", _COMPUTED),
     ],
@@ -96,7 +170,7 @@ def test_walker_passes_what_is_allowed(tmp_path: Path) -> None:
         "acouslic": "import numpy\nfrom . import fov\nfrom acouslic.errors import AcouslicError",
         "algorithm": "import torch\nfrom acouslic.stack import open_stack",
         "evaluation": "from acouslic.ellipse import fit_ellipse",
-        "training": "import peft, open_clip\nfrom algorithm.tower import Tower",
+        "training": "import peft, open_clip\nfrom algorithm.model.tower import Tower",
     }.items():
         (tmp_path / package).mkdir()
         (tmp_path / package / "module.py").write_text(source)

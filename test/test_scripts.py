@@ -310,7 +310,7 @@ def test_run_measures_a_real_sweep(repository, tmp_path):
         if os.environ.get("CI_REQUIRE_ALL") == "1":
             pytest.fail("CI_REQUIRE_ALL=1, but these tests do not run in .venv: use ./test.sh")
         pytest.skip("these tests do not run in .venv: ./test.sh does that")
-    from training.generate import main
+    from training.phantom.generate import main
 
     options = ["--cases", "1", "--seed", "3", "--sweeps", "1", "--frames-per-sweep", "20"]
     assert main(["--out", str(tmp_path / "release"), *options]) == 0

@@ -1,1 +1,12 @@
-"""Makes the models: raw release in, trained artifact out."""
+"""Makes the models: raw release in, trained artifact out.
+
+The commands of several steps are here (`fit`, `ensemble`, `table`, `demo`); `__main__` names them all. The rooms, each
+of which may use only those before it:
+
+    phantom    draws blind sweeps of our own making
+    recipe     every setting of a run
+    release    the raw release becomes a cache, and its cases are split
+    network    what is trained: the tower with adapters and heads
+    learn      one run, from settings to a trained member
+    export     trained members, or published checkpoints, become an artifact
+"""

@@ -9,16 +9,16 @@ from acouslic.errors import AcouslicError
 # Module and one line of help by command. A module is imported only when its command runs: `generate` and `split` work
 # without torch.
 COMMANDS = {
-    "generate": ("training.generate", "draw blind sweeps of our own making, as a release"),
-    "prepare": ("training.prepare", "raw release to the cache that training reads"),
-    "split": ("training.split", "divide the cases: the published split, or folds by subject"),
+    "generate": ("training.phantom.generate", "draw blind sweeps of our own making, as a release"),
+    "prepare": ("training.release.prepare", "raw release to the cache that training reads"),
+    "split": ("training.release.split", "divide the cases: the published split, or folds by subject"),
     "fit": ("training.fit", "train one member"),
     "ensemble": ("training.ensemble", "raw release to a trained ensemble: prepare, split, fit every fold"),
     "table": ("training.table", "every row of the paper's table, five trials each"),
-    "export": ("training.export", "trained members to an artifact"),
-    "precision": ("training.precision", "measure half precision on sweeps, for an artifact's manifest"),
-    "import": ("training.import_published", "checkpoints of the published code to an artifact"),
-    "pack": ("training.pack", "an artifact to model.tar.gz"),
+    "export": ("training.export.write_artifact", "trained members to an artifact"),
+    "precision": ("training.export.precision", "measure half precision on sweeps, for an artifact's manifest"),
+    "import": ("training.export.import_published", "checkpoints of the published code to an artifact"),
+    "pack": ("training.export.pack", "an artifact to model.tar.gz"),
     "demo": ("training.demo", "rebuild model/demo"),
 }
 

@@ -29,15 +29,14 @@ from safetensors.torch import save_file
 from acouslic.errors import AcouslicError
 from acouslic.release import Release
 from acouslic.write import write_json
-from algorithm.artifact import HEADS_FILE
-from algorithm.open_clip_weights import tower_config_from_open_clip
-from training import generate, prepare, split
-from training.cache import Cache
-from training.export import ExportSettings, export_runs
+from algorithm.model.artifact import HEADS_FILE
+from algorithm.model.open_clip_weights import tower_config_from_open_clip
+from training.export.write_artifact import ExportSettings, export_runs
 from training.fit import fit_fold
-from training.local_attention import starting_weights
-from training.run_folder import RunFolder
-from training.settings import (
+from training.learn.run_folder import RunFolder
+from training.network.local_attention import starting_weights
+from training.phantom import generate
+from training.recipe.settings import (
     AdapterSettings,
     AugmentSettings,
     HeadSettings,
@@ -47,6 +46,8 @@ from training.settings import (
     TowerSource,
     TrainSettings,
 )
+from training.release import prepare, split
+from training.release.cache import Cache
 
 TOWER_CONFIG = {
     "embed_dim": 128,

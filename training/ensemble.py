@@ -11,11 +11,11 @@ from pathlib import Path
 
 from acouslic.errors import AcouslicError
 from acouslic.release import Release
-from algorithm.open_clip_weights import tower_config_from_open_clip
-from training import prepare, split
-from training.cache import Cache
+from algorithm.model.open_clip_weights import tower_config_from_open_clip
 from training.fit import fit_fold, make_parser, parse_with, settings_of
-from training.tower_source import read_model_config
+from training.network.tower_source import read_model_config
+from training.release import prepare, split
+from training.release.cache import Cache
 
 
 def main(arguments: list[str]) -> int:

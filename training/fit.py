@@ -19,12 +19,12 @@ from typing import Any
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from acouslic.errors import AcouslicError
-from training.cache import Cache
-from training.check_settings import check_settings
-from training.run_folder import RunFolder
-from training.run_member import FoldCases, run_member
-from training.settings import PRESETS, TrainSettings
-from training.split import Split, check_subjects, read_split
+from training.learn.run_folder import RunFolder
+from training.learn.run_member import FoldCases, run_member
+from training.recipe.check_settings import check_settings
+from training.recipe.settings import PRESETS, TrainSettings
+from training.release.cache import Cache
+from training.release.split import Split, check_subjects, read_split
 
 
 def main(arguments: list[str]) -> int:

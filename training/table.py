@@ -23,18 +23,26 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 
 from acouslic.errors import AcouslicError
 from acouslic.write import write_text
-from training.baselines import ROWS, Row, build_baseline
-from training.cache import Cache
-from training.dataset import FrameTable, table_of
+from training.export.trained_member import read_member, rebuild_network
 from training.fit import add_settings, check_split_of_cache, settings_of
-from training.frame_metrics import FrameCounts, count_frames
-from training.model import Network
-from training.out_of_fold import OutOfFold, read_out_of_fold, score_out_of_fold, write_out_of_fold
-from training.run_folder import RunFolder
-from training.run_member import FoldCases, describe_run, learner_of, load_tower_for, run_member, scoring_device, train
-from training.settings import FAITHFUL_CLS, FAITHFUL_SEG, TrainSettings
-from training.split import Split, read_split
-from training.trained_member import read_member, rebuild_network
+from training.learn.dataset import FrameTable, table_of
+from training.learn.frame_metrics import FrameCounts, count_frames
+from training.learn.out_of_fold import OutOfFold, read_out_of_fold, score_out_of_fold, write_out_of_fold
+from training.learn.run_folder import RunFolder
+from training.learn.run_member import (
+    FoldCases,
+    describe_run,
+    learner_of,
+    load_tower_for,
+    run_member,
+    scoring_device,
+    train,
+)
+from training.network.baselines import ROWS, Row, build_baseline
+from training.network.model import Network
+from training.recipe.settings import FAITHFUL_CLS, FAITHFUL_SEG, TrainSettings
+from training.release.cache import Cache
+from training.release.split import Split, read_split
 
 PROTOCOLS = ("annotated_sweeps", "all_frames")
 THRESHOLD = 0.5

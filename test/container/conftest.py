@@ -165,7 +165,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A release of two generated cases with two short sweeps each, full frames; also in the platform's layout."""
-    from training.generate import main
+    from training.phantom.generate import main
 
     folder = tmp_path_factory.mktemp("release")
     options = ["--cases", "2", "--seed", "7", "--sweeps", "2", "--frames-per-sweep", "24", "--platform"]
@@ -177,7 +177,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def full_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two generated cases of the challenge's own size, six sweeps of 140 frames; also in the platform's layout."""
-    from training.generate import main
+    from training.phantom.generate import main
 
     folder = tmp_path_factory.mktemp("full_release")
     assert main(["--out", str(folder), "--cases", "2", "--seed", "11", "--platform"]) == 0

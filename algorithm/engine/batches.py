@@ -1,0 +1,236 @@
+"""Frames through a network in batches that fit the memory, and what the gate did kept for those that come again."""
+
+import logging
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from acouslic.errors import AcouslicError
+from algorithm.engine.ensemble import GateScores, MemberScores
+from algorithm.frames.preprocess import normalise
+from algorithm.model.manifest import Manifest, TowerConfig
+from algorithm.process.memory import is_out_of_memory
+
+CPU_BATCH_FRAMES = 8
+FIRST_BATCH_FRAMES = 2
+"""A run's first batch: what a person who waits sees first is that it works, and how fast."""
+MAX_BATCH_FRAMES = 128
+"""Larger ones are 3 % faster at best (bench/LOG.md, 33)."""
+_MEMORY_SHARE = 0.4
+"""Of a GPU's free memory: the estimate of a frame's activations is rough, and running out costs a repeated batch."""
+
+TRUNK_BYTES = 256 << 20
+"""For what the gate leaves behind: a case of 840 frames at a stride of 4 takes 220 MB with ViT-L. Frames beyond it are
+run again, so that memory does not grow with the stack."""
+
+BatchScores = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+log = logging.getLogger(__name__)
+
+
+class Scorer(Protocol):
+    """What scoring needs of `ensemble.Ensemble`."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the artifact."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the images it takes."""
+
+    def trunk(self, images: Tensor) -> Tensor | None:
+        """What `score` and `gate` begin with on (batch, 3, S, S), a tensor (batch, ...); None: nothing."""
+
+    def score(self, images: Tensor, trunk: Tensor | None = None) -> MemberScores:
+        """All members on (batch, 3, S, S), from their trunk on where it is given."""
+
+    def gate(self, images: Tensor, trunk: Tensor | None = None) -> GateScores:
+        """The gate of the manifest's scoring section, likewise."""
+
+
+def choose_batch_frames(tower: TowerConfig, members: int, device: torch.device, dtype: torch.dtype) -> int:
+    """Frames a batch: a power of two that a GPU's free memory holds with room to spare, 8 on a CPU.
+
+    A power of two, so that small changes of free memory do not change a result in its last digits.
+    """
+    if device.type != "cuda":
+        return CPU_BATCH_FRAMES
+    tokens = 1 + tower.grid_size**2
+    per_token = 8 * tower.width + 2 * tower.mlp_width
+    frame_bytes = members * tokens * per_token * dtype.itemsize + 12 * tower.image_size**2
+    # What torch has cached is free too.
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    fitting = int(_MEMORY_SHARE * (torch.cuda.mem_get_info(device)[0] + cached)) // frame_bytes
+    return min(MAX_BATCH_FRAMES, 1 << max(0, fitting.bit_length() - 1))
+
+
+class KeptTrunks:
+    """What the gate has computed of some frames that all members share: the refined ones among them need it again."""
+
+    def __init__(self) -> None:
+        self._of_frame: dict[int, Tensor] = {}
+        self._bytes = 0
+
+    def keep(self, indices: Sequence[int], trunk: Tensor) -> None:
+        """Remember the frames `indices` of a batch (batch, ...); no more than TRUNK_BYTES in all."""
+        for index, of_frame in zip(indices, trunk, strict=True):
+            if self._bytes + of_frame.nbytes > TRUNK_BYTES:
+                return
+            # A copy, for a view would hold on to the whole batch.
+            self._of_frame[index] = of_frame.clone()
+            self._bytes += of_frame.nbytes
+
+    def keep_only(self, indices: Collection[int]) -> None:
+        """Forget all frames but `indices`."""
+        self.drop([index for index in self._of_frame if index not in indices])
+
+    def drop(self, indices: Sequence[int]) -> int:
+        """Forget the frames `indices`; returns how many of them were known."""
+        dropped = [self._of_frame.pop(index) for index in indices if index in self._of_frame]
+        self._bytes -= sum(of_frame.nbytes for of_frame in dropped)
+        return len(dropped)
+
+    def of(self, indices: Sequence[int], images: Tensor, run: Callable[[Tensor], Tensor | None]) -> Tensor | None:
+        """The trunk (batch, ...) of a batch, `run` for those of its `images` only that are not known; None where
+        nothing is known."""
+        missing = [k for k, index in enumerate(indices) if index not in self._of_frame]
+        if len(missing) == len(indices):
+            return None
+        found = {index: self._of_frame[index] for index in indices if index in self._of_frame}
+        if missing:
+            # Stacked, not indexed with the list: that would be copied to a GPU, which makes the host wait.
+            fresh = run(torch.stack([images[k] for k in missing]))
+            assert fresh is not None
+            found |= {indices[k]: of_frame for k, of_frame in zip(missing, fresh, strict=True)}
+        return torch.stack([found[index] for index in indices])
+
+
+class Batches:
+    """Runs frames through the gate and the ensemble batch by batch, in smaller ones from when memory runs out."""
+
+    def __init__(self, ensemble: Scorer, frames: Tensor, batch_frames: int, wait_for: Callable[[int], None]) -> None:
+        self.ensemble = ensemble
+        self.frames = frames
+        self.first_batch_at = 0.0
+        self.reused = 0
+        """So many frames were scored from the trunk that the gate had run."""
+        self._trunks = KeptTrunks()
+        self._clock = _DeviceClock(frames.device)
+        self._first_batch: float | torch.cuda.Event | None = None
+        self._batch_frames = batch_frames
+        self._wait_for = wait_for
+
+    def gate(self, indices: NDArray[np.int64], progress: Callable[[float], None]) -> BatchScores:
+        """The gate as an ensemble of one; see `score`. Keeps the trunks of the frames."""
+        return self._run(self._gate_and_keep, indices, progress)
+
+    def score(self, indices: NDArray[np.int64], progress: Callable[[float], None]) -> BatchScores:
+        """Presence (members, N) and optimality (members, N) of the frames at `indices`, ascending."""
+        self._trunks.keep_only(set(indices.tolist()))
+        return self._run(self._score_from_trunks, indices, progress)
+
+    def _gate_and_keep(self, indices: Sequence[int], images: Tensor) -> MemberScores:
+        trunk = self.ensemble.trunk(images)
+        scores = self.ensemble.gate(images, trunk)
+        if trunk is not None:
+            self._trunks.keep(indices, trunk)
+        presence, optimality = scores.presence_probability, scores.optimality_probability
+        return MemberScores(
+            presence[None], presence.new_empty(0, len(images)) if optimality is None else optimality[None]
+        )
+
+    def _score_from_trunks(self, indices: Sequence[int], images: Tensor) -> MemberScores:
+        scores = self.ensemble.score(images, self._trunks.of(indices, images, self.ensemble.trunk))
+        self.reused += self._trunks.drop(indices)
+        return scores
+
+    def _run(
+        self,
+        network: Callable[[Sequence[int], Tensor], MemberScores],
+        indices: NDArray[np.int64],
+        progress: Callable[[float], None],
+    ) -> BatchScores:
+        at = torch.from_numpy(indices).to(self.frames.device)
+        presence, optimality = [], []
+        start = 0
+        while start < len(indices):
+            count = self._batch_frames if self._first_batch else min(self._batch_frames, FIRST_BATCH_FRAMES)
+            stop = min(start + count, len(indices))
+            scores = self._try(network, indices[start:stop].tolist(), at[start:stop])
+            if scores is None:
+                self._halve()
+                continue
+            # Kept on the device: a copy to the host here would make it wait for every batch.
+            presence.append(scores.presence_probability)
+            optimality.append(scores.optimality_probability)
+            start = stop
+            if self._first_batch is None:
+                self._first_batch = self._clock.mark()
+            progress(start / len(indices))
+        found = [torch.cat(parts, 1).float().cpu().numpy() for parts in (presence, optimality)]
+        if not self.first_batch_at and self._first_batch is not None:
+            self.first_batch_at = self._clock.passed_at(self._first_batch)
+        if not all(np.isfinite(values).all() for values in found):
+            raise AcouslicError(
+                f"the model gives probabilities that are not numbers in {self.ensemble.dtype}: its weights are damaged "
+                "or overflow; if they overflow, `python -m training precision` makes the algorithm use another type"
+            )
+        return found[0], found[1]
+
+    def _try(
+        self, network: Callable[[Sequence[int], Tensor], MemberScores], indices: Sequence[int], at: Tensor
+    ) -> MemberScores | None:
+        """One batch, or None where memory ran out. The failed batch's tensors are free once this has returned."""
+        try:
+            self._wait_for(indices[-1] + 1)
+            with torch.inference_mode():
+                images = normalise(
+                    self.frames.index_select(0, at), self.ensemble.manifest.preprocessing, self.ensemble.dtype
+                )
+                return network(indices, images)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+
+    def _halve(self) -> None:
+        if self._batch_frames == 1:
+            raise AcouslicError(
+                f"{self.frames.device} has no memory for the model and one frame: free some, or use the CPU"
+            )
+        self._batch_frames //= 2
+        self._trunks = KeptTrunks()
+        log.info("out of memory on %s: going on with batches of %d", self.frames.device, self._batch_frames)
+        if self.frames.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+class _DeviceClock:
+    """Says when queued work was done, once it is known to be, so that nobody has to wait to look at a clock."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._started_at = time.monotonic()
+        # Nothing is queued yet, so the GPU passes this mark at once.
+        self._start = self.mark()
+
+    def mark(self) -> float | torch.cuda.Event:
+        """A mark behind everything that is queued by now."""
+        if not self._on_gpu:
+            return time.monotonic()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def passed_at(self, mark: float | torch.cuda.Event) -> float:
+        """When `mark` was passed, in terms of `time.monotonic()`; the work behind it must be done."""
+        if isinstance(mark, float):
+            return mark
+        assert isinstance(self._start, torch.cuda.Event)
+        return self._started_at + self._start.elapsed_time(mark) / 1000

@@ -1,0 +1,132 @@
+"""Where and in which precision to compute: decided here, each decision with the reason that goes into the log."""
+
+import warnings
+from pathlib import Path
+
+import torch
+
+from acouslic.errors import AcouslicError
+from algorithm.model.manifest import HalfPrecision
+from algorithm.process.cores import usable_cores
+
+MOST_HALF_DIFFERENCE = 0.02
+"""Of a probability from float32's: what half precision may cost."""
+MOST_RECORDED_DIFFERENCE = MOST_HALF_DIFFERENCE / 2
+"""In an artifact's manifest, which knows the largest of a sample: of the demo's 50 cases the largest is twice that of
+640 of their frames."""
+
+
+def choose_device(wanted: str | None = None) -> tuple[torch.device, str]:
+    """The first usable GPU, else the CPU, or the one that is `wanted` ("cpu", "cuda"). With the reason.
+
+    A GPU is usable where a small product on it comes out right: a driver that is too old, a torch without CUDA, a torch
+    without kernels for the card, or a card that is taken all end on the CPU, and the reason says which. Raises
+    AcouslicError with it where a GPU is wanted.
+    """
+    if wanted == "cpu":
+        return torch.device("cpu"), "cpu was asked for"
+    device, reason = _look_for_gpu()
+    if wanted is not None and device.type != "cuda":
+        raise AcouslicError(f"a GPU was asked for but cannot be used: {reason}")
+    return device, reason
+
+
+def _look_for_gpu() -> tuple[torch.device, str]:
+    if torch.version.cuda is None and torch.version.hip is None:
+        return torch.device("cpu"), "this torch is built without GPU support"
+    # An old driver is announced as a warning, which would end up on stderr: it belongs into the reason.
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        available = torch.cuda.is_available()
+    if not available:
+        told = (
+            str(caught[0].message).split("(Triggered")[0].strip().replace("\n", " ") if caught else "no GPU was found"
+        )
+        return torch.device("cpu"), told
+    name = "the GPU"
+    try:
+        device = torch.device("cuda", torch.cuda.current_device())
+        name = torch.cuda.get_device_name(device)
+        ones = torch.ones(8, 8, device=device, dtype=torch.float16)
+        works = bool((ones @ ones == 8).all())
+    except RuntimeError as error:
+        return torch.device("cpu"), f"{name} cannot be used by this torch: {str(error).splitlines()[0]}"
+    if not works:
+        return torch.device("cpu"), f"{name} computes wrong products"
+    return device, f"{name} is there"
+
+
+def choose_precision(device: torch.device, measured: HalfPrecision | None = None) -> tuple[torch.dtype, str]:
+    """The first of `device`'s half types that keeps the artifact's probabilities near float32's, else float32, with the
+    reason.
+
+    `measured` is what the artifact's manifest says of half precision. A type that was not measured is trusted.
+    """
+    types, reason = half_types(device)
+    reasons = [reason]
+    for dtype in types:
+        name = str(dtype).removeprefix("torch.")
+        difference = None if measured is None else getattr(measured, name)
+        if difference is None:
+            return dtype, "; ".join([*reasons, f"{name} was not measured for this artifact"])
+        if difference <= MOST_RECORDED_DIFFERENCE:
+            return dtype, "; ".join([*reasons, f"{name} is within {difference:.4f} of float32 for this artifact"])
+        reasons.append(f"{name} is {difference:.3f} off for this artifact, more than {MOST_RECORDED_DIFFERENCE}")
+    return torch.float32, "; ".join(reasons)
+
+
+def half_types(device: torch.device) -> tuple[tuple[torch.dtype, ...], str]:
+    """The half types that `device` is fast in, the preferred one first, with the reason.
+
+    On a GPU float16 goes first: it has three more bits than bfloat16, and took 2 to 6 % longer on an H100
+    (bench/LOG.md, 29); what it lacks is range, which the residual stream has in float32.
+    """
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        card = f"compute capability {major}.{minor}"
+        if major >= 8:
+            return (torch.float16, torch.bfloat16), f"{card} has tensor cores for float16 and bfloat16"
+        if (major, minor) >= (5, 3):
+            return (torch.float16,), f"{card} has float16 but no fast bfloat16"
+        return (), f"{card} has no fast half precision"
+    if not torch.backends.mkldnn.is_available():
+        return (), "this torch is built without oneDNN"
+    native = sorted({"avx512_bf16", "amx_bf16"} & cpu_flags())
+    if not native:
+        return (), "the CPU has no bfloat16 instructions"
+    return (torch.bfloat16,), f"the CPU has {', '.join(native)}"
+
+
+def keep_exact_sums() -> None:
+    """Let a GPU sum in float32, and twice in the same order: torch's defaults trade that for a few per cent.
+
+    TF32 would round the float32 heads and decoders to 10 bits, reduced-precision reductions the partial sums of long
+    half-precision products; both would count against the parity bounds.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cudnn.deterministic = True
+
+
+def set_cpu_threads() -> tuple[int, str]:
+    """Let torch use as many threads as this process may use cores; returns their number and the reason.
+
+    Torch itself counts the machine's cores; in a container with a quota that is too many, and oversubscribed threads
+    wait for each other.
+    """
+    threads, reason = usable_cores()
+    torch.set_num_threads(threads)
+    return threads, reason
+
+
+def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
+    """The instruction set extensions of the first CPU; empty where the system does not say."""
+    try:
+        for line in path.read_text().splitlines():
+            if line.startswith("flags"):
+                return set(line.partition(":")[2].split())
+    except OSError:
+        pass
+    return set()

@@ -1,0 +1,139 @@
+"""From probabilities of frames to the frames that are worth outlining, best first. Pure NumPy."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from algorithm.model.manifest import CaseContext, SelectionConfig
+
+Values = NDArray[np.float64]
+
+CANDIDATE_DISTANCE_FRAMES = 5
+"""Candidates of one sweep lie at least this far apart: nearer frames show the same plane and fail alike."""
+
+_KERNEL_SIGMAS = 4.0
+_TIE_DECIMALS = 9
+"""Qualities that agree to this many decimals are ties: far below what a model can mean, far above rounding."""
+_LEAST_PROBABILITY = 1e-12
+"""Logits are taken of probabilities at least this far from 0 and 1."""
+
+
+@dataclass(frozen=True)
+class FrameJudgement:
+    """What is thought of each frame of a case, its neighbours and the rest of the case considered."""
+
+    presence_alone: Values
+    """(F,) in 0..1: smoothed within sweeps. Which frame is best, and whether it is good enough, is read here."""
+    presence: Values
+    """(F,) in 0..1: against the case's best frame, where the artifact has a context; else `presence_alone`. Which
+    frames are called positive is read here."""
+    optimality: Values | None
+    """(F,) in 0..1: smoothed within sweeps; None without such a head."""
+    quality: Values
+    """(F,) in 0..1: `frame_quality` of `presence_alone` and optimality."""
+
+
+def judge_frames(
+    presence: Values, optimality: Values | None, sweeps: Sequence[range], selection: SelectionConfig
+) -> FrameJudgement:
+    """From what the members said of each frame, (F,) in 0..1, to what is thought of it in its case."""
+    alone = smooth_in_sweeps(presence, sweeps, selection.smoothing_sigma_frames)
+    if optimality is not None:
+        optimality = smooth_in_sweeps(optimality, sweeps, selection.smoothing_sigma_frames)
+    quality = frame_quality(alone, optimality, selection.suboptimal_credit)
+    return FrameJudgement(alone, in_context(alone, alone, selection.context), optimality, quality)
+
+
+def smooth_in_sweeps(probability: Values, sweeps: Sequence[range], sigma_frames: float) -> Values:
+    """Gaussian mean along each sweep, never across its ends: (F,) in 0..1 to (F,) in 0..1.
+
+    At the ends of a sweep only the frames that exist are weighted, so a constant stays that constant. `sigma_frames`
+    0 is no smoothing. Frames outside all sweeps are left as they are.
+    """
+    smoothed = np.array(probability, dtype=np.float64)
+    if sigma_frames == 0:
+        return smoothed
+    reach = int(np.ceil(_KERNEL_SIGMAS * sigma_frames))
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma_frames) ** 2)
+    for sweep in sweeps:
+        values = np.asarray(probability[sweep.start : sweep.stop], dtype=np.float64)
+        weighted = np.convolve(values, kernel)[reach : reach + len(values)]
+        weights = np.convolve(np.ones(len(values)), kernel)[reach : reach + len(values)]
+        smoothed[sweep.start : sweep.stop] = weighted / weights
+    return np.clip(smoothed, 0.0, 1.0)
+
+
+def in_context(presence: Values, smoothed: Values, context: CaseContext | None) -> Values:
+    """Presence of all frames of a case, (F,) in 0..1, judged against the best of the same, `smoothed`.
+
+    A frame of 0 stays 0, and no frame overtakes another. Without a context presence is returned as it is.
+    """
+    if context is None or not len(presence):
+        return presence
+    best = np.clip(presence_logit(smoothed).max(), *context.best_range)
+    judged = probability_of(context.slope * presence_logit(presence) + context.best_slope * best + context.offset)
+    return np.where(presence > 0, judged, 0.0)
+
+
+def presence_logit(probability: Values) -> Values:
+    """log(p / (1 - p)), finite also for 0 and 1."""
+    inside = np.clip(probability, _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
+    return np.log(inside / (1 - inside))
+
+
+def probability_of(logit: Values) -> Values:
+    """1 / (1 + exp(-logit)), without overflow."""
+    return np.exp(-np.logaddexp(0.0, -logit))
+
+
+def frame_quality(presence: Values, optimality: Values | None, suboptimal_credit: float) -> Values:
+    """What choosing each frame is expected to score: presence x (credit + (1 - credit) x optimality), (F,) in 0..1.
+
+    `suboptimal_credit` is what a suboptimal frame scores where an optimal one exists (0.6 in the challenge's WFSS).
+    Without optimality, quality is presence.
+    """
+    if optimality is None:
+        return presence
+    return presence * (suboptimal_credit + (1.0 - suboptimal_credit) * optimality)
+
+
+def choose_candidates(quality: Values, sweeps: Sequence[range], count: int) -> list[int]:
+    """At most `count` frame indices, best quality first, apart from each other; [] without frames.
+
+    Frames of one sweep are at least CANDIDATE_DISTANCE_FRAMES apart. Where neighbours have the same quality, the
+    middle of their run comes first; where runs do, the longer, then the earlier one.
+    """
+    rounded = np.round(quality, _TIE_DECIMALS)
+    ranked: list[tuple[float, int, float, int]] = []
+    sweep_of: dict[int, int] = {}
+    for number, sweep in enumerate(sweeps):
+        for run in _equal_runs(rounded, sweep):
+            # Of an even run the earlier of the two middle frames: both are equally far, and the index decides.
+            middle = (run.start + run.stop - 1) / 2
+            ranked.extend((-rounded[index], -len(run), abs(index - middle), index) for index in run)
+            sweep_of.update(dict.fromkeys(run, number))
+    chosen: list[int] = []
+    for *_, index in sorted(ranked):
+        if all(
+            sweep_of[index] != sweep_of[other] or abs(index - other) >= CANDIDATE_DISTANCE_FRAMES for other in chosen
+        ):
+            chosen.append(index)
+            if len(chosen) == count:
+                break
+    return chosen
+
+
+def positive_runs(positive: NDArray[np.bool_], sweep: range) -> list[range]:
+    """The unbroken runs of True within one sweep, as ranges of frame indices, in order."""
+    return [run for run in _equal_runs(positive, sweep) if positive[run.start]]
+
+
+def _equal_runs(values: NDArray, sweep: range) -> list[range]:
+    """One sweep cut where neighbouring values differ."""
+    if not len(sweep):
+        return []
+    inside = values[sweep.start : sweep.stop]
+    cuts = (np.flatnonzero(inside[1:] != inside[:-1]) + 1 + sweep.start).tolist()
+    return [range(a, b) for a, b in zip([sweep.start, *cuts], [*cuts, sweep.stop], strict=True)]

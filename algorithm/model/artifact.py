@@ -1,0 +1,254 @@
+"""The model artifact: a folder with a manifest, the shared tower and the members, read strictly.
+
+    manifest.json                           manifest.py
+    tower.safetensors                       the visual tower, once; half precision allowed
+    members/<k>/adapter_config.json         PEFT's two files, where the member has an adapter
+    members/<k>/adapter_model.safetensors
+    members/<k>/heads.safetensors           presence.*, optimality.*, decoder.* of the heads it has
+
+Nothing but JSON and safetensors is ever parsed, and no other file may lie in the folder. Tensors are memory-mapped,
+so that loading costs about what reading the files costs.
+"""
+
+import dataclasses
+import gzip
+import hashlib
+import os
+import shutil
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from acouslic.errors import AcouslicError
+from algorithm.model.heads import Heads
+from algorithm.model.lora import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, LoraAdapter, read_adapter, write_adapter
+from algorithm.model.manifest import (
+    MANIFEST_FILE,
+    TOWER_FILE,
+    FileRecord,
+    Manifest,
+    MemberConfig,
+    TowerConfig,
+    manifest_to_json,
+    read_manifest,
+)
+from algorithm.model.tower import Tower, check_state, linear_shapes, without_weights
+
+HEADS_FILE = "heads.safetensors"
+
+
+@dataclass(frozen=True)
+class MemberState:
+    """One member's weights."""
+
+    adapter: LoraAdapter | None
+    heads: dict[str, Tensor]
+    """Named as in `heads.safetensors`: the state dict of `heads.Heads`."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A checked artifact."""
+
+    folder: Path
+    manifest: Manifest
+    tower_state: Mapping[str, Tensor]
+    """The state dict of `tower.Tower`, in the file's precision, each tensor read from the file when it is asked for."""
+    members: tuple[MemberState, ...]
+
+
+class FileTensors(Mapping[str, Tensor]):
+    """The tensors of a safetensors file, mapped into memory a part at a time.
+
+    The pages of a mapping count as the process's memory as long as it lives. So the file is mapped anew after every
+    64 MiB of tensors, and who takes one after the other, as merging does, holds no more than that of the file.
+    Raises AcouslicError where the file is not safetensors.
+    """
+
+    MAPPED_BYTES = 1 << 26
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._names = list(self._map().keys())
+        self._mapped, self._taken_bytes = self._map(), 0
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        if self._taken_bytes > self.MAPPED_BYTES:
+            self._mapped, self._taken_bytes = self._map(), 0
+        tensor: Tensor = self._mapped.get_tensor(name)
+        self._taken_bytes += tensor.numel() * tensor.element_size()
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def _map(self) -> safe_open:
+        try:
+            return safe_open(self.path, framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise AcouslicError(f"{self.path} is not a readable safetensors file: {error}") from None
+
+
+def load_artifact(folder: Path, *, verify_hashes: bool = True) -> Artifact:
+    """Read and check the artifact in `folder`; tensors are on the CPU, backed by the files.
+
+    Raises AcouslicError, naming the file and field or tensor, for: a missing or wrong manifest, a file missing, too
+    many, of another size or sha256, not safetensors, a tensor missing, unknown or of another shape. Hashing runs in
+    threads beside the rest; without `verify_hashes` only the sizes are checked.
+    """
+    manifest = read_manifest(folder)
+    _check_files(folder, manifest)
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        hashes = {name: pool.submit(hash_file, folder / name) for name in manifest.files} if verify_hashes else {}
+        tower_state = FileTensors(folder / TOWER_FILE)
+        with without_weights():
+            expected = Tower(manifest.tower).state_dict()
+        check_state(tower_state, expected, str(folder / TOWER_FILE))
+        shapes = linear_shapes(manifest.tower)
+        members = tuple(
+            _read_member(folder / "members" / str(k), member, manifest.tower, shapes)
+            for k, member in enumerate(manifest.members)
+        )
+        for name, sha256 in hashes.items():
+            if sha256.result() != manifest.files[name].sha256:
+                raise AcouslicError(
+                    f"{folder / name}: its sha256 is {sha256.result()}, the manifest says "
+                    f"{manifest.files[name].sha256}: the file is damaged or from another artifact"
+                )
+    return Artifact(folder, manifest, tower_state, members)
+
+
+def write_artifact(
+    folder: Path, manifest: Manifest, tower_state: Mapping[str, Tensor], members: Sequence[MemberState]
+) -> Manifest:
+    """Write an artifact to `folder` and return its manifest with `files` filled in (those given are ignored).
+
+    It is written beside `folder`, read back with every check, and renamed into place, so that no half-written
+    artifact is ever seen; an artifact that is there already is replaced. Raises AcouslicError where `folder` holds
+    anything else, or where the weights do not fit the manifest.
+    """
+    folder = folder.absolute()
+    if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST_FILE).is_file():
+        raise AcouslicError(f"{folder} is neither empty nor an artifact: choose another folder")
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        _write_tensors(partial / TOWER_FILE, tower_state)
+        for k, member in enumerate(members):
+            member_folder = partial / "members" / str(k)
+            member_folder.mkdir(parents=True)
+            if member.adapter is not None:
+                write_adapter(member_folder, member.adapter)
+            _write_tensors(member_folder / HEADS_FILE, member.heads)
+        names = sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
+        files = {name: FileRecord(hash_file(partial / name), (partial / name).stat().st_size) for name in names}
+        manifest = dataclasses.replace(manifest, files=files)
+        (partial / MANIFEST_FILE).write_text(manifest_to_json(manifest), encoding="utf-8")
+        for path in [partial, *partial.rglob("*")]:
+            # safetensors writes for the owner alone, but a container mounts the folder and runs as another user.
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        load_artifact(partial, verify_hashes=False)
+        replaced = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
+        if folder.exists():
+            folder.rename(replaced)
+        partial.rename(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return manifest
+
+
+def pack_artifact(folder: Path, tar_path: Path) -> None:
+    """Pack the artifact in `folder` into `tar_path`, the `model.tar.gz` that the platform extracts to /opt/ml/model.
+
+    The same artifact gives the same bytes: sorted names, no times, owners or modes of the disk. Raises AcouslicError
+    where the artifact is not sound.
+    """
+    manifest = load_artifact(folder).manifest
+    partial = tar_path.with_name(f".{tar_path.name}.partial-{os.getpid()}")
+    try:
+        # Level 1: weights hardly compress, and a higher level only takes longer.
+        with (
+            partial.open("wb") as raw,
+            gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=raw, mtime=0) as packed,
+            tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive,
+        ):
+            for name in sorted([MANIFEST_FILE, *manifest.files]):
+                entry = tarfile.TarInfo(name)
+                entry.size = (folder / name).stat().st_size
+                entry.mode = 0o644
+                with (folder / name).open("rb") as content:
+                    archive.addfile(entry, content)
+        partial.rename(tar_path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def hash_file(path: Path) -> str:
+    """The sha256 of a file, as hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _member_files(k: int, member: MemberConfig) -> list[str]:
+    names = [ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, HEADS_FILE] if member.adapter else [HEADS_FILE]
+    return [f"members/{k}/{name}" for name in names]
+
+
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    """Raises AcouslicError unless the manifest lists, and the folder holds, exactly the files there should be."""
+    expected = {TOWER_FILE}.union(*(_member_files(k, member) for k, member in enumerate(manifest.members)))
+    for name in sorted(set(manifest.files) ^ expected):
+        problem = "is listed but not part of an artifact" if name not in expected else "is not listed"
+        raise AcouslicError(f"{folder / MANIFEST_FILE}: files: {name!r} {problem}; export the model again")
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    for name in sorted(there - expected - {MANIFEST_FILE}):
+        raise AcouslicError(f"{folder / name} does not belong to the artifact: remove it")
+    for name, record in manifest.files.items():
+        if name not in there:
+            raise AcouslicError(f"{folder / name} is missing: mount or extract the whole artifact")
+        size_bytes = (folder / name).stat().st_size
+        if size_bytes != record.size_bytes:
+            raise AcouslicError(
+                f"{folder / name} has {size_bytes} bytes, the manifest says {record.size_bytes}: "
+                "the file is incomplete or from another artifact"
+            )
+
+
+def _read_member(
+    folder: Path, member: MemberConfig, tower: TowerConfig, shapes: Mapping[str, tuple[int, int]]
+) -> MemberState:
+    adapter = read_adapter(folder, shapes) if member.adapter else None
+    heads = _read_tensors(folder / HEADS_FILE)
+    with without_weights():
+        expected = Heads(member, tower).state_dict()
+    check_state(heads, expected, str(folder / HEADS_FILE))
+    return MemberState(adapter, heads)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, memory-mapped."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise AcouslicError(f"{path} is not a readable safetensors file: {error}") from None
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    # Copies where tensors share storage (the split of packed attention weights): the format holds each on its own.
+    detached = {
+        name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
+    save_file(detached, path, metadata={"format": "pt"})

@@ -1,0 +1,107 @@
+"""The mask decoder: UNETR's (Hatamizadeh et al. 2022) in two dimensions with depthwise separable convolutions.
+
+Structure and parameter names are those of FetalCLIP-IQA's segmentation model (commit fbcbdd2), so its checkpoints load
+by renaming alone: it reads the outputs of four blocks, z3, z6, z9, z12 from shallow to deep, and the image itself.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from algorithm.model.manifest import DecoderConfig
+
+
+class _Plain(nn.Module):
+    """One convolution in a module of its own: the published names have a `block` at this level too."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x)
+
+
+class _Unit(nn.Module):
+    """A few layers in sequence, named `block`."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.block = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x)
+
+
+def _doubling(channels: int) -> _Plain:
+    """Depthwise transposed convolution that doubles the side."""
+    return _Plain(nn.ConvTranspose2d(channels, channels, kernel_size=2, stride=2, groups=channels))
+
+
+def _pointwise(channels: int, out: int) -> _Plain:
+    return _Plain(nn.Conv2d(channels, out, kernel_size=1))
+
+
+def _separable(channels: int, out: int) -> list[nn.Module]:
+    """Depthwise 3 x 3 and pointwise convolution, each with batch normalisation and ReLU."""
+    depthwise = _Plain(nn.Conv2d(channels, channels, kernel_size=3, padding=1, groups=channels))
+    normalised = [nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
+    return [depthwise, *normalised, _pointwise(channels, out), nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
+
+
+def _conv(channels: int, out: int) -> _Unit:
+    return _Unit(*_separable(channels, out))
+
+
+def _deconv(channels: int, out: int) -> _Unit:
+    return _Unit(_doubling(channels), *_separable(channels, out))
+
+
+def _up(channels: int, out: int) -> _Unit:
+    return _Unit(_doubling(channels), _pointwise(channels, out))
+
+
+class Decoder(nn.Module):
+    """Mask logits from an image and the tokens of four blocks of a tower of width `width`."""
+
+    def __init__(self, config: DecoderConfig, width: int) -> None:
+        super().__init__()
+        self.config = config
+        f = config.filters
+        self.decoder0 = nn.Sequential(_conv(3, f), _conv(f, f))
+        self.decoder3 = nn.Sequential(_deconv(width, 8 * f), _deconv(8 * f, 4 * f), _deconv(4 * f, 2 * f))
+        self.decoder6 = nn.Sequential(_deconv(width, 8 * f), _deconv(8 * f, 4 * f))
+        self.decoder9 = _deconv(width, 8 * f)
+        self.decoder12_upsampler = _up(width, 8 * f)
+        self.decoder9_upsampler = nn.Sequential(
+            _conv(16 * f, 8 * f), _conv(8 * f, 8 * f), _conv(8 * f, 8 * f), _up(8 * f, 4 * f)
+        )
+        self.decoder6_upsampler = nn.Sequential(_conv(8 * f, 4 * f), _conv(4 * f, 4 * f), _up(4 * f, 2 * f))
+        self.decoder3_upsampler = nn.Sequential(_conv(4 * f, 2 * f), _conv(2 * f, 2 * f), _up(2 * f, f))
+        self.decoder0_header = nn.Sequential(_conv(2 * f, f), _conv(f, f), _pointwise(f, 1))
+
+    def forward(self, images: Tensor, taps: Sequence[Tensor]) -> Tensor:
+        """Mask logits (batch, side, side) with side = 16 x `config.grid_size`, the square frame's corners aligned.
+
+        `images` are the tower's normalised inputs (batch, 3, S, S), resized bilinearly where S is not that side;
+        `taps` the outputs (batch, 1 + grid x grid, width) of the blocks of `config.taps`, class token first.
+        """
+        side = 16 * self.config.grid_size
+        if images.shape[-1] != side:
+            images = F.interpolate(images, (side, side), mode="bilinear", align_corners=False)
+        z3, z6, z9, z12 = (self._to_grid(tokens) for tokens in taps)
+        x = self.decoder9_upsampler(torch.cat([self.decoder9(z9), self.decoder12_upsampler(z12)], dim=1))
+        x = self.decoder6_upsampler(torch.cat([self.decoder6(z6), x], dim=1))
+        x = self.decoder3_upsampler(torch.cat([self.decoder3(z3), x], dim=1))
+        return self.decoder0_header(torch.cat([self.decoder0(images), x], dim=1))[:, 0]
+
+    def _to_grid(self, tokens: Tensor) -> Tensor:
+        """Tokens (batch, 1 + g x g, width) as a map (batch, width, grid_size, grid_size), class token dropped."""
+        grid = round((tokens.shape[1] - 1) ** 0.5)
+        feature_map = tokens[:, 1:].transpose(1, 2).unflatten(2, (grid, grid)).contiguous()
+        size = self.config.grid_size
+        if grid == size:
+            return feature_map
+        return F.interpolate(feature_map, (size, size), mode="bilinear", align_corners=False)

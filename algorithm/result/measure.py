@@ -1,0 +1,129 @@
+"""Outlines the best candidate frame that can be outlined, and says how sure its circumference is."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from acouslic.ellipse import Ellipse, circumference_mm
+from acouslic.geometry import sweep_index, sweep_ranges
+from algorithm.frames.preprocess import mask_to_frame, normalise
+from algorithm.model.manifest import Manifest
+from algorithm.process.memory import is_out_of_memory
+from algorithm.result.segment import Mask, clean_mask
+
+INTERVAL_PERCENTILES = (2.5, 97.5)
+
+
+class Segmenter(Protocol):
+    """What outlining needs of `ensemble.Ensemble`."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the artifact."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the images it takes."""
+
+    def segment(self, images: Tensor) -> Tensor:
+        """(batch, 3, S, S) to mask probabilities (members with a decoder, batch, G, G), float32."""
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A chosen frame with its mask and what was measured on it."""
+
+    frame_index: int
+    mask: Mask
+    """(rows, columns)."""
+    ellipse: Ellipse | None
+    """The official fit to `mask`."""
+    circumference_mm: float | None
+    interval_mm: tuple[float, float] | None
+    """Contains the circumference; None where there is none."""
+
+
+def outline_best(
+    ensemble: Segmenter, frames: Tensor, candidates: Sequence[int], fov: Mask, spacing_mm: tuple[float, float]
+) -> Outline:
+    """The first of `candidates` (frame indices, at least one) whose mask has an ellipse, outlined and measured.
+
+    `frames` are the case's square images, uint8 (F, S, S), `fov` (rows, columns) is the field of view of a frame and
+    `spacing_mm` its (row, column) spacing. Where no candidate has an ellipse, the first is returned without one.
+    """
+    selection = ensemble.manifest.selection
+    outlines = []
+    for frame_index in candidates:
+        (probability,) = _segment(ensemble, frames, [frame_index], fov)
+        mask, ellipse = _clean(probability.mean(0), ensemble, fov)
+        if ellipse is not None:
+            value_mm = circumference_mm(ellipse, spacing_mm)
+            sweep = sweep_ranges(len(frames))[sweep_index(frame_index, len(frames))]
+            reach = selection.neighbour_frames
+            near = range(max(sweep.start, frame_index - reach), min(sweep.stop, frame_index + reach + 1))
+            others = _segment(ensemble, frames, [index for index in near if index != frame_index], fov)
+            interval_mm = _interval(ensemble, [probability, *others], fov, spacing_mm, value_mm)
+            return Outline(frame_index, mask, ellipse, value_mm, interval_mm)
+        outlines.append(Outline(frame_index, mask, None, None, None))
+    return outlines[0]
+
+
+def interval_around(value: float, measured: Sequence[float]) -> tuple[float, float]:
+    """The middle 95 % of what was measured, widened where it must be to contain `value`."""
+    low, high = np.percentile([*measured, value], INTERVAL_PERCENTILES)
+    return min(float(low), value), max(float(high), value)
+
+
+def _interval(
+    ensemble: Segmenter,
+    probabilities: Sequence[NDArray[np.float32]],
+    fov: Mask,
+    spacing_mm: tuple[float, float],
+    value_mm: float,
+) -> tuple[float, float]:
+    """Each member alone outlines each frame, (members, rows, columns); masks without an ellipse say nothing."""
+    alone = [probability for of_frame in probabilities for probability in of_frame]
+    # NumPy and OpenCV let other threads run: beside a GPU, one after another would take a quarter of a second.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        ellipses = [ellipse for _, ellipse in pool.map(lambda probability: _clean(probability, ensemble, fov), alone)]
+    measured_mm = [circumference_mm(ellipse, spacing_mm) for ellipse in ellipses if ellipse is not None]
+    return interval_around(value_mm, measured_mm)
+
+
+def _segment(ensemble: Segmenter, frames: Tensor, frame_indices: Sequence[int], fov: Mask) -> list[NDArray[np.float32]]:
+    """Each decoder's probabilities on the frames themselves, (members, rows, columns) a frame; no frames: none.
+
+    All frames at once, or one by one where memory does not hold them.
+    """
+    if not frame_indices:
+        return []
+    try:
+        return _segment_together(ensemble, frames, frame_indices, fov)
+    except RuntimeError as error:
+        if len(frame_indices) == 1 or not is_out_of_memory(error):
+            raise
+    if frames.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return [_segment_together(ensemble, frames, [index], fov)[0] for index in frame_indices]
+
+
+def _segment_together(
+    ensemble: Segmenter, frames: Tensor, frame_indices: Sequence[int], fov: Mask
+) -> list[NDArray[np.float32]]:
+    with torch.inference_mode():
+        chosen = frames.index_select(0, torch.tensor(frame_indices, device=frames.device))
+        images = normalise(chosen, ensemble.manifest.preprocessing, ensemble.dtype)
+        of_frames = ensemble.segment(images).unbind(1)
+        on_frames = torch.stack([mask_to_frame(members, *fov.shape) for members in of_frames])
+        return list(on_frames.cpu().numpy())
+
+
+def _clean(probability: NDArray[np.float32], ensemble: Segmenter, fov: Mask) -> tuple[Mask, Ellipse | None]:
+    manifest = ensemble.manifest
+    return clean_mask(probability, fov, manifest.thresholds.mask, manifest.selection.mask_shape)

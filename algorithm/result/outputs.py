@@ -1,0 +1,193 @@
+"""A case's result and its files: all of them complete, or none."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from acouslic.ellipse import Ellipse
+from acouslic.errors import AcouslicError
+from acouslic.geometry import sweep_index, sweep_ranges
+from acouslic.sockets import CIRCUMFERENCE_FILE, FRAME_NUMBER_FILE, NO_FRAME, SCORES_FILE, SEGMENTATION_FILE
+from acouslic.stack import StackHeader
+from acouslic.write import check_outputs, write_bytes, write_json, write_mask_stack
+from algorithm.judgement.select_frame import Values, positive_runs
+from algorithm.model.manifest import Thresholds
+from algorithm.result.segment import Mask
+
+SCHEMA_VERSION = 1
+INTERVAL_OF = "members and neighbouring frames"
+PREVIEW_FILE = "preview.png"
+_PROBABILITY_DECIMALS = 6
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """What a run says about a case."""
+
+    case: str
+    header: StackHeader
+    frame_index: int | None
+    """The chosen frame; None where there is none that the settings allow to name."""
+    suitable: bool
+    mask: Mask
+    """(rows, columns); empty without a frame."""
+    ellipse: Ellipse | None
+    circumference_mm: float | None
+    interval_mm: tuple[float, float] | None
+    presence_probability: Values
+    """(F,), smoothed within sweeps and, where the artifact has a context, judged against the case's best frame."""
+    presence_alone_probability: Values
+    """(F,), smoothed only: what `suitable` is judged by."""
+    optimality_probability: Values | None
+    refined: NDArray[np.bool_]
+    """(F,): seen by the whole ensemble."""
+    thresholds: Thresholds
+    notes: tuple[str, ...]
+    """Sentences that qualify the result."""
+
+    @property
+    def frame_number(self) -> int:
+        """As the platform has it: -1 is none."""
+        return NO_FRAME if self.frame_index is None else self.frame_index
+
+    @property
+    def sweep_number(self) -> int | None:
+        """The chosen frame's sweep, counted from 1."""
+        return None if self.frame_index is None else 1 + sweep_index(self.frame_index, self.header.frames)
+
+
+def prepare_output(output_dir: Path) -> None:
+    """Make sure that results can be written to `output_dir` and that none of an earlier run is there.
+
+    Raises AcouslicError where the folder cannot be made or written, or where a file that is not ours lies in the
+    segmentation's folder: the platform takes exactly one image there.
+    """
+    remove_results(output_dir)
+    folder = (output_dir / SEGMENTATION_FILE).parent
+    probe = folder / ".writable"
+    write_bytes(probe, b"")
+    probe.unlink()
+    foreign = sorted(item.name for item in folder.iterdir())
+    if foreign:
+        raise AcouslicError(f"{folder} already holds {foreign[0]}, but may only hold the result: empty it")
+
+
+def remove_results(output_dir: Path) -> None:
+    """Remove the files of a result, whole or partial, and their folder if it is empty then. The frame number, which
+    says that a result is complete, goes first. Raises AcouslicError where a file cannot be removed."""
+    for name in (FRAME_NUMBER_FILE, SEGMENTATION_FILE, SCORES_FILE, CIRCUMFERENCE_FILE, PREVIEW_FILE):
+        path = output_dir / name
+        for leftover in (path, path.with_name(f".{path.stem}.partial{path.suffix}")):
+            try:
+                leftover.unlink(missing_ok=True)
+            except NotADirectoryError:
+                pass  # Some part of the path is a file: nothing is there, and writing will say so.
+            except OSError as error:
+                raise AcouslicError(f"{leftover} of an earlier run could not be removed: {error.strerror}") from error
+    for folder in ((output_dir / SEGMENTATION_FILE).parent, (output_dir / SEGMENTATION_FILE).parent.parent):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+@contextlib.contextmanager
+def removed_on_failure(output_dir: Path) -> Iterator[None]:
+    """Whatever ends the block early, even an interrupt: no file of a result stays."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(AcouslicError):
+            remove_results(output_dir)
+        raise
+
+
+def write_result(result: CaseResult, output_dir: Path) -> None:
+    """Write the four files, the frame number last, and read the platform's two back.
+
+    Raises AcouslicError where a file cannot be written or does not read back as it should; no file stays then.
+    """
+    header = result.header
+    with removed_on_failure(output_dir):
+        write_mask_stack(
+            output_dir / SEGMENTATION_FILE,
+            result.mask,
+            result.frame_index,
+            header.frames,
+            header.spacing_mm,
+            header.frame_spacing,
+        )
+        write_json(output_dir / SCORES_FILE, scores_json(result))
+        write_json(output_dir / CIRCUMFERENCE_FILE, circumference_json(result))
+        write_json(output_dir / FRAME_NUMBER_FILE, result.frame_number)
+        check_outputs(output_dir, header)
+
+
+def scores_json(result: CaseResult) -> dict[str, Any]:
+    """The content of `frame-quality-scores.json`. All frame numbers count from 0 over the whole stack."""
+    positive = result.presence_probability >= result.thresholds.presence
+    sweeps = sweep_ranges(result.header.frames)
+    optimality = result.optimality_probability
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "frames": result.header.frames,
+        "thresholds": {
+            "presence": result.thresholds.presence,
+            "optimality": result.thresholds.optimality,
+            "suitable": result.thresholds.suitable,
+        },
+        "presence_probability": _rounded(result.presence_probability),
+        "presence_alone_probability": _rounded(result.presence_alone_probability),
+        "optimality_probability": None if optimality is None else _rounded(optimality),
+        "refined_frames": [[run[0], run[-1]] for run in positive_runs(result.refined, range(len(result.refined)))],
+        "sweeps": [
+            _sweep_json(number, sweep, result.presence_probability, positive)
+            for number, sweep in enumerate(sweeps, start=1)
+        ],
+    }
+
+
+def circumference_json(result: CaseResult) -> dict[str, Any]:
+    """The content of `fetal-abdominal-circumference.json`."""
+    ellipse = result.ellipse
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "suitable": result.suitable,
+        "frame_number": result.frame_number,
+        "sweep": result.sweep_number,
+        "circumference_mm": result.circumference_mm,
+        "interval_mm": None if result.interval_mm is None else list(result.interval_mm),
+        "interval_of": INTERVAL_OF,
+        "ellipse": None
+        if ellipse is None
+        else {
+            "centre_px": list(ellipse.centre_px),
+            "semi_axes_px": list(ellipse.semi_axes_px),
+            "angle_degrees": ellipse.angle_degrees,
+        },
+        "spacing_mm": list(result.header.spacing_mm),
+        "notes": list(result.notes),
+    }
+
+
+def _sweep_json(number: int, sweep: range, presence: Values, positive: NDArray[np.bool_]) -> dict[str, Any]:
+    inside = presence[sweep.start : sweep.stop]
+    best = sweep.start + int(np.argmax(inside))
+    runs = positive_runs(positive, sweep)
+    longest = max(runs, key=len, default=None)
+    return {
+        "sweep": number,
+        "first_frame": sweep[0],
+        "last_frame": sweep[-1],
+        "best_frame": best,
+        "best_presence_probability": round(float(presence[best]), _PROBABILITY_DECIMALS),
+        "positive_frames": sum(map(len, runs)),
+        "longest_run": None if longest is None else [longest[0], longest[-1]],
+    }
+
+
+def _rounded(probability: Values) -> list[float]:
+    return [round(value, _PROBABILITY_DECIMALS) for value in probability.tolist()]

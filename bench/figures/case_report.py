@@ -1,0 +1,280 @@
+"""The figures of `case.py`: what was measured, what follows from it, as a table and as JSON."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from acouslic.geometry import sweep_ranges
+from acouslic.stack import StackHeader
+from algorithm.model.manifest import Manifest
+from bench.figures.flops import CaseFlop, adapted_layers, case_flop, straightforward_flop
+from bench.figures.table import number, table
+from bench.setting.machine import today, versions, warn_if_busy
+from bench.setting.sides import Extrapolated, SideRun, extrapolate
+
+PHASES = ("import_s", "load_s", "read_s", "wait_s", "preprocess_s", "gate_s", "refine_s", "segment_s", "write_s")
+_A_PHASES = {"refine_s": "score_s"}
+"""Side A has no gate: its scoring stands where B refines."""
+
+
+@dataclass(frozen=True)
+class AutocastSide:
+    """Side A in half precision."""
+
+    precision: str
+    runs: list[SideRun]
+
+
+@dataclass(frozen=True)
+class CaseReport:
+    """Everything measured on one case."""
+
+    manifest: Manifest
+    model: Path
+    random: bool
+    """The artifact is `inputs.random_model`."""
+    header: StackHeader
+    float32: list[SideRun]
+    autocast: AutocastSide
+    ours: list[SideRun]
+    exhaustive: list[SideRun]
+    kept: list[SideRun]
+    """B on an artifact that keeps the patches inside the fan alone."""
+    cold_float32: SideRun | None
+    cold_ours: SideRun | None
+    agreement: dict[str, Any]
+    peak_flop_per_s: dict[str, float]
+    machine: dict[str, Any]
+    _adapted: set[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_adapted", adapted_layers(self.model, self.manifest))
+
+    def a(self, runs: Sequence[SideRun]) -> Extrapolated:
+        """Side A on the whole case: of several runs the one with the median time, of two the faster."""
+        found = sorted(
+            (extrapolate(run, len(self.manifest.members), self.header.frames) for run in runs), key=lambda a: a.total_s
+        )
+        return found[(len(found) - 1) // 2]
+
+    def b_flop(self, run: SideRun) -> CaseFlop:
+        """What B computed in a run. The gate's and the segmented frames follow from the settings."""
+        from algorithm.judgement.score import gate_frames
+
+        scoring, selection = self.manifest.scoring, self.manifest.selection
+        refined, frames = run.report["refined_frames"], self.header.frames
+        gated = refined < frames
+        outlined = run.report["circumference_mm"] is not None
+        return case_flop(
+            self.manifest,
+            self._adapted,
+            gate_frames=len(gate_frames(sweep_ranges(frames), scoring.stride)) if gated else 0,
+            refined_frames=refined,
+            reused_frames=run.report["reused_frames"],
+            # Every candidate where none has an ellipse; else at least one, and those around it for the interval.
+            segmented_frames=1 + 2 * selection.neighbour_frames if outlined else selection.candidates,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """One object with every figure."""
+        ours = _median_run(self.ours)
+        a_float32, a_autocast = self.a(self.float32), self.a(self.autocast.runs)
+        flop, seconds = self.b_flop(ours), ours.wall_s
+        timings = ours.report["timings"]
+        result = {
+            "date": today(),
+            "machine": self.machine,
+            "versions": versions(),
+            "device": ours.report["device"],
+            "precision": ours.report["precision"],
+            "model": self.manifest.name,
+            "adapted_layers": len(self._adapted),
+            "frames": self.header.frames,
+            "mode": self.manifest.scoring.mode,
+            "refined_frames": ours.report["refined_frames"],
+            "seconds_per_case": seconds,
+            "seconds_per_case_range": [min(run.wall_s for run in self.ours), max(run.wall_s for run in self.ours)],
+            "speedup": a_float32.total_s / seconds,
+            "speedup_over_autocast": a_autocast.total_s / seconds,
+            "first_frame_s": timings["first_frame_s"],
+            "phases": {name: timings[name] for name in PHASES},
+            "peak_rss_bytes": max(run.report["timings"]["peak_rss_bytes"] for run in self.ours),
+            "peak_device_bytes": timings["peak_device_bytes"],
+            "flop_per_case": flop.total,
+            "flop_by_phase": {"gate": flop.gate, "refine": flop.refine, "segment": flop.segment},
+            "peak_flop_per_s": self.peak_flop_per_s,
+            "share_of_peak": self._share(flop, ours),
+            "selected_frame_agrees": self.agreement["agrees"],
+            "selected_frame_agrees_exhaustive": self.agreement["agrees_exhaustive"],
+            "agreement": self.agreement,
+            "straightforward": {
+                "float32": self._a_json(self.float32, a_float32, "float32"),
+                "autocast": self._a_json(self.autocast.runs, a_autocast, self.autocast.precision),
+            },
+        }
+        if self.exhaustive:
+            run = _median_run(self.exhaustive)
+            seconds = run.wall_s
+            result["exhaustive"] = {
+                "seconds_per_case": seconds,
+                "speedup": a_float32.total_s / seconds,
+                "phases": {name: run.report["timings"][name] for name in PHASES},
+                "flop_per_case": self.b_flop(run).total,
+                "share_of_peak": self._share(self.b_flop(run), run),
+                "peak_rss_bytes": run.report["timings"]["peak_rss_bytes"],
+            }
+        if self.kept:
+            run = _median_run(self.kept)
+            result["kept_patches"] = {
+                "seconds_per_case": run.wall_s,
+                "speedup": a_float32.total_s / run.wall_s,
+                "time_share": run.wall_s / _median_run(self.ours).wall_s,
+                "phases": {name: run.report["timings"][name] for name in PHASES},
+                "refined_frames": run.report["refined_frames"],
+                "peak_rss_bytes": run.report["timings"]["peak_rss_bytes"],
+            }
+        if self.cold_ours is not None and self.cold_float32 is not None:
+            cold_a = self.a([self.cold_float32])
+            result["cold"] = {
+                "seconds_per_case": self.cold_ours.wall_s,
+                "first_frame_s": self.cold_ours.report["timings"]["first_frame_s"],
+                "phases": {name: self.cold_ours.report["timings"][name] for name in PHASES},
+                "speedup": cold_a.total_s / self.cold_ours.wall_s,
+            }
+        return result
+
+    def text(self) -> str:
+        """The table, with what must be known to read it."""
+        found = self.to_json()
+        a_float32, a_half = self.a(self.float32), self.a(self.autocast.runs)
+        ours = [_median_run(self.ours), *([_median_run(self.exhaustive)] if self.exhaustive else [])]
+        names = [f"B {self.manifest.scoring.mode}", "B exhaustive"][: len(ours)]
+        rows = [
+            ["frames run", str(a_float32.measured_frames), str(a_half.measured_frames)]
+            + [str(self.header.frames)] * len(ours),
+            ["precision", "float32", f"{self.autocast.precision} autocast"]
+            + [str(b.report["precision"]) for b in ours],
+            ["seconds a case", f"{number(a_float32.total_s)} *", f"{number(a_half.total_s)} *"]
+            + [number(b.wall_s) for b in ours],
+        ]
+        for name in PHASES:
+            a_cells = [number(a.phases_s.get(_A_PHASES.get(name, name))) for a in (a_float32, a_half)]
+            rows.append([f"  {name.removesuffix('_s')}", *a_cells, *(number(b.report["timings"][name]) for b in ours)])
+        first_s = [number(b.report["timings"]["first_frame_s"]) for b in ours]
+        memory_gb = [number(b.report["timings"]["peak_rss_bytes"] / 1e9) for b in ours]
+        a_memory_gb = [
+            number(max(run.report["peak_rss_bytes"] for run in runs) / 1e9)
+            for runs in (self.float32, self.autocast.runs)
+        ]
+        sides = found["straightforward"]
+        rows += [
+            ["first frames scored after (s)", "-", "-", *first_s],
+            ["peak memory (GB)", *(f"{cell} **" for cell in a_memory_gb), *memory_gb],
+            ["TFLOP a case", *[number(sides["float32"]["flop_per_case"] / 1e12)] * 2]
+            + [number(self.b_flop(b).total / 1e12) for b in ours],
+            ["share of matrix peak, scoring", *(_percent(sides[side]["share_of_peak"]) for side in sides)]
+            + [_percent(self._share(self.b_flop(b), b)) for b in ours],
+            ["A's time over this", "1", number(a_float32.total_s / a_half.total_s)]
+            + [number(a_float32.total_s / b.wall_s) for b in ours],
+        ]
+        return "\n".join([*self._heading(), table(["", "A", "A", *names], rows), *self._notes(found)])
+
+    def _heading(self) -> list[str]:
+        machine, scoring = self.machine, self.manifest.scoring
+        peaks = ", ".join(f"{value / 1e9:,.0f} GFLOP/s {name}" for name, value in self.peak_flop_per_s.items())
+        busy = warn_if_busy(machine["load_before"], machine["cores"])
+        gate = ""
+        if scoring.mode == "gated":
+            gate = (
+                f"; gate: {scoring.gate} at a stride of {scoring.stride}, at most "
+                f"{scoring.max_refined_fraction:.0%} of the frames refined"
+            )
+        return [
+            *([busy] if busy else []),
+            f"{self.manifest.name}, {len(self._adapted)} layers adapted; {self.header.frames} frames of "
+            f"{self.header.rows} x {self.header.columns}{gate}",
+            f"{machine['gpu'] or machine['processor']}, {machine['cores']} cores, matrix peak measured here: {peaks}",
+            "",
+        ]
+
+    def _notes(self, found: dict[str, Any]) -> list[str]:
+        agreement = self.agreement
+        frames, ours = agreement["frames"], _median_run(self.ours).report
+        lines = [
+            "",
+            "A: open_clip and peft as one would write it, unmerged adapters. B: this program, median of "
+            f"{len(self.ours)} processes. Everything in the page cache.",
+            "* EXTRAPOLATED from the frames run: start, loading and outlining once, the rest in proportion.",
+            "** on the frames run; a whole case would need more.",
+            "Under autocast A's attention takes the sequence first; as open_clip builds it, A would be slower than "
+            "in float32 there on a CPU (bench/LOG.md, 22).",
+            f"B's whole ensemble saw {ours['refined_frames']} of {ours['frames']} frames, {ours['reused_frames']} of "
+            "them from the gate's trunk on. Reading overlaps scoring; what scoring waited for is `wait`; preprocessing "
+            "is part of the gate's time.",
+            f"On A's {frames} frames, {len(self.manifest.members)} members: largest difference of a probability "
+            f"{agreement['float32_probability_difference']:.1e} in float32, "
+            f"{agreement['half_probability_difference']:.1e} in {agreement['half_type']} (rank correlation "
+            f"{agreement['rank_correlation']:.5f}, spread of the probabilities {agreement['probability_spread']:.3f}); "
+            f"of the members' mean optimality {agreement['float32_optimality_difference']:.1e} and "
+            f"{agreement['half_optimality_difference']:.1e}; "
+            "chosen frame: " + _listed(agreement["selected_frame"]) + "; best candidate before any outline: "
+            f"{_listed(agreement['first_candidate'])}; circumference in mm: {_listed(agreement['circumference_mm'])}.",
+        ]
+        if self.random:
+            lines.append(
+                "The random heads are set to tell the case's frames apart, however alike a random tower finds them, "
+                "and magnify its rounding by as much: parity.py on a trained artifact is the measure of half precision."
+            )
+        if "kept_patches" in found:
+            kept = found["kept_patches"]
+            lines.append(
+                f"On the patches inside the fan alone: B {number(kept['seconds_per_case'])} s, "
+                f"{_percent(kept['time_share'])} of its time, with {kept['refined_frames']} frames refined."
+            )
+        if "cold" in found:
+            cold = found["cold"]
+            lines.append(
+                f"With an empty page cache: B {number(cold['seconds_per_case'])} s, first frames after "
+                f"{number(cold['first_frame_s'])} s, {number(cold['speedup'])} times A (extrapolated, cold too)."
+            )
+        return lines
+
+    def _share(self, flop: CaseFlop, run: SideRun) -> float:
+        """Of the matrix peak in the run's precision, over gate and refinement."""
+        timings = run.report["timings"]
+        scoring_s = timings["gate_s"] + timings["refine_s"]
+        return (flop.gate + flop.refine) / scoring_s / self.peak_flop_per_s[run.report["precision"]]
+
+    def _a_json(self, runs: Sequence[SideRun], whole: Extrapolated, precision: str) -> dict[str, Any]:
+        rank = _rank(self.model)
+        flop = straightforward_flop(self.manifest, self._adapted, rank, self.header.frames)
+        return {
+            "extrapolated": True,
+            "measured_frames": whole.measured_frames,
+            "seconds_per_case": whole.total_s,
+            "seconds_of_runs": [run.wall_s for run in runs],
+            "phases": whole.phases_s,
+            "flop_per_case": flop,
+            "share_of_peak": flop / whole.phases_s["score_s"] / self.peak_flop_per_s[precision],
+            "peak_rss_bytes": max(run.report["peak_rss_bytes"] for run in runs),
+        }
+
+
+def _rank(model: Path) -> int:
+    import json
+
+    return int(json.loads((model / "members" / "0" / "adapter_config.json").read_text())["r"])
+
+
+def _median_run(runs: Sequence[SideRun]) -> SideRun:
+    """Of two the slower."""
+    return sorted(runs, key=lambda run: run.wall_s)[len(runs) // 2]
+
+
+def _listed(found: dict[str, Any]) -> str:
+    return ", ".join(f"{who} {f'{value:.1f}' if isinstance(value, float) else value}" for who, value in found.items())
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}"

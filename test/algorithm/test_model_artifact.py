@@ -1,0 +1,272 @@
+"""The artifact: written, read back strictly, packed."""
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import tarfile
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from acouslic.errors import AcouslicError
+from algorithm.model.artifact import hash_file, load_artifact, pack_artifact, write_artifact
+from algorithm.model.manifest import CaseContext, TowerConfig
+from bench.setting.random_artifact import write_random_artifact
+
+CONFIG = TowerConfig(56, 14, 32, 4, 4, 64, 16)
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """A sound artifact, not to be changed."""
+    folder = tmp_path_factory.mktemp("sound") / "artifact"
+    write_random_artifact(folder, CONFIG, members=2, dtype=torch.float16)
+    return folder
+
+
+@pytest.fixture
+def artifact(sound, tmp_path):
+    """A copy of a sound artifact."""
+    return shutil.copytree(sound, tmp_path / "artifact")
+
+
+def resign(folder):
+    """Make the manifest's records fit the files, as somebody who builds an artifact by hand would."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name in manifest["files"]:
+        manifest["files"][name] = {"sha256": hash_file(folder / name), "size_bytes": (folder / name).stat().st_size}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def change_manifest(folder, change):
+    """Apply `change` to the manifest's content."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_reads_what_was_written(sound):
+    """Tensors come back as they were written, in their precision, and every file is recorded with its sha256."""
+    loaded = load_artifact(sound)
+    assert loaded.manifest.tower == CONFIG
+    assert len(loaded.members) == 2
+    assert all(tensor.dtype == torch.float16 for tensor in loaded.tower_state.values())
+    assert set(loaded.manifest.files) == {
+        "tower.safetensors",
+        *(
+            f"members/{k}/{name}"
+            for k in range(2)
+            for name in ("adapter_config.json", "adapter_model.safetensors", "heads.safetensors")
+        ),
+    }
+    content = (sound / "tower.safetensors").read_bytes()
+    assert loaded.manifest.files["tower.safetensors"].sha256 == hashlib.sha256(content).hexdigest()
+    assert loaded.manifest.files["tower.safetensors"].size_bytes == len(content)
+
+
+def test_replaces_an_artifact_and_nothing_else(artifact, tmp_path):
+    """Writing replaces an older artifact whole, leaves nothing beside it, and never touches another folder."""
+    loaded = load_artifact(artifact)
+    (artifact / "members" / "7").mkdir()
+    (artifact / "members" / "7" / "old").write_text("left from before")
+    written = write_artifact(artifact, loaded.manifest, loaded.tower_state, loaded.members)
+    assert load_artifact(artifact).manifest == written
+    assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(AcouslicError, match="neither empty nor an artifact"):
+        write_artifact(tmp_path / "mine", loaded.manifest, loaded.tower_state, loaded.members)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+
+
+def test_weights_that_do_not_fit_are_not_written(sound, tmp_path):
+    """Weights that contradict the manifest are refused before anything is put in place."""
+    loaded = load_artifact(sound)
+    state = {**loaded.tower_state, "proj": torch.zeros(32, 17)}
+    with pytest.raises(AcouslicError, match="'proj' has shape"):
+        write_artifact(tmp_path / "new", loaded.manifest, state, loaded.members)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_folder(tmp_path):
+    """An empty or missing folder gets one sentence that says what to mount."""
+    with pytest.raises(AcouslicError, match=r"manifest\.json is missing: mount"):
+        load_artifact(tmp_path / "nothing")
+    with pytest.raises(AcouslicError, match=r"manifest\.json is missing: mount"):
+        load_artifact(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tower.safetensors", "members/1/heads.safetensors", "members/0/adapter_config.json"])
+def test_damaged_file_refused_by_name(name, artifact):
+    """One flipped bit, a cut end and a missing file are each refused, naming the file."""
+    path = artifact / name
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(AcouslicError, match=rf"{name}(: its sha256 is| is not a readable)"):
+        load_artifact(artifact)
+    path.write_bytes(content[:-1])
+    with pytest.raises(AcouslicError, match=rf"{name} has {len(content) - 1} bytes"):
+        load_artifact(artifact)
+    path.unlink()
+    with pytest.raises(AcouslicError, match=f"{name} is missing"):
+        load_artifact(artifact)
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "members/0/extra.bin", "members/2/heads.safetensors", ".hidden"])
+def test_extra_file_refused(name, artifact):
+    """A file that no artifact has is refused by name."""
+    (artifact / name).parent.mkdir(exist_ok=True)
+    (artifact / name).write_text("?")
+    with pytest.raises(AcouslicError, match=rf"{name} does not belong"):
+        load_artifact(artifact)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "members/0/../../tower.safetensors", "weights.pt"])
+def test_listed_path_outside_refused(name, artifact):
+    """A path in `files` that is not one of the artifact's own names is refused, above all one that leads outside."""
+    change_manifest(artifact, lambda m: m["files"].update({name: {"sha256": "0" * 64, "size_bytes": 1}}))
+    with pytest.raises(AcouslicError, match="is listed but not part of an artifact"):
+        load_artifact(artifact)
+
+
+def test_unlisted_file_refused(artifact):
+    """A file of the artifact that `files` does not list is refused: nothing unhashed is read."""
+    change_manifest(artifact, lambda m: m["files"].pop("tower.safetensors"))
+    with pytest.raises(AcouslicError, match=r"'tower\.safetensors' is not listed"):
+        load_artifact(artifact)
+
+
+def test_unknown_schema_and_field_refused(artifact):
+    """A manifest of another schema, or with a field that this program does not know, is refused."""
+    change_manifest(artifact, lambda m: m["tower"].update(register_tokens=4))
+    with pytest.raises(AcouslicError, match="unknown field 'register_tokens' in tower"):
+        load_artifact(artifact)
+    change_manifest(artifact, lambda m: m.update(schema_version=3))
+    with pytest.raises(AcouslicError, match="schema_version is 3"):
+        load_artifact(artifact)
+
+
+CONTEXT = {"slope": 2.0, "best_slope": -1.0, "offset": 0.5, "best_range": [-3.0, 2.0]}
+
+
+def test_a_context_is_read(artifact):
+    """From JSON to numbers; the written artifact has none."""
+    assert load_artifact(artifact).manifest.selection.context is None
+    change_manifest(artifact, lambda m: m["selection"].update(context=CONTEXT))
+    assert load_artifact(artifact).manifest.selection.context == CaseContext(2.0, -1.0, 0.5, (-3.0, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"slope": 0.0}, "in selection.context: slope must be positive"),
+        ({"best_range": [2.0, -3.0]}, "in selection.context: best_range must be ascending"),
+        ({"best_range": [1.0, 2.0, 3.0]}, "selection.context.best_range must be"),
+        ({"best_slope": None}, "selection.context.best_slope must be float"),
+    ],
+)
+def test_a_context_that_makes_no_sense_is_refused(change, message, artifact):
+    """By field."""
+    change_manifest(artifact, lambda m: m["selection"].update(context=CONTEXT | change))
+    with pytest.raises(AcouslicError, match=message):
+        load_artifact(artifact)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("tower.safetensors", "transformer.resblocks.3.attn.v_proj.bias"),
+        ("members/1/heads.safetensors", "optimality.weight"),
+        ("members/0/heads.safetensors", "decoder.decoder9.block.2.running_var"),
+        (
+            "members/0/adapter_model.safetensors",
+            "base_model.model.transformer.resblocks.2.mlp.c_fc.lora_B.weight",
+        ),
+    ],
+)
+def test_wrong_tensor_refused_by_name(name, tensor, artifact):
+    """With hashes in order, a tensor missing, unknown or of another shape is refused, naming file and tensor."""
+    tensors = load_file(artifact / name)
+    assert tensor in tensors
+    stray = tensor.replace("weight", "wait").replace("bias", "buys").replace("var", "far")
+    for changed, message in (
+        ({key: value for key, value in tensors.items() if key != tensor}, f"{tensor}' is missing"),
+        ({**tensors, stray: torch.zeros(1)}, f"unknown tensor '{stray}"),
+        ({**tensors, tensor: torch.zeros(5, 5)}, rf"{tensor}' .*\(5, 5\)"),
+    ):
+        save_file(changed, artifact / name)
+        resign(artifact)
+        with pytest.raises(AcouslicError, match=rf"{name}: .*{message}"):
+            load_artifact(artifact)
+
+
+class Explosive:
+    """Leaves a trace when unpickled."""
+
+    def __reduce__(self):
+        return (os.mkdir, ("exploded",))
+
+
+@pytest.mark.parametrize("name", ["tower.safetensors", "members/0/heads.safetensors"])
+def test_pickle_is_never_read(name, artifact, monkeypatch, tmp_path):
+    """A pickle under a right name and hash is refused by name, and nothing in it runs."""
+    monkeypatch.chdir(tmp_path)
+    (artifact / name).write_bytes(pickle.dumps(Explosive()))
+    resign(artifact)
+    with pytest.raises(AcouslicError, match=f"{name} is not a readable safetensors file"):
+        load_artifact(artifact)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_loading_imports_no_compiler(sound, repository):
+    """From the folder to the first mask nothing imports torch's compiler: 900 modules, seconds of a cold start."""
+    program = (
+        "import sys, torch; from pathlib import Path\n"
+        "from algorithm.model.artifact import load_artifact; from algorithm.engine.ensemble import Ensemble\n"
+        f"ensemble = Ensemble.from_artifact(load_artifact(Path({str(sound)!r})), torch.device('cpu'), torch.bfloat16)\n"
+        "images = torch.zeros(1, 3, 56, 56); ensemble.score(images); ensemble.segment(images)\n"
+        "print(sorted({'torch._dynamo', 'torch._inductor', 'sympy', 'open_clip', 'peft', 'timm'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+    assert done.stderr == ""
+
+
+def test_without_hashes_sizes_still_count(artifact):
+    """verify_hashes=False skips the hashes and nothing else."""
+    change_manifest(artifact, lambda m: m["files"]["tower.safetensors"].update(sha256="0" * 64))
+    with pytest.raises(AcouslicError, match="sha256"):
+        load_artifact(artifact)
+    load_artifact(artifact, verify_hashes=False)
+    change_manifest(artifact, lambda m: m["files"]["tower.safetensors"].update(size_bytes=1))
+    with pytest.raises(AcouslicError, match="the manifest says 1"):
+        load_artifact(artifact, verify_hashes=False)
+
+
+def test_packing_is_deterministic_and_extracts_to_a_sound_artifact(sound, artifact, tmp_path):
+    """The same weights give the same archive bytes wherever and whenever they lie, safely extractable."""
+    os.utime(artifact / "tower.safetensors", (1, 1))
+    (artifact / "manifest.json").chmod(0o600)
+    pack_artifact(sound, tmp_path / "one.tar.gz")
+    pack_artifact(artifact, tmp_path / "two.tar.gz")
+    assert (tmp_path / "one.tar.gz").read_bytes() == (tmp_path / "two.tar.gz").read_bytes()
+    with tarfile.open(tmp_path / "one.tar.gz") as archive:
+        entries = archive.getmembers()
+        archive.extractall(tmp_path / "extracted", filter="data")
+    assert {(entry.mtime, entry.uid, entry.gid, entry.mode) for entry in entries} == {(0, 0, 0, 0o644)}
+    assert [entry.name for entry in entries] == sorted(entry.name for entry in entries)
+    assert load_artifact(tmp_path / "extracted").manifest == load_artifact(sound).manifest
+
+
+def test_damaged_artifact_is_not_packed(artifact, tmp_path):
+    """An artifact that would be refused at run time is refused before it is uploaded."""
+    (artifact / "tower.safetensors").write_bytes(b"")
+    with pytest.raises(AcouslicError, match="has 0 bytes"):
+        pack_artifact(artifact, tmp_path / "model.tar.gz")
+    assert [path.name for path in tmp_path.iterdir()] == ["artifact"]

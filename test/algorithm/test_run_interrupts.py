@@ -1,0 +1,74 @@
+"""When a signal interrupts, and when it waits or is ignored."""
+
+import os
+import signal
+
+import pytest
+
+from algorithm.process import interrupts
+from algorithm.process.interrupts import Interrupts
+
+
+@pytest.fixture
+def installed():
+    """Handlers, taken back at the end."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    found = Interrupts()
+    found.install()
+    yield found
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def stop(number=signal.SIGTERM):
+    """A signal to this process."""
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_interrupts_and_is_remembered(installed, number):
+    """As Ctrl-C does, with the number."""
+    with pytest.raises(KeyboardInterrupt) as caught:
+        stop(number)
+    assert caught.value.args == (number,)
+    assert installed.number == number
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_second_one_counts_after_a_while(monkeypatch):
+    """Not during the clean-up; later, where the first was swallowed."""
+    with pytest.raises(KeyboardInterrupt):
+        stop()
+    stop()
+    monkeypatch.setattr(interrupts, "CLEAN_UP_S", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        stop()
+
+
+def test_it_waits_for_the_end_of_an_import(installed):
+    """Nothing inside is interrupted; the end is."""
+    reached = []
+
+    def importing():
+        with installed.held():
+            stop()
+            reached.append(installed.number)
+
+    with pytest.raises(KeyboardInterrupt):
+        importing()
+    assert reached == [None]
+    with installed.held():
+        pass
+
+
+def test_what_is_ignored_stays_so():
+    """A shell's background job does not hear Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    on_term = signal.getsignal(signal.SIGTERM)
+    try:
+        Interrupts().install()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGTERM, on_term)

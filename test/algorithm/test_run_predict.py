@@ -1,0 +1,188 @@
+"""`predict`: many cases for people, and the picture of each."""
+
+import csv
+import dataclasses
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+
+from acouslic.ellipse import Ellipse
+from acouslic.errors import AcouslicError
+from acouslic.stack import StackHeader
+from algorithm.model.manifest import Thresholds
+from algorithm.predict import ResultRow, find_sweeps
+from algorithm.result.outputs import CaseResult
+from algorithm.result.preview import draw_preview
+
+
+@pytest.fixture
+def folder_of_stacks(platform_case, speckle, tmp_path):
+    """Two good stacks, `a` and `c`, and a damaged one between them, `b`."""
+    folder = tmp_path / "stacks"
+    folder.mkdir()
+    for seed, name in enumerate("abc"):
+        shutil.move(platform_case.write_sweep(speckle(seed=seed)), folder / f"{name}.mha")
+    content = (folder / "b.mha").read_bytes()
+    (folder / "b.mha").write_bytes(content[:-100])
+    return folder
+
+
+def test_a_bad_case_does_not_stop_the_others(folder_of_stacks, tiny_model, run_algorithm, tmp_path):
+    """Two good cases and a damaged one: results and pictures of two, a line of result each, exit code 1, a list."""
+    output = tmp_path / "results"
+    ended = run_algorithm("predict", folder_of_stacks, "--output", output, "--model", tiny_model, "--device", "cpu")
+    assert ended.code == 1
+    lines = ended.stderr.splitlines()
+    assert lines[0].startswith("b: ")
+    assert "b.mha" in lines[0]
+    assert lines[-1].startswith("1 of 3 cases failed")
+    assert lines[-1].endswith(": b")
+    assert [line.split(":")[0] for line in ended.stdout.splitlines() if line[1:3] == ": "] == ["a", "b", "c"]
+    assert '"event"' not in ended.stdout
+    for case in "ac":
+        names = {path.relative_to(output / case).as_posix() for path in (output / case).rglob("*") if path.is_file()}
+        assert names == {
+            "fetal-abdomen-frame-number.json",
+            "fetal-abdominal-circumference.json",
+            "frame-quality-scores.json",
+            "images/fetal-abdomen-segmentation/output.mha",
+            "preview.png",
+        }
+        picture = cv2.imread(str(output / case / "preview.png"))
+        assert picture.shape[1] == 1000
+    assert not (output / "b").exists()
+    with (output / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["case"] for row in rows] == ["a", "b", "c"]
+    assert [bool(row["error"]) for row in rows] == [False, True, False]
+    assert rows[0]["suitable"] in ("true", "false")
+    assert 0 <= int(rows[0]["frame_number"]) < 24
+
+
+def test_the_model_folder_is_the_environments_by_default(folder_of_stacks, tiny_model, run_algorithm, tmp_path):
+    """One good file and no `--model`: MODEL_DIR's model, exit code 0, nothing on stderr, timings with `--verbose`."""
+    ended = run_algorithm(
+        "predict", folder_of_stacks / "a.mha", "--output", tmp_path / "out", "--verbose", MODEL_DIR=tiny_model
+    )
+    assert (ended.code, ended.stderr) == (0, "")
+    assert '"event": "case done"' in ended.stdout
+
+
+def test_two_cases_of_one_name_are_refused_before_anything_runs(folder_of_stacks, tiny_model, run_algorithm, tmp_path):
+    """`a.mha` twice, in different folders: exit code 1, both paths named, no folder made."""
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(folder_of_stacks / "a.mha", other / "a.mha")
+    ended = run_algorithm("predict", folder_of_stacks, other, "--output", tmp_path / "out", "--model", tiny_model)
+    assert ended.code == 1
+    assert str(folder_of_stacks / "a.mha") in ended.stderr
+    assert str(other / "a.mha") in ended.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_stack_given_twice_is_refused(folder_of_stacks):
+    """By name and with its folder: there is nothing to rename."""
+    with pytest.raises(AcouslicError, match=r"a\.mha is given twice"):
+        find_sweeps([folder_of_stacks / "a.mha", folder_of_stacks])
+
+
+@pytest.mark.parametrize("name", ["b\udcff.mha", "two\nlines.mha"])
+def test_a_name_that_no_table_can_hold_is_refused(name, folder_of_stacks):
+    """Bytes that are no UTF-8, and line ends, before anything runs, instead of in the middle of a batch."""
+    (folder_of_stacks / "b.mha").rename(folder_of_stacks / name)
+    with pytest.raises(AcouslicError, match="characters that cannot be written out: rename the file"):
+        find_sweeps([folder_of_stacks])
+
+
+def test_a_damaged_model_leaves_the_earlier_table(folder_of_stacks, tiny_model, run_algorithm, tmp_path):
+    """A run that fails before it analyses anything takes nothing away and leaves nothing behind."""
+    output, damaged = tmp_path / "results", tmp_path / "damaged"
+    output.mkdir()
+    (output / "results.csv").write_text("case,suitable\nearlier,true\n")
+    shutil.copytree(tiny_model, damaged)
+    (damaged / "tower.safetensors").write_bytes(b"no weights")
+    for model in (damaged, tmp_path / "nowhere"):
+        for folder in (output, tmp_path / "new"):
+            ended = run_algorithm("predict", folder_of_stacks / "a.mha", "--output", folder, "--model", model)
+            assert ended.code == 1
+    assert [path.name for path in output.iterdir()] == ["results.csv"]
+    assert (output / "results.csv").read_text() == "case,suitable\nearlier,true\n"
+    assert not list(tmp_path.glob("new/*"))
+
+
+def test_the_line_of_result_says_what_was_assumed():
+    """A circumference from an assumed pixel size says so, in a suitable case too."""
+    row = ResultRow("x", True, 3, 1, 0.9, 0.8, 250.0, 240.0, 260.0, 1.0, notes="0.28 mm is assumed")
+    assert row.sentence() == (
+        "x: frame 3 (sweep 1), circumference 250.0 mm (240.0 to 260.0), suitable: 0.28 mm is assumed, 1.0 s"
+    )
+
+
+def test_what_files_and_folders_stand_for(platform_case, speckle, folder_of_stacks, tmp_path):
+    """A stack, a folder of stacks, the raw release, a case of the platform (named by its `inputs.json`)."""
+    assert [sweep.case for sweep in find_sweeps([folder_of_stacks / "c.mha"])] == ["c"]
+    assert [sweep.case for sweep in find_sweeps([folder_of_stacks])] == ["a", "b", "c"]
+    release = tmp_path / "release"
+    shutil.copytree(folder_of_stacks, release / "images" / "stacked_fetal_ultrasound")
+    assert [sweep.case for sweep in find_sweeps([release])] == ["a", "b", "c"]
+    platform_case.write_sweep(speckle(), case="uploaded.mha")
+    (sweep,) = find_sweeps([platform_case.input_dir])
+    assert (sweep.case, sweep.path.name) == ("uploaded", "f3a.mha")
+
+
+def test_paths_that_hold_nothing(tmp_path):
+    """A path that does not exist and a folder without stacks are named."""
+    with pytest.raises(AcouslicError, match="does not exist"):
+        find_sweeps([tmp_path / "nowhere"])
+    with pytest.raises(AcouslicError, match="holds no sweep stack"):
+        find_sweeps([tmp_path])
+
+
+def result_to_draw(tmp_path, **changes):
+    """A result of 840 frames of 60 x 80 with a mask and an ellipse in frame 317."""
+    presence = np.exp(-(((np.arange(840) - 317) / 9.0) ** 2))
+    y, x = np.ogrid[:60, :80]
+    result = CaseResult(
+        case="Fötus",
+        header=StackHeader(tmp_path / "x.mha", 840, 60, 80, (0.28, 0.28), None, "MET_UCHAR"),
+        frame_index=317,
+        suitable=True,
+        mask=((x - 40) / 20) ** 2 + ((y - 30) / 15) ** 2 <= 1,
+        ellipse=Ellipse((40.0, 30.0), (20.0, 15.0), 0.0),
+        circumference_mm=271.3,
+        interval_mm=(264.0, 279.1),
+        presence_probability=presence,
+        presence_alone_probability=presence,
+        optimality_probability=None,
+        refined=np.ones(840, bool),
+        thresholds=Thresholds(),
+        notes=(),
+    )
+    return dataclasses.replace(result, **changes)
+
+
+def test_the_picture_shows_frame_mask_ellipse_and_chart(tmp_path):
+    """Orange dashes lie on the ellipse, nothing of it elsewhere in the frame; the chart marks frame 317's column."""
+    frame = np.full((60, 80), 100, np.uint8)
+    picture = draw_preview(result_to_draw(tmp_path), frame, 317)
+    orange = (np.abs(picture.astype(int) - (80, 190, 255)) < 40).all(2)
+    scale, top, left = 944 / 80, 118, 28
+    rows, columns = np.nonzero(orange[top : top + round(60 * scale)])
+    x, y = (columns - left + 0.5) / scale - 0.5, (rows + 0.5) / scale - 0.5
+    distance = np.hypot((x - 40) / 20, (y - 30) / 15)
+    assert len(rows) > 300
+    assert np.abs(distance - 1).max() < 0.05
+    marked = np.nonzero(orange[-100:].all(0) | (orange[-100:].sum(0) > 40))[0]
+    assert abs(marked.mean() - (62 + 910 * 317.5 / 840)) < 3
+
+
+@pytest.mark.parametrize("shape", [(60, 80), (80, 60), (562, 744), (2000, 300)])
+def test_a_picture_without_a_frame_of_any_shape(shape, tmp_path):
+    """No frame was chosen: the picture says so and has no outline; it stays 1000 pixels wide and readable in height."""
+    nothing = {"frame_index": None, "suitable": False, "ellipse": None, "circumference_mm": None, "interval_mm": None}
+    result = result_to_draw(tmp_path, mask=np.zeros(shape, bool), **nothing)
+    picture = draw_preview(result, np.full(shape, 100, np.uint8), 317)
+    assert picture.shape[1] == 1000
+    assert picture.shape[0] < 1300

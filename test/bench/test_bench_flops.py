@@ -1,0 +1,98 @@
+"""The formulas for FLOP, against torch's own counter and against what the stacked tower multiplies."""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from algorithm.engine.ensemble import Ensemble
+from algorithm.model.artifact import load_artifact
+from algorithm.model.manifest import TowerConfig, read_manifest
+from algorithm.model.tower import Tower
+from bench.figures.flops import (
+    adapted_layers,
+    case_flop,
+    decoder_flop,
+    shared_flop,
+    straightforward_flop,
+    tower_flop,
+    trunk_flop,
+)
+from bench.setting.random_artifact import TOWERS, write_random_artifact
+
+SMALL = TowerConfig(image_size=28, patch_size=7, width=16, layers=4, heads=2, mlp_width=48, output_dim=8)
+
+
+def counted(run, device="meta"):
+    """FLOP that torch counts; without storage, attention falls apart into products that it knows."""
+    with torch.device(device), FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("config", [SMALL, TOWERS["vit-l-14"]], ids=["small", "ViT-L/14"])
+def test_the_plain_tower_costs_what_torch_counts(config):
+    """Patch embedding, linear layers, attention and projection: nothing is missing or counted twice."""
+    side = config.image_size
+    with torch.device("meta"):
+        tower = Tower(config)
+    assert counted(lambda: tower(torch.empty(3, 3, side, side))) == 3 * tower_flop(config)
+
+
+def test_vit_l_costs_what_is_known_of_it():
+    """162 GFLOP a frame is the published figure for FetalCLIP's tower."""
+    assert tower_flop(TOWERS["vit-l-14"]) == pytest.approx(162e9, rel=0.005)
+
+
+@pytest.mark.parametrize("targets", [("c_fc", "c_proj"), ("out_proj",), ("q_proj", "v_proj"), ("c_proj",)])
+def test_the_ensemble_costs_its_trunk_once_and_its_tail_for_each_member(tmp_path, targets):
+    """The gate and the score of the stacked tower multiply what the formula says, wherever the adapters are."""
+    manifest = write_random_artifact(tmp_path / "model", SMALL, members=3, adapted_blocks=2, targets=targets)
+    adapted = adapted_layers(tmp_path / "model", manifest)
+    assert len(adapted) == 2 * len(targets)
+    ensemble = Ensemble.from_artifact(
+        load_artifact(tmp_path / "model"), torch.device("meta"), torch.float32, order="sequential"
+    )
+    images = torch.empty(5, 3, 28, 28, device="meta")
+    flop = shared_flop(SMALL, adapted)
+    for members in (1, 3):
+        assert counted(lambda: ensemble.tower.run(images, range(members))) == 5 * flop.of(members)  # noqa: B023
+    assert flop.trunk > 0
+    assert counted(lambda: ensemble.trunk(images)) == 5 * trunk_flop(SMALL, adapted)
+    assert flop.of(1) < tower_flop(SMALL)  # the last block only serves the class token
+
+
+def test_a_case_is_gate_refinement_and_masks(tiny_model):
+    """Masks run the tower up to the last tap for all members, then every decoder; heads are two products a member."""
+    manifest = read_manifest(tiny_model)
+    adapted = adapted_layers(tiny_model, manifest)
+    ensemble = Ensemble.from_artifact(
+        load_artifact(tiny_model), torch.device("meta"), torch.float32, order="sequential"
+    )
+    images = torch.empty(1, 3, 56, 56, device="meta")
+    flop = case_flop(manifest, adapted, gate_frames=7, refined_frames=4, reused_frames=2, segmented_frames=3)
+    assert flop.segment == 3 * counted(lambda: ensemble.segment(images))
+    trunk = counted(lambda: ensemble.tower.run_trunk(images))
+    assert flop.refine == 4 * counted(lambda: ensemble.score(images)) - 2 * trunk
+    assert flop.gate == 7 * counted(lambda: ensemble.tower.run(images, [0]))
+    assert flop.total == flop.gate + flop.refine + flop.segment
+    assert decoder_flop(manifest, 0) > 0
+
+
+def test_fewer_patches_cost_less():
+    """Linear layers shrink with the patches kept, attention with their square."""
+    half = dataclasses.replace(SMALL, kept_patches=tuple(range(8)))
+    assert tower_flop(SMALL) * (9 / 17) ** 2 < tower_flop(half) < tower_flop(SMALL) * 9 / 17 + 1
+
+
+def test_the_straightforward_side_pays_for_every_member_and_every_adapter(tiny_model):
+    """Five percent or so on top of members times tower: two thin products beside every adapted layer."""
+    manifest = read_manifest(tiny_model)
+    adapted = adapted_layers(tiny_model, manifest)
+    tokens = 17
+    layers = itertools.product(range(2), [(32, 64), (64, 32)])
+    adapters = sum(2 * tokens * 8 * (inputs + outputs) for _, (inputs, outputs) in layers)
+    expected = 10 * 2 * (tower_flop(manifest.tower) + adapters)
+    assert straightforward_flop(manifest, adapted, rank=8, frames=10) == expected

@@ -1,0 +1,151 @@
+"""Replaying a gated run from a record of everything, and what a gate is said to lose."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from acouslic.release import CaseCircumferences, Release, write_circumferences
+from algorithm.engine.ensemble import Ensemble
+from algorithm.frames.resized_frames import ResizedFrames
+from algorithm.judgement.score import score_case
+from algorithm.model.artifact import load_artifact
+from algorithm.model.manifest import ScoringConfig, read_manifest
+from bench import gate_loss
+from bench.figures.recorded_scores import Record, frame_labels, record_case, replay, spelled_frames
+from training.phantom.generate import write_stack
+
+
+def gated_ensemble(model, **settings):
+    """The tiny artifact with these settings, in float32."""
+    artifact = load_artifact(model)
+    scoring = ScoringConfig(mode="gated", **settings)
+    artifact = dataclasses.replace(artifact, manifest=dataclasses.replace(artifact.manifest, scoring=scoring))
+    return Ensemble.from_artifact(artifact, torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture
+def release(tmp_path, speckle):
+    """One case of 30 frames, 9 of them labelled."""
+    found = Release(tmp_path / "release")
+    labels = np.zeros((30, 40, 60), np.uint8)
+    labels[8:17, 10:30, 20:40] = 2
+    labels[11:13, 10:30, 20:40] = 1
+    write_stack(found.image_path("one"), speckle(30), 0.28)
+    write_stack(found.mask_path("one"), labels, 0.28)
+    write_circumferences(found.circumferences_path, [CaseCircumferences("one", "1", (200.0, *[None] * 5))])
+    return found
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"stride": 3, "margin_frames": 1, "refine_ratio": 0.95, "refine_presence": (0.4, 0.6)},
+        {"gate": "member", "gate_member": 1, "max_refined_fraction": 0.2},
+    ],
+)
+def test_a_replayed_run_is_the_run(tiny_model, release, settings):
+    """Which frames are refined, and every probability, come out as from `score_case` on the frames themselves."""
+    average = gated_ensemble(tiny_model)
+    record = record_case(
+        average, "one", release.image_path("one"), release.mask_path("one"), with_gate=True, batch_frames=8
+    )
+    ensemble = gated_ensemble(tiny_model, **settings)
+    from algorithm.frames.frame_stream import FrameStream
+
+    stream = FrameStream(release.image_path("one"))
+    resized = ResizedFrames(stream, 56, ensemble.manifest.preprocessing, torch.device("cpu"))
+    resized.finish()
+    real = score_case(ensemble, resized.frames, ensemble.manifest.scoring)
+    replayed = replay(record, ensemble.manifest, ensemble.manifest.scoring)
+    assert replayed.refined.tolist() == real.refined.tolist()
+    assert 0 < real.refined.sum() < 30
+    np.testing.assert_allclose(replayed.presence_probability, real.presence_probability, atol=1e-5)
+    np.testing.assert_allclose(replayed.optimality_probability, real.optimality_probability, atol=1e-5)
+    assert record.labels.tolist() == [0] * 8 + [2] * 3 + [1] * 2 + [2] * 4 + [0] * 13
+
+
+def test_frames_spell_numbers_beyond_a_byte(tiny_model):
+    """840 frames need two grey levels each; every one is read back as itself."""
+    frames = spelled_frames(840)
+    assert frames.shape == (840, 1, 2)
+    assert frames[839, 0].tolist() == [3, 71]
+    presence = np.linspace(0, 1, 840, dtype=np.float32)
+    record = record_of(presence, presence, np.zeros(840))
+    manifest = read_manifest(tiny_model)
+    members = tuple(dataclasses.replace(member, optimality=False) for member in manifest.members)
+    scores = replay(record, dataclasses.replace(manifest, members=members), ScoringConfig())
+    np.testing.assert_array_equal(scores.presence_probability, presence)
+
+
+def record_of(presence, gate, labels):
+    """Two members of the same opinion and a gate of its own."""
+    presence = np.array([presence, presence], np.float32)
+    nothing = np.zeros(0, np.float32)
+    frames = len(labels)
+    return Record(
+        case="x",
+        labels=np.array(labels, np.uint8),
+        blank=np.zeros(frames, bool),
+        presence=presence,
+        optimality=np.zeros((0, frames), np.float32),
+        gate_presence=np.array(gate, np.float32),
+        gate_optimality=nothing,
+        members_s=10.0,
+        gate_s=2.0,
+    )
+
+
+def test_losses_are_counted_against_the_exhaustive_run(tiny_model):
+    """A gate that is blind to the one good frame: its case scores 0, F1 falls, and time is what was run."""
+    manifest = read_manifest(tiny_model)
+    members = tuple(dataclasses.replace(member, optimality=False) for member in manifest.members)
+    selection = dataclasses.replace(manifest.selection, smoothing_sigma_frames=0.0)
+    manifest = dataclasses.replace(manifest, members=members, selection=selection)
+    good, seen = [0.05, 0.9, 0.05, 0.05, 0.6], [0.05, 0.9, 0.05, 0.05, 0.6]
+    blind = [0.05, 0.05, 0.05, 0.05, 0.6]
+    records = [record_of(good, seen, [0, 1, 0, 0, 0]), record_of(good, blind, [0, 1, 0, 0, 0])]
+    scoring = ScoringConfig(
+        mode="gated", stride=1, margin_frames=0, refine_ratio=1.0, refine_presence=(1.0, 1.0), max_refined_fraction=0.5
+    )
+    exhaustive = gate_loss.outcome(records, manifest, ScoringConfig())
+    assert exhaustive.f1 == pytest.approx(2 * 2 / (2 + 4))
+    found = gate_loss.loss(records, manifest, scoring, exhaustive)
+    assert (found.same_share, found.worth, found.same_frame_share) == (0.5, 0.5, 0.5)
+    # One hit of two found in the first case, none of one in the second.
+    assert found.f1 == pytest.approx(2 * 1 / (2 + 3))
+    assert found.f1_difference == pytest.approx(found.f1 - exhaustive.f1)
+    assert found.refined_share == pytest.approx(2 / 10)
+    # Every frame by the gate (2 s of 10 a case), one of five by all members.
+    assert found.time_share == pytest.approx((2 + 10 / 5) / 10)
+    assert not found.within_bounds
+
+
+def test_what_is_slower_and_no_better_is_not_listed():
+    """Three settings: a fast one that loses, a slower one that does not, and one that is slower still."""
+    base = gate_loss.Loss(ScoringConfig(), 1.0, 1, 1, 1, 0.0, 0.1, 0.5)
+    fast = dataclasses.replace(base, time_share=0.2, same_share=0.9)
+    slowest = dataclasses.replace(base, time_share=0.8)
+    assert gate_loss.best([slowest, base, fast]) == [fast, base]
+
+
+def test_the_command_records_once_and_prints_json_last(tiny_model, release, tmp_path, capsys, monkeypatch):
+    """A second run reads the record instead of scoring again, and says the same."""
+    monkeypatch.setattr(gate_loss, "GRID", {"gate": ("average", "member"), "stride": (1, 2)})
+    command = ["--model", str(tiny_model), "--release", str(release.root), "--cache", str(tmp_path / "cache")]
+    assert gate_loss.main([*command, "--device", "cpu"]) == 0
+    first = json.loads(capsys.readouterr().out.splitlines()[-1])
+    monkeypatch.setattr("bench.figures.recorded_scores.record_case", None)
+    assert gate_loss.main([*command, "--device", "cpu"]) == 0
+    second = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert first["best"] == second["best"]
+    assert first["settings_tried"] == 4
+    assert first["cases"] == 1
+    assert set(first) >= {"exhaustive", "defaults", "as_in_the_manifest", "chosen", "versions", "date", "machine"}
+
+
+def test_labels_are_the_largest_value_of_each_frame(release):
+    """Nine labelled frames of thirty."""
+    assert np.flatnonzero(frame_labels(release.mask_path("one"))).tolist() == list(range(8, 17))

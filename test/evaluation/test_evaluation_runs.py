@@ -1,0 +1,276 @@
+"""Whole runs: the container's, and `local` for people; what they write and what they say."""
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from acouslic.release import CaseCircumferences, write_circumferences
+from acouslic.write import write_json, write_mask_stack
+from evaluation.__main__ import main, one_line
+from evaluation.case_evaluation import CaseTask, evaluate_case
+from evaluation.inputs.ground_truth import find_official
+from evaluation.metrics.official import AGGREGATED_METRICS, CASE_METRICS
+from evaluation.outputs import check_metrics
+
+OUTPUT_FILES = ["metrics.json", "per_case.csv", "report.html"]
+
+
+def run_container(challenge: Any, repository: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The container's entrypoint in a process of its own, with nothing but its folders in the environment."""
+    challenge.save()
+    return subprocess.run(
+        [sys.executable, "-m", "evaluation"],
+        cwd=repository,
+        env={"PATH": os.environ["PATH"]} | challenge.environment() | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def disc_circumference_mm(challenge: Any) -> float:
+    """What the official ellipse measures of the disc."""
+    challenge.add_truth("probe", {0: 1})
+    challenge.add_job("probe", 0)
+    measured = challenge.score()[0].predicted_ac_mm
+    challenge.jobs.clear()
+    (challenge.ground_truth_dir / "probe").rename(challenge.output_dir.parent / "probe")
+    return float(measured)
+
+
+def test_a_perfect_submission_scores_exactly_one(challenge: Any, repository: Path) -> None:
+    """Container run: the reference itself as the prediction gives score 1, all files, and nothing on stderr."""
+    measured = disc_circumference_mm(challenge)
+    for number, case in enumerate(("c", "a", "b")):
+        challenge.add_truth(case, {50 + number: 1, 60: 2}, sweep_ac_mm=(measured,))
+        challenge.add_job(case, 50 + number)
+    run = run_container(challenge, repository)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert [line for line in run.stdout.splitlines() if line.startswith("[3/3]")] == ["[3/3] c: scored"]
+    assert sorted(path.name for path in challenge.output_dir.iterdir()) == OUTPUT_FILES
+    metrics = json.loads((challenge.output_dir / "metrics.json").read_text())
+    assert metrics["score"]["mean"] == 1
+    assert metrics["DiceCoefficientSoft"] == {"mean": 1.0, "std": 0.0}
+    assert metrics["nae_circumference"] == {"mean": 0.0, "std": 0.0}
+    assert [case["case"] for case in metrics["cases"]] == ["a", "b", "c"]
+    assert metrics["undefined_overlap_cases"] == 0
+    assert [case["exec_duration_s"] for case in metrics["cases"]] == [42.5] * 3
+
+
+def test_metrics_and_table_of_a_mixed_submission(challenge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hit, a near miss and "no frame": official names everywhere, finite numbers, aggregates that are the means."""
+    for case in ("hit", "miss", "none"):
+        challenge.add_truth(case, {50: 1, 60: 2})
+    challenge.add_job("none", -1)
+    challenge.add_job("hit", 50)
+    challenge.add_job("miss", 45)
+    challenge.save()
+    for name, value in challenge.environment().items():
+        monkeypatch.setenv(name, value)
+    assert main([]) == 0
+    metrics = json.loads((challenge.output_dir / "metrics.json").read_text())
+    check_metrics(metrics)
+    assert set(AGGREGATED_METRICS) < set(metrics)
+    with (challenge.output_dir / "per_case.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert tuple(header[: 2 + len(CASE_METRICS)]) == ("case", "frame_number", *CASE_METRICS)
+    table = [dict(zip(header, row, strict=True)) for row in rows]
+    assert [(row["case"], row["frame_number"]) for row in table] == [("hit", "50"), ("miss", "45"), ("none", "-1")]
+    for name in AGGREGATED_METRICS:
+        values = [float(row[name]) for row in table]
+        assert metrics[name]["mean"] == pytest.approx(np.mean(values), abs=1e-12)
+        assert metrics[name]["std"] == pytest.approx(np.std(values), abs=1e-12)
+        assert all(map(math.isfinite, values))
+    assert [float(row["wfss"]) for row in table] == [1, 0, 0]
+    assert float(table[1]["DiceCoefficientSoft"]) == pytest.approx(1 - 5 / 15)
+    assert metrics["undefined_overlap_cases"] == metrics["both_empty_cases"] == 1
+    case = metrics["cases"][0]
+    assert [name for name in case if name in CASE_METRICS] == list(CASE_METRICS)
+    assert "reference_ac_mm" not in case
+
+
+def test_a_refused_submission_leaves_nothing(challenge: Any, repository: Path) -> None:
+    """Exit code 1, the sentence as the last line of stderr, no file in the output."""
+    challenge.add_truth("a", {50: 1})
+    challenge.add_job("a", 50)
+    (challenge.output_of("a") / "images/fetal-abdomen-segmentation/abc.mha").write_bytes(b"nonsense")
+    run = run_container(challenge, repository)
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-1].startswith("case a: the mask cannot be read")
+    assert "Traceback" not in run.stderr
+    assert not list(challenge.output_dir.iterdir())
+
+
+def test_missing_folders_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """No ground truth, or an empty one: what to do about it."""
+    monkeypatch.setenv("GROUND_TRUTH_DIR", str(tmp_path / "none"))
+    assert main([]) == 1
+    assert "extract the ground truth there" in capsys.readouterr().err
+    (tmp_path / "none").mkdir()
+    assert main([]) == 1
+    assert "holds no case" in capsys.readouterr().err
+
+
+@pytest.fixture
+def release(challenge: Any, tmp_path: Path) -> Path:
+    """A raw release of the cases a, b and c, each optimal in frame 50."""
+    raw = tmp_path / "raw"
+    for case in "abc":
+        challenge.write_image(
+            raw / "masks/stacked_fetal_abdomen" / f"{case}.mha", challenge.stack({50: challenge.disc()})
+        )
+    (raw / "circumferences").mkdir()
+    rows = [CaseCircumferences(case, f"subject-{case}", (20.0, *[None] * 5)) for case in "abc"]
+    write_circumferences(raw / "circumferences/fetal_abdominal_circumferences_per_sweep.csv", rows)
+    return raw
+
+
+@pytest.fixture
+def predictions(challenge: Any, tmp_path: Path) -> Path:
+    """Outputs as `algorithm predict` writes them, for the cases a, b and c, frame 50 chosen."""
+    folder = tmp_path / "predictions"
+    for case in "abc":
+        path = folder / case / "images/fetal-abdomen-segmentation/output.mha"
+        write_mask_stack(path, challenge.disc(), 50, challenge.frames, (0.28, 0.28))
+        write_json(folder / case / "fetal-abdomen-frame-number.json", 50)
+        write_json(
+            folder / case / "frame-quality-scores.json",
+            {
+                "schema_version": 1,
+                "frames": challenge.frames,
+                "thresholds": {"presence": 0.5, "optimality": 0.5},
+                "presence_probability": [float(frame == 50) for frame in range(challenge.frames)],
+                "optimality_probability": None,
+            },
+        )
+    (folder / "results.csv").write_text("case,frame\n")
+    (folder / ".hidden").mkdir()
+    return folder
+
+
+def local(predictions: Path, release: Path, output: Path, *more: str) -> int:
+    """`python -m evaluation local` in this process."""
+    return main(["local", "--predictions", str(predictions), "--raw", str(release), "--output", str(output), *more])
+
+
+def read_metrics(output: Path) -> dict[str, Any]:
+    """What a run wrote."""
+    return json.loads((output / "metrics.json").read_text())
+
+
+def test_local_scores_a_folder_of_predictions(predictions: Path, release: Path, tmp_path: Path) -> None:
+    """The raw release and the outputs of `predict` are all it needs; the index of the reference lies in the output."""
+    output = tmp_path / "results"
+    assert local(predictions, release, output) == 0
+    metrics = read_metrics(output)
+    assert metrics["wfss"]["mean"] == metrics["DiceCoefficientSoft"]["mean"] == 1
+    assert metrics["cases_with_presence_scores"] == 3
+    assert "subject-a" in (output / "per_case.csv").read_text()
+    assert sorted(path.name for path in output.iterdir()) == sorted([*OUTPUT_FILES, "ground_truth_index"])
+
+
+@pytest.mark.parametrize("option", [[], ["--subset"]])
+def test_local_wants_every_case_or_a_subset(
+    predictions: Path, release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: list[str]
+) -> None:
+    """A case without prediction is an error, unless a subset was asked for."""
+    (predictions / "b").rename(tmp_path / "moved")
+    code = local(predictions, release, tmp_path / "results", *option)
+    if option:
+        assert code == 0
+        assert [case["case"] for case in read_metrics(tmp_path / "results")["cases"]] == ["a", "c"]
+    else:
+        assert code == 1
+        assert "case b is missing from the submission" in capsys.readouterr().err
+
+
+def test_local_refuses_what_is_broken(
+    predictions: Path, release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An unknown case, a frame number that is none, a missing mask: one sentence each, before any case is scored."""
+    (predictions / "stranger").mkdir()
+    assert local(predictions, release, tmp_path / "results") == 1
+    assert "case stranger is not one of the 3 cases" in capsys.readouterr().err
+    (predictions / "stranger").rmdir()
+    (predictions / "b/fetal-abdomen-frame-number.json").write_text("NaN")
+    assert local(predictions, release, tmp_path / "results") == 1
+    assert "case b" in capsys.readouterr().err
+    (predictions / "a/images/fetal-abdomen-segmentation/output.mha").unlink()
+    assert local(predictions, release, tmp_path / "results") == 1
+    assert "case a" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+
+
+def test_lenient_scores_broken_cases_worst_and_lists_them(
+    predictions: Path, release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A missing case and a broken mask count as "no frame"; an unknown case is named; the good one keeps its score."""
+    (predictions / "b").rename(predictions / "stranger")
+    (predictions / "c/images/fetal-abdomen-segmentation/output.mha").write_bytes(b"nonsense")
+    assert local(predictions, release, tmp_path / "results", "--lenient") == 0
+    metrics = read_metrics(tmp_path / "results")
+    good, missing, broken = metrics["cases"]
+    assert good["failure"] is None
+    assert "case b has no prediction" in missing["failure"]
+    assert "case c: the mask cannot be read" in broken["failure"]
+    for case in (missing, broken):
+        assert case["score"] == case["wfss"] == case["DiceCoefficientSoft"] == 0
+        assert case["nae_circumference"] == 1
+        assert case["HausdorffDistance"] == 60 * 15
+    assert metrics["cases_failed"] == 2
+    assert metrics["ignored_predictions"] == ["stranger"]
+    assert metrics["score"]["mean"] == pytest.approx(good["score"] / 3)
+    assert capsys.readouterr().out.count("failed: case") == 2
+
+
+def test_a_local_run_equals_the_containers(predictions: Path, release: Path, tmp_path: Path, challenge: Any) -> None:
+    """The same case scores the same through both ways in."""
+    challenge.add_truth("a", {50: 1})
+    challenge.add_job("a", 50)
+    expected = challenge.score()[0]
+    assert local(predictions, release, tmp_path / "results") == 0
+    found = read_metrics(tmp_path / "results")["cases"][0]
+    assert {name: found[name] for name in CASE_METRICS} == expected.official
+
+
+def test_commands_that_do_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    """Help for whoever asks, and for whoever mistypes."""
+    assert main(["--help"]) == 0
+    assert "pack" in capsys.readouterr().out
+    assert main(["scroe"]) == 2
+    assert "unknown command scroe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [("plain", "plain"), ("two\nlines", "two\\nlines"), ("\x1b[2J", "\\x1b[2J"), ("\udcff", "\\udcff"), ("é", "é")],
+)
+def test_messages_are_one_printable_line(message: str, expected: str) -> None:
+    """Whatever a stranger's name puts into a message, the platform gets one line of valid text."""
+    assert one_line(message) == expected
+    assert len(one_line("x" * 10_000)) == 2000
+
+
+@pytest.mark.parametrize("value", [{"a.b": 1}, {"a": float("nan")}, {"a": [{"b": float("inf")}]}, {5: 1}])
+def test_metrics_are_checked_before_they_are_written(value: Any) -> None:
+    """A key with a dot or a number that is not finite never reaches the leaderboard."""
+    with pytest.raises(ValueError, match="metrics"):
+        check_metrics(value)
+
+
+def test_a_case_that_failed_before_is_scored_without_its_files(challenge: Any) -> None:
+    """The worst scores need the reference alone."""
+    challenge.add_truth("a", {50: 1})
+    source = find_official(challenge.ground_truth_dir)["a"]
+    result = evaluate_case(CaseTask(source, None, "case a: gone", True, None))
+    assert (result.failure, result.frame_number, result.score) == ("case a: gone", -1, 0)
+    assert result.presence_probability is None

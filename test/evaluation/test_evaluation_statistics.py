@@ -1,0 +1,346 @@
+"""Agreement, calibration and intervals: worked by hand, and against plain loops and scikit-learn."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import brier_score_loss, f1_score
+
+from acouslic.geometry import FRAMES_PER_CASE
+from evaluation.metrics.agreement import choice_of, circumference_agreement, frame_choices, sweep_table
+from evaluation.metrics.bootstrap import (
+    f1_interval,
+    mean_interval,
+    paired_f1_interval,
+    paired_mean_interval,
+    resample_weights,
+    units_of,
+)
+from evaluation.metrics.calibration import calibration, reliability_table
+from evaluation.metrics.case_result import CaseResult
+from evaluation.metrics.frame_f1 import ConfusionCounts
+from evaluation.metrics.summary import per_case_columns, summarise
+
+Build = Callable[..., CaseResult]
+
+
+def labelled(optimal: range = range(0), suboptimal: range = range(0)) -> np.ndarray:
+    labels = np.zeros(FRAMES_PER_CASE, dtype=np.uint8)
+    labels[suboptimal.start : suboptimal.stop], labels[optimal.start : optimal.stop] = 2, 1
+    return labels
+
+
+def measured(make_case_result: Build, pairs: list[tuple[float | None, float | None]]) -> list[CaseResult]:
+    return [
+        make_case_result(case=f"case {number}", reference_ac_mm=reference, predicted_ac_mm=predicted)
+        for number, (reference, predicted) in enumerate(pairs)
+    ]
+
+
+# Agreement
+
+
+def test_circumference_errors_worked_by_hand(make_case_result: Build) -> None:
+    """Errors +10, -30, +20 mm of 200: bias 0, mean absolute 20, sample variance 700; per cent is half of it."""
+    pairs = [(200.0, 210.0), (200.0, 170.0), (200.0, 220.0), (None, 200.0), (200.0, None), (None, None)]
+    found = circumference_agreement(measured(make_case_result, pairs))
+    counts = (found["cases_measured"], found["cases_without_reference"], found["cases_without_ellipse"])
+    assert counts == (3, 2, 1)
+    limit_mm = 1.96 * math.sqrt(700)
+    assert found["error_mm"] == {
+        "bias": pytest.approx(0, abs=1e-12),
+        "mean_absolute": pytest.approx(20),
+        "median_absolute": pytest.approx(20),
+        "sd": pytest.approx(math.sqrt(700)),
+        "lower_limit": pytest.approx(-limit_mm),
+        "upper_limit": pytest.approx(limit_mm),
+    }
+    assert found["error_percent"]["upper_limit"] == pytest.approx(limit_mm / 2)
+    assert found["share_of_measured_cases"] == {
+        "within_5_percent": pytest.approx(1 / 3),
+        "within_10_percent": pytest.approx(2 / 3),
+        "within_15_percent": 1.0,
+    }
+    assert found["share_of_all_cases"]["within_15_percent"] == pytest.approx(3 / 6)
+
+
+def test_one_measured_case_has_no_limits_and_none_has_only_counts(make_case_result: Build) -> None:
+    """A spread needs two; nothing is NaN."""
+    one = circumference_agreement(measured(make_case_result, [(300.0, 285.0)]))
+    assert one["error_mm"] == {"bias": -15.0, "mean_absolute": 15.0, "median_absolute": 15.0}
+    assert one["share_of_measured_cases"]["within_5_percent"] == 1.0
+    none = circumference_agreement(measured(make_case_result, [(None, None)]))
+    assert none == {"cases_measured": 0, "cases_without_reference": 1, "cases_without_ellipse": 0}
+
+
+def test_choices_and_distances_worked_by_hand(make_case_result: Build) -> None:
+    """Each kind of choice once; the distances of those that have one: 0, 0, 7 and, to an optimal frame, 0, 1, 5."""
+    labels = labelled(optimal=range(50, 52), suboptimal=range(48, 55))
+    found = [
+        make_case_result(labels=labels, frame_number=51, annotated_distance_frames=0, optimal_distance_frames=0),
+        make_case_result(labels=labels, frame_number=52, annotated_distance_frames=0, optimal_distance_frames=1),
+        make_case_result(labels=labels, frame_number=41, annotated_distance_frames=7, optimal_distance_frames=5),
+        make_case_result(labels=labels, frame_number=140),
+        make_case_result(labels=labelled(), frame_number=-1),
+    ]
+    names = ["optimal", "suboptimal", "unannotated_frame", "unannotated_sweep", "no_frame"]
+    assert [choice_of(result) for result in found] == names
+    assert frame_choices(found) == {
+        "cases": dict.fromkeys(names, 1),
+        "cases_with_optimal_frame": 4,
+        "to_annotated_frames": {"cases": 3, "mean": pytest.approx(7 / 3), "median": 0.0, "max": 7},
+        "to_optimal_frames": {"cases": 3, "mean": pytest.approx(2.0), "median": 1.0, "max": 5},
+    }
+    assert frame_choices(found[-1:])["to_annotated_frames"] == {"cases": 0}
+
+
+def test_the_sweep_table_worked_by_hand(make_case_result: Build) -> None:
+    """Two cases annotated in sweep 1; one chooses there and hits, the other chooses in sweep 6 and misses."""
+    labels = labelled(suboptimal=range(10, 20))
+    presence = np.zeros(FRAMES_PER_CASE)
+    presence[15:25] = 1.0
+    fields: dict[str, Any] = {"labels": labels, "annotated_sweeps": (True,) + (False,) * 5}
+    hit = make_case_result(
+        frame_number=12,
+        reference_ac_mm=250.0,
+        predicted_ac_mm=245.0,
+        presence_probability=presence,
+        presence_threshold=0.5,
+        official={"wfss": 1.0, "DiceCoefficientSoft": 0.8, "nae_circumference": 0.02},
+        **fields,
+    )
+    miss = make_case_result(frame_number=839, **fields)
+    table = sweep_table([hit, miss])
+    assert list(table) == [f"sweep_{number}" for number in range(1, 7)]
+    first = table["sweep_1"]
+    assert (first["cases_annotated"], first["cases_chosen"], first["cases_chosen_annotated"]) == (2, 1, 1)
+    assert first["mean_score"] == pytest.approx(0.5 * 0.98 + 0.25 * 0.8 + 0.25)
+    assert first["circumference"]["error_mm"]["bias"] == -5.0
+    assert {name: first["presence"][name] for name in ("tp", "fp", "fn", "tn")} == {
+        "tp": 5,
+        "fp": 5,
+        "fn": 5,
+        "tn": 125,
+    }
+    last = table["sweep_6"]
+    assert (last["cases_annotated"], last["cases_chosen"], last["cases_chosen_annotated"]) == (0, 1, 0)
+    assert "error_mm" not in last["circumference"]
+    assert sweep_table([]) == {}
+
+
+# Calibration
+
+
+def test_calibration_worked_by_hand() -> None:
+    """Two frames at 0.3, one positive; one negative at 1.0: Brier (0.49 + 0.09 + 1) / 3, gaps 0.2 and 1."""
+    truth, probability = np.array([True, False, False]), np.array([0.3, 0.3, 1.0])
+    found = calibration(truth, probability)
+    assert found["brier_score"] == pytest.approx((0.49 + 0.09 + 1) / 3)
+    assert found["expected_calibration_error"] == pytest.approx(2 / 3 * 0.2 + 1 / 3 * 1.0)
+    assert found["reliability"]["bin_4"] == {
+        "frames": 2,
+        "mean_probability": pytest.approx(0.3),
+        "observed_fraction": 0.5,
+    }
+    assert found["reliability"]["bin_10"] == {"frames": 1, "mean_probability": 1.0, "observed_fraction": 0.0}
+    assert found["reliability"]["bin_1"] == {"frames": 0}
+    assert calibration(truth[:0], probability[:0]) == {"frames": 0}
+
+
+def test_calibration_is_scikit_learns() -> None:
+    """Brier score and the filled bins of 5,000 frames."""
+    generator = np.random.default_rng(3)
+    probability = generator.beta(0.5, 2.0, size=5000)
+    truth = generator.random(5000) < probability**1.5
+    table = reliability_table(truth, probability)
+    observed, mean = calibration_curve(truth, probability, n_bins=10)
+    filled = table["frames"] > 0
+    assert table["observed_fraction"][filled] == pytest.approx(observed, abs=1e-12)
+    assert table["mean_probability"][filled] == pytest.approx(mean, abs=1e-12)
+    assert calibration(truth, probability)["brier_score"] == pytest.approx(brier_score_loss(truth, probability))
+
+
+@pytest.mark.parametrize("edge", range(11))
+def test_a_probability_on_an_edge_belongs_to_the_bin_above(edge: int) -> None:
+    """Also 0.3 and 0.7, whose tenths are not exact in floats; 1.0 stays in the last bin."""
+    frames = reliability_table(np.array([True]), np.array([edge / 10]))["frames"]
+    assert np.flatnonzero(frames).tolist() == [min(edge, 9)]
+
+
+# Intervals
+
+
+def test_units_are_subjects_and_lone_cases() -> None:
+    """Cases of a subject share a unit; unknown subjects do not; a subject named like a number is no case."""
+    assert units_of(["a", None, "b", "a", None, "0"]).tolist() == [0, 1, 2, 0, 3, 4]
+    assert units_of([]).tolist() == []
+
+
+def test_a_resample_draws_whole_subjects() -> None:
+    """As many units as there are, drawn with replacement; cases of one subject always come together."""
+    weights = resample_weights(units_of(["a", "b", "a", None]), resamples=400)
+    assert weights.shape == (400, 4)
+    assert (weights[:, 0] == weights[:, 2]).all()
+    assert (weights[:, [0, 1, 3]].sum(axis=1) == 3).all()
+    assert set(np.unique(weights)) == {0, 1, 2, 3}
+    assert weights[:, 0].mean() == pytest.approx(1, abs=0.15)
+    assert (weights == resample_weights(units_of(["a", "b", "a", None]), resamples=400)).all()
+
+
+def test_intervals_are_those_of_a_plain_loop() -> None:
+    """Mean, mean of a subset, F1 and paired differences: every resample built case by case, by hand."""
+    generator = np.random.default_rng(11)
+    subjects = [f"subject {number // 2}" for number in range(20)]
+    weights = resample_weights(units_of(subjects), resamples=60)
+    values_a, values_b = generator.random(20), generator.random(20)
+    some = np.where(generator.random(20) < 0.4, np.nan, values_a)
+    counts_a = [ConfusionCounts(*map(int, generator.integers(0, 5, 4))) for _ in range(20)]
+    counts_b = [ConfusionCounts(*map(int, generator.integers(0, 5, 4))) for _ in range(20)]
+
+    def f1(cases: list[int], counts: list[ConfusionCounts]) -> float:
+        truth, called = [], []
+        for case in cases:
+            cell = counts[case]
+            truth += [1] * cell.tp + [0] * cell.fp + [1] * cell.fn + [0] * cell.tn
+            called += [1] * cell.tp + [1] * cell.fp + [0] * cell.fn + [0] * cell.tn
+        return float(f1_score(truth, called))
+
+    def loop(statistic: Callable[[list[int]], float]) -> tuple[float, float]:
+        drawn = [statistic([case for case in range(20) for _ in range(row[case])]) for row in weights]
+        lower, upper = np.nanpercentile(drawn, [2.5, 97.5])
+        return float(lower), float(upper)
+
+    for interval, statistic in (
+        (mean_interval(values_a, weights), lambda cases: values_a[cases].mean()),
+        (mean_interval(some, weights), lambda cases: np.nanmean(some[cases])),
+        (f1_interval(counts_a, weights), lambda cases: f1(cases, counts_a)),
+        (paired_mean_interval(values_a, values_b, weights), lambda cases: (values_b - values_a)[cases].mean()),
+        (paired_f1_interval(counts_a, counts_b, weights), lambda cases: f1(cases, counts_b) - f1(cases, counts_a)),
+    ):
+        assert interval is not None
+        assert (interval.lower, interval.upper) == pytest.approx(loop(statistic), abs=1e-12)
+        assert interval.estimate == pytest.approx(statistic(list(range(20))), abs=1e-12)
+
+
+def test_drawing_subjects_widens_the_interval_of_twins() -> None:
+    """Ten subjects of two equal cases say as much as ten cases, not as twenty."""
+    values = np.repeat(np.random.default_rng(5).random(10), 2)
+    by_subject = mean_interval(values, resample_weights(units_of([str(i // 2) for i in range(20)]), 2000))
+    by_case = mean_interval(values, resample_weights(units_of([None] * 20), 2000))
+    assert by_subject is not None
+    assert by_case is not None
+    assert (by_subject.upper - by_subject.lower) > 1.2 * (by_case.upper - by_case.lower)
+
+
+def test_undefined_intervals_are_none_and_undefined_resamples_left_out() -> None:
+    """No values, no positives: None. One case of two with positives: resamples without it do not count as 0."""
+    weights = resample_weights(units_of([None, None]), resamples=100)
+    assert mean_interval(np.array([np.nan, np.nan]), weights) is None
+    assert f1_interval([ConfusionCounts(tn=5), ConfusionCounts(tn=5)], weights) is None
+    interval = f1_interval([ConfusionCounts(tp=1, fp=1), ConfusionCounts(tn=5)], weights)
+    assert interval is not None
+    assert (interval.lower, interval.upper) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
+    only = mean_interval(np.array([0.25, np.nan]), weights)
+    assert only is not None
+    assert (only.estimate, only.lower, only.upper) == (0.25, 0.25, 0.25)
+
+
+# Summary
+
+
+def many_cases(make_case_result: Build, count: int) -> list[CaseResult]:
+    """Cases of a release's size, from one seed."""
+    generator = np.random.default_rng(1)
+    results = []
+    for number in range(count):
+        start = int(generator.integers(0, 820))
+        labels = labelled(suboptimal=range(start, start + 11))
+        presence = np.clip(0.5 * (labels > 0) + 0.6 * generator.random(FRAMES_PER_CASE), 0, 1)
+        annotated = tuple(bool(labels[first : first + 140].any()) for first in range(0, FRAMES_PER_CASE, 140))
+        results.append(
+            make_case_result(
+                case=f"{number:04}",
+                subject_id=str(number * 281 // 300),
+                labels=labels,
+                frame_number=start + 5,
+                annotated_sweeps=annotated,
+                reference_ac_mm=250.0,
+                predicted_ac_mm=float(generator.normal(250, 15)),
+                presence_probability=presence,
+                optimality_probability=generator.random(FRAMES_PER_CASE),
+                presence_threshold=0.6,
+                optimality_threshold=0.5,
+                annotated_distance_frames=0,
+                official={"wfss": 1.0, "DiceCoefficientSoft": float(generator.random()), "nae_circumference": 0.05},
+            )
+        )
+    return results
+
+
+def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from leaves(inner, (*path, key))
+    else:
+        yield path, value
+
+
+@pytest.mark.parametrize("kind", ["many", "failed", "one bare", "none"])
+def test_the_summary_holds_finite_numbers_under_plain_keys(make_case_result: Build, kind: str) -> None:
+    """What the platform's leaderboard can read, for good, failed and single cases."""
+    results = {
+        "many": lambda: many_cases(make_case_result, 5),
+        "failed": lambda: [make_case_result(failure="case x: the mask is not an image")],
+        "one bare": lambda: [make_case_result(frame_number=3)],
+        "none": list,
+    }[kind]()
+    summary = summarise(results)
+    for path, value in leaves(summary):
+        assert type(value) in (int, float), path
+        assert math.isfinite(value), path
+        assert all("." not in key and key.isascii() for key in path)
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    assert (summary["case_count"], summary["cases_failed"]) == (len(results), int(kind == "failed"))
+
+
+def test_interval_estimates_are_the_figures_themselves(make_case_result: Build) -> None:
+    """An interval belongs to the number printed beside it, and holds it here."""
+    results = many_cases(make_case_result, 30)
+    summary = summarise(results)
+    found = summary["intervals"]
+    assert found["units"] == summary["subjects"] == len({result.subject_id for result in results})
+    assert found["score"]["estimate"] == pytest.approx(np.mean([result.score for result in results]), abs=1e-12)
+    for protocol in ("annotated_sweeps", "all_frames"):
+        own = summary["frame_f1"][protocol]["at_own_threshold"]["f1"]
+        assert found[f"frame_f1_{protocol}"]["estimate"] == own
+        assert found[f"frame_f1_{protocol}"]["lower"] < own < found[f"frame_f1_{protocol}"]["upper"]
+    error_mm = summary["circumference"]["error_mm"]["mean_absolute"]
+    assert found["ac_absolute_error_mm"]["estimate"] == pytest.approx(error_mm, abs=1e-12)
+
+
+def test_a_row_of_per_case_says_what_was_measured(make_case_result: Build) -> None:
+    """Every row has the same columns; what is unknown is an empty cell."""
+    full, bare = many_cases(make_case_result, 1)[0], make_case_result()
+    columns = per_case_columns(full)
+    assert list(columns) == list(per_case_columns(bare))
+    assert columns["sweep"] == full.frame_number // 140 + 1
+    assert columns["ac_error_percent"] == pytest.approx(100 * (full.predicted_ac_mm - 250) / 250)  # type: ignore[operator]
+    names = [f"all_frames_own_threshold_{cell}" for cell in ("tp", "fp", "fn", "tn")]
+    assert sum(int(columns[name]) for name in names) == FRAMES_PER_CASE  # type: ignore[arg-type]
+    assert per_case_columns(bare)[names[0]] is None
+    assert per_case_columns(bare)["sweep"] is None
+    assert per_case_columns(bare)["all_frames_selection_tn"] == FRAMES_PER_CASE
+
+
+def test_three_hundred_cases_take_seconds(make_case_result: Build) -> None:
+    """300 cases of 840 frames with 1,000 resamples; measured 1.5 s of one core."""
+    results = many_cases(make_case_result, 300)
+    begin_s = time.process_time()
+    summary = summarise(results)
+    assert time.process_time() - begin_s < 10
+    assert summary["intervals"]["resamples"] == 1000

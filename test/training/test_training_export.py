@@ -1,0 +1,223 @@
+"""`python -m training export` and `pack`: an artifact that says what its members said, or none."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from acouslic.errors import AcouslicError
+from algorithm.engine.ensemble import Ensemble
+from algorithm.frames.preprocess import normalise
+from algorithm.model.artifact import load_artifact
+from algorithm.model.manifest import CaseContext
+from training.export.pack import main as pack
+from training.export.trained_member import read_member, rebuild_network, shared_tower
+from training.export.write_artifact import find_runs, main
+from training.fit import main as fit
+from training.learn.dataset import table_of
+from training.learn.run_folder import RunFolder
+from training.release.cache import Cache
+
+WORDS = [
+    "--tower=a tower of random numbers",
+    "--tower_licence=Apache-2.0",
+    "--training_data=generated sweeps",
+    "--training_data_licence=Apache-2.0",
+]
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_training: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All three folds, trained for two epochs on the patches inside the fan."""
+    out = tmp_path_factory.mktemp("runs")
+    more = [f"--split={tiny_training.subject_split}", "--tower.kept_patches=fan"]
+    assert fit(tiny_training.fit_arguments(out, *more)) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def model(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The artifact of those runs."""
+    out = tmp_path_factory.mktemp("artifact") / "model"
+    assert main([str(runs), f"--out={out}", *WORDS]) == 0
+    return out
+
+
+def copy_runs(runs: Path, to: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(runs, to / "runs"))
+
+
+def test_the_artifact_loads_and_describes_itself(model: Path, tiny_training: Any) -> None:
+    """Three members on one half-precision tower, with provenance, the split's hash, and thresholds in range."""
+    artifact = load_artifact(model)
+    manifest = artifact.manifest
+    assert len(manifest.members) == 3
+    assert all(
+        member.adapter and member.presence and member.optimality and member.decoder for member in manifest.members
+    )
+    assert {tensor.dtype for tensor in artifact.tower_state.values()} == {torch.float16}
+    assert manifest.preprocessing.antialias
+    assert manifest.provenance.split_sha256 == json.loads(tiny_training.subject_split.read_text())["sha256"]
+    assert "python -m training export" in manifest.provenance.made_by
+    assert manifest.provenance.tower_licence == "Apache-2.0"
+    assert 0 < manifest.thresholds.presence < 1
+    assert 0.3 <= manifest.thresholds.mask <= 0.7
+    assert manifest.half_precision.frames == 126  # 42 of each member
+    assert 0 < manifest.half_precision.float16 < manifest.half_precision.bfloat16
+
+
+def test_the_ensemble_says_what_training_said(model: Path, runs: Path, tiny_training: Any) -> None:
+    """Each member's calibrated probabilities and masks through the artifact are those of the unmerged peft network."""
+    members = [read_member(run) for run in find_runs(runs)]
+    loaded = shared_tower(members)
+    cache = Cache(tiny_training.cache)
+    table = table_of(cache, [case.uuid for case in cache.cases])
+    images = normalise(table.read(np.arange(0, len(table), 30)).frames, loaded.preprocessing, torch.float32)
+    ensemble = Ensemble.from_artifact(load_artifact(model), torch.device("cpu"), torch.float32)
+    scores, masks = ensemble.score(images), ensemble.segment(images)
+    for k, member in enumerate(members):
+        with torch.inference_mode():
+            output = rebuild_network(member, loaded)(images, torch.arange(len(images)))
+        calibration = member.calibration
+        presence = ((output.presence + calibration.presence_shift) / calibration.presence_temperature).sigmoid()
+        torch.testing.assert_close(scores.presence_probability[k], presence, rtol=0, atol=5e-3)
+        optimality = ((output.optimality + calibration.optimality_shift) / calibration.optimality_temperature).sigmoid()
+        torch.testing.assert_close(scores.optimality_probability[k], optimality, rtol=0, atol=5e-3)
+        torch.testing.assert_close(masks[k], output.mask.sigmoid(), rtol=0, atol=2e-2)
+    assert not torch.allclose(scores.presence_probability[0], scores.presence_probability[1], atol=1e-4)
+
+
+def test_an_artifact_that_says_something_else_is_refused(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the heads change between training and artifact, nothing is written."""
+    import training.export.write_artifact as export
+
+    right = export._shifted_heads
+    monkeypatch.setattr(export, "_shifted_heads", lambda member: right(member) | {"presence.bias": torch.ones(1)})
+    with pytest.raises(AcouslicError, match="not exported"):
+        main([str(runs), f"--out={tmp_path / 'model'}", *WORDS])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unfinished_runs_are_refused(runs: Path, tmp_path: Path) -> None:
+    """A run without its record, and one without its scores, are named."""
+    copy = copy_runs(runs, tmp_path)
+    (copy / "fold_2" / "out_of_fold.npz").unlink()
+    with pytest.raises(AcouslicError, match="fold_2"):
+        main([str(copy), f"--out={tmp_path / 'model'}", *WORDS])
+    (copy / "fold_1" / "run.json").unlink()
+    with pytest.raises(AcouslicError, match="not a finished training run"):
+        main([str(copy), f"--out={tmp_path / 'model'}", *WORDS])
+
+
+def test_members_of_different_towers_are_refused(runs: Path, tmp_path: Path) -> None:
+    """An artifact has one tower."""
+    copy = copy_runs(runs, tmp_path)
+    record = json.loads((copy / "fold_3" / "run.json").read_text())
+    (copy / "fold_3" / "run.json").write_text(json.dumps(record | {"tower_sha256": "0" * 64}))
+    with pytest.raises(AcouslicError, match="different towers"):
+        main([str(copy), f"--out={tmp_path / 'model'}", *WORDS])
+
+
+def test_a_tower_that_changed_is_refused(tiny_training: Any, tmp_path: Path) -> None:
+    """Weights that are no longer those of the training are noticed, by their hash."""
+    from training.network.tower_source import load_tower
+    from training.recipe.settings import TowerSource
+
+    tower = load_tower(TowerSource(config=str(tiny_training.tower_config), random_init=True), (562, 744), True)
+    weights, run = tmp_path / "tower.safetensors", tmp_path / "run"
+    save_file(tower.state, weights)
+    more = [f"--split={tiny_training.paper_split}", "--tower.random_init=false", f"--tower.weights={weights}"]
+    assert fit(tiny_training.fit_arguments(run, *more, "--optimiser.epochs=1")) == 0
+    state = load_file(weights)
+    save_file(state | {"proj": state["proj"] + 1}, weights)
+    with pytest.raises(AcouslicError, match="not the tower"):
+        main([str(run), f"--out={tmp_path / 'model'}", *WORDS])
+
+
+def test_settings_of_the_manifest(runs: Path, tmp_path: Path) -> None:
+    """Scoring and selection come from the command line; unknown ones are refused."""
+    more = ["--scoring.mode=gated", "--selection.candidates=3", "--tower_dtype=float32"]
+    assert main([str(runs / "fold_1"), f"--out={tmp_path / 'model'}", *WORDS, *more]) == 0
+    manifest = load_artifact(tmp_path / "model").manifest
+    assert manifest.scoring.mode == "gated"
+    assert manifest.selection.candidates == 3
+    assert len(manifest.members) == 1
+    with pytest.raises(AcouslicError, match="export: "):
+        main([str(runs), f"--out={tmp_path / 'other'}", *WORDS, "--selection.candidats=3"])
+
+
+def test_the_context_is_fitted_given_or_left_out(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fitted context goes into the manifest and the threshold is chosen in it; a given one is kept, none is none."""
+    fitted = CaseContext(2.0, -1.5, 3.0, (-2.0, 1.0))
+    monkeypatch.setattr("training.export.calibrate.fit_context", lambda _: fitted)
+    numbers = {"slope": "3", "best_slope": "-1", "offset": "0", "best_range": "[-1, 1]"}
+    given = [f"--selection.context.{name}={value}" for name, value in numbers.items()]
+    manifests = {}
+    ways: dict[str, list[str]] = {"fitted": [], "given": given, "none": ["--fit_context=false"]}
+    for name, words in ways.items():
+        assert main([str(runs), f"--out={tmp_path / name}", *WORDS, *words]) == 0
+        manifests[name] = load_artifact(tmp_path / name).manifest
+    assert manifests["fitted"].selection.context == fitted
+    assert manifests["given"].selection.context == CaseContext(3.0, -1.0, 0.0, (-1.0, 1.0))
+    assert manifests["none"].selection.context is None
+    assert manifests["fitted"].thresholds.presence != manifests["none"].thresholds.presence
+    assert manifests["fitted"].thresholds.suitable == manifests["none"].thresholds.suitable
+
+
+def test_a_trained_tower_is_exported_with_its_run(tiny_training: Any, tmp_path: Path) -> None:
+    """A run that trained the tower itself carries it, and it is not the one it started from."""
+    more = [f"--split={tiny_training.paper_split}", "--tower.train_all=true", "--adapter.rank=0"]
+    assert fit(tiny_training.fit_arguments(tmp_path / "run", *more)) == 0
+    assert main([str(tmp_path / "run"), f"--out={tmp_path / 'model'}", *WORDS, "--tower_dtype=float32"]) == 0
+    artifact = load_artifact(tmp_path / "model")
+    assert not artifact.manifest.members[0].adapter
+    trained = load_file(tmp_path / "run" / "tower" / "tower.safetensors")
+    assert torch.equal(artifact.tower_state["conv1.weight"], trained["conv1.weight"])
+
+
+def test_packing_twice_gives_the_same_bytes(model: Path, tmp_path: Path) -> None:
+    """`model.tar.gz` is deterministic."""
+    for name in ("a.tar.gz", "b.tar.gz"):
+        assert pack([f"--model={model}", f"--out={tmp_path / name}"]) == 0
+    assert (tmp_path / "a.tar.gz").read_bytes() == (tmp_path / "b.tar.gz").read_bytes()
+
+
+def test_an_archive_that_cannot_be_written_is_one_sentence(model: Path, tmp_path: Path) -> None:
+    """Its folder is a file, or itself a folder: no traceback, and nothing half-written beside it."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder" / "inside").mkdir(parents=True)
+    for out in (tmp_path / "file" / "model.tar.gz", tmp_path / "folder"):
+        with pytest.raises(AcouslicError, match="could not be written"):
+            pack([f"--model={model}", f"--out={out}"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_only_folds_by_number_are_members(tmp_path: Path) -> None:
+    """In their order; a copy that somebody put beside them is none."""
+    for name in ("fold_10", "fold_2", "fold_2_old", "fold_"):
+        (tmp_path / name).mkdir()
+    assert [run.root.name for run in find_runs(tmp_path)] == ["fold_2", "fold_10"]
+    assert [run.root for run in find_runs(tmp_path / "fold_2")] == [tmp_path / "fold_2"]
+
+
+@pytest.mark.parametrize("name", ["out_of_fold.npz", "member/heads.safetensors"])
+def test_a_damaged_run_is_one_sentence(name: str, tiny_training: Any, tmp_path: Path) -> None:
+    """A file that was cut off, and one that is missing."""
+    run = tmp_path / "run"
+    words = [f"--split={tiny_training.subject_split}", "--fold=1", "--optimiser.epochs=1"]
+    assert fit(tiny_training.fit_arguments(run, *words)) == 0
+    content = (run / name).read_bytes()
+    (run / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(AcouslicError, match="of a finished run"):
+        read_member(RunFolder(run))
+    (run / name).unlink()
+    with pytest.raises(AcouslicError, match="of a finished run"):
+        read_member(RunFolder(run))

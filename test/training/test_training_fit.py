@@ -1,0 +1,307 @@
+"""`python -m training fit`: settings, one run, its independence of others, resuming, several processes."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from acouslic.errors import AcouslicError
+from training.__main__ import main as training_main
+from training.fit import main, parse_arguments, settings_of
+from training.learn.run_folder import RunFolder, read_settings, settings_to_yaml
+from training.recipe.settings import FAITHFUL_CLS, FAITHFUL_SEG, TrainSettings
+
+WHERE = ["--cache=c", "--split=s", "--out=o"]
+
+
+def trained(run: Path) -> dict[str, torch.Tensor]:
+    """All tensors that a run wrote for its member."""
+    tensors = {}
+    for path in sorted((run / "member").glob("*.safetensors")):
+        tensors |= {f"{path.name}:{name}": tensor for name, tensor in load_file(path).items()}
+    return tensors
+
+
+def assert_same(first: Path, second: Path, tolerance: float = 0.0) -> None:
+    """Two runs trained the same member."""
+    one, other = trained(first), trained(second)
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=tolerance, atol=tolerance, msg=name)
+
+
+@pytest.fixture(scope="module")
+def finished_run(tiny_training: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs on the first fold."""
+    out = tmp_path_factory.mktemp("fit") / "run"
+    assert main(tiny_training.fit_arguments(out, f"--split={tiny_training.subject_split}", "--fold=1")) == 0
+    return out
+
+
+def test_defaults_are_our_recipe() -> None:
+    """Without a word, the settings are those of the dataclasses."""
+    assert settings_of(parse_arguments(WHERE)) == TrainSettings()
+
+
+@pytest.mark.parametrize(
+    ("words", "preset"),
+    [(["--faithful"], FAITHFUL_CLS), (["--faithful", "cls"], FAITHFUL_CLS), (["--faithful", "seg"], FAITHFUL_SEG)],
+)
+def test_the_published_recipe_is_a_preset(words: list[str], preset: TrainSettings) -> None:
+    """`--faithful` is the paper's, and single settings still go over it."""
+    assert settings_of(parse_arguments([*WHERE, *words])) == preset
+    changed = settings_of(parse_arguments([*WHERE, *words, "--optimiser.epochs=7", "--adapter.dead_out_proj=false"]))
+    assert changed.optimiser.epochs == 7
+    assert not changed.adapter.dead_out_proj
+    assert changed.sampling == preset.sampling
+
+
+def test_settings_survive_their_file(tmp_path: Path) -> None:
+    """What a run writes is what it reads, as `--config` and as a record; the command line goes over it."""
+    path = tmp_path / "settings.yaml"
+    path.write_text(settings_to_yaml(FAITHFUL_SEG))
+    assert read_settings(path) == FAITHFUL_SEG
+    assert settings_of(parse_arguments([*WHERE, f"--config={path}"])) == FAITHFUL_SEG
+    assert settings_of(parse_arguments([*WHERE, f"--config={path}", "--seed=9"])).seed == 9
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--adapter.rnk=3"], "adapter.rnk"),
+        (["--adapter.rank=many"], "adapter.rank"),
+        (["--heads.taps=odd"], "heads.taps"),
+        (["--nonsense=1"], "nonsense"),
+        (["--adapter.rank=-1"], "adapter.rank"),
+        (["--optimiser.batch_size=0"], "optimiser.batch_size"),
+        (["--augment.flip=2"], "augment.flip"),
+    ],
+)
+def test_a_wrong_setting_is_refused(words: list[str], named: str) -> None:
+    """Unknown names, wrong types and impossible values end it at once, by name."""
+    with pytest.raises(AcouslicError, match=named):
+        settings_of(parse_arguments([*WHERE, *words]))
+
+
+def test_an_unknown_setting_in_a_file_is_refused(tmp_path: Path) -> None:
+    """A misspelt line of YAML is an error, not a default."""
+    path = tmp_path / "x.yaml"
+    path.write_text("adapter:\n  rnk: 3\n")
+    with pytest.raises(AcouslicError, match="rnk"):
+        parse_arguments([*WHERE, f"--config={path}"])
+
+
+def test_a_run_leaves_its_record(finished_run: Path, tiny_training: Any) -> None:
+    """Settings, seed, commit, split hash, logs in both forms, the member and its out-of-fold scores."""
+    record = RunFolder(finished_run).read_record()
+    split = json.loads(tiny_training.subject_split.read_text())
+    assert record["split_sha256"] == split["sha256"]
+    assert record["validation_cases"] == split["parts"]["fold_1"]
+    assert not set(record["train_cases"]) & set(record["validation_cases"])
+    assert record["seed"] == 1
+    assert record["epochs"] == 2
+    assert record["commit"]
+    assert record["command"].startswith("python -m training fit")
+    assert 0 <= record["kept"]["f1"] <= 1
+    with (finished_run / "logs" / "metrics.csv").open() as file:
+        assert {"train/loss", "val/f1", "val/loss"} <= set(csv.DictReader(file).fieldnames or ())
+    assert list((finished_run / "tensorboard").glob("events.*"))
+    names = {path.name for path in (finished_run / "member").iterdir()}
+    assert names == {"adapter_config.json", "adapter_model.safetensors", "heads.safetensors", "member.json"}
+    assert read_settings(finished_run / "settings.yaml").adapter.rank == 2
+    checkpoint = torch.load(finished_run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert not any("resblocks.0." in name for name in checkpoint["state_dict"]), "the frozen tower is not in it"
+
+
+def test_training_moves_what_it_should(finished_run: Path) -> None:
+    """Every factor that starts at zero has moved."""
+    tensors = trained(finished_run)
+    moved = [name for name in tensors if "lora_B" in name]
+    assert len(moved) == 12
+    assert all(tensors[name].abs().sum() > 0 for name in moved)
+
+
+def test_a_run_does_not_depend_on_the_ones_before(finished_run: Path, tiny_training: Any, tmp_path: Path) -> None:
+    """The same seed after other runs in the same process gives the same member; another seed another one."""
+    arguments = [f"--split={tiny_training.subject_split}", "--fold=1"]
+    assert main(tiny_training.fit_arguments(tmp_path / "other", *arguments, "--seed=5")) == 0
+    assert main(tiny_training.fit_arguments(tmp_path / "again", *arguments)) == 0
+    assert_same(finished_run, tmp_path / "again")
+    with pytest.raises(AssertionError):
+        assert_same(finished_run, tmp_path / "other")
+
+
+def test_a_finished_run_is_left_alone(
+    finished_run: Path, tiny_training: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same command says so and does nothing; other settings for the same folder are an error."""
+    before = (finished_run / "run.json").stat().st_mtime_ns
+    arguments = tiny_training.fit_arguments(finished_run, f"--split={tiny_training.subject_split}", "--fold=1")
+    assert main(arguments) == 0
+    assert "finished already" in capsys.readouterr().out
+    assert (finished_run / "run.json").stat().st_mtime_ns == before
+    with pytest.raises(AcouslicError, match="other settings"):
+        main([*arguments, "--seed=3"])
+
+
+def test_a_killed_run_goes_on_to_the_same_result(tiny_training: Any, tmp_path: Path) -> None:
+    """kill -9 in the middle, then the same command: the same member to the last bit as without interruption."""
+    more = [f"--split={tiny_training.subject_split}", "--fold=2", "--optimiser.epochs=12"]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    command = [sys.executable, "-m", "training", "fit", *tiny_training.fit_arguments(killed, *more)]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        deadline = time.monotonic() + 120
+        while not (killed / "checkpoints" / "last.ckpt").is_file() and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (killed / "run.json").exists(), "it ended before it was killed: nothing was tested"
+    stopped_at = torch.load(killed / "checkpoints" / "last.ckpt", weights_only=True)["epoch"]
+    assert stopped_at < 11
+    assert main(tiny_training.fit_arguments(killed, *more)) == 0
+    assert main(tiny_training.fit_arguments(whole, *more)) == 0
+    assert_same(killed, whole)
+    assert RunFolder(killed).read_record()["epochs"] == RunFolder(whole).read_record()["epochs"]
+
+
+def test_two_processes_train_the_same_model_as_one(tiny_training: Any, tmp_path: Path) -> None:
+    """Two gloo processes with half a batch each: the same member, to float32 sums in another order.
+
+    Without the decoder, whose batch statistics are those of each process where there is no GPU to share them.
+    """
+    more = [
+        f"--split={tiny_training.subject_split}",
+        "--fold=1",
+        "--heads.decoder=false",
+        "--augment.recipe=none",
+        "--adapter.dropout=0",
+        "--optimiser.patience_epochs=null",
+    ]
+    assert main(tiny_training.fit_arguments(tmp_path / "one", *more)) == 0
+    two = tiny_training.fit_arguments(tmp_path / "two", *more, "--machine.devices=2", "--machine.strategy=ddp")
+    command = [sys.executable, "-m", "training", "fit", *two]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert_same(tmp_path / "one", tmp_path / "two", tolerance=2e-4)
+    one, other = (RunFolder(tmp_path / name).read_record() for name in ("one", "two"))
+    assert other["kept"]["f1"] == pytest.approx(one["kept"]["f1"], abs=1e-4)
+
+
+def test_check_takes_one_batch_of_everything(
+    tiny_training: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--check` runs training, validation, saving and scoring once and leaves nothing."""
+    out = tmp_path / "run"
+    assert main(tiny_training.fit_arguments(out, f"--split={tiny_training.paper_split}", "--check")) == 0
+    assert "one batch of everything" in capsys.readouterr().out
+    assert not out.exists()
+
+
+def test_every_fold_without_a_word(tiny_training: Any, tmp_path: Path) -> None:
+    """Without `--fold`, every fold of a split by subject is trained, each validated on its own cases."""
+    assert (
+        main(tiny_training.fit_arguments(tmp_path, f"--split={tiny_training.subject_split}", "--optimiser.epochs=1"))
+        == 0
+    )
+    parts = json.loads(tiny_training.subject_split.read_text())["parts"]
+    for fold in (1, 2, 3):
+        record = RunFolder(tmp_path / f"fold_{fold}").read_record()
+        assert record["validation_cases"] == parts[f"fold_{fold}"]
+
+
+@pytest.mark.parametrize("preset", ["cls", "seg"])
+def test_the_published_recipes_train(preset: str, tiny_training: Any, tmp_path: Path) -> None:
+    """Both presets run; the classifier has no decoder, the segmentation no adapter and no head."""
+    more = [f"--split={tiny_training.paper_split}", "--faithful", preset, "--optimiser.epochs=1"]
+    if preset == "seg":  # four blocks have no published taps, and the tower's grid is 2
+        more += ["--heads.taps=even", "--heads.decoder_grid=2", "--adapter.rank=0"]
+    assert main(tiny_training.fit_arguments(tmp_path / "run", *more)) == 0
+    names = {name.partition(":")[2].split(".")[0] for name in trained(tmp_path / "run")}
+    assert names == ({"base_model", "presence"} if preset == "cls" else {"decoder"})
+
+
+def test_weights_from_a_file(tiny_training: Any, tmp_path: Path) -> None:
+    """A whole CLIP's state dict from a .pt file and its visual part from .safetensors are the same tower."""
+    from training.network.tower_source import load_tower
+    from training.recipe.settings import TowerSource
+
+    config = str(tiny_training.tower_config)
+    tower = load_tower(TowerSource(config=config, random_init=True), (562, 744), False)
+    packed: dict[str, torch.Tensor] = {}
+    for name, tensor in tower.state.items():
+        if ".q_proj." in name:
+            parts = [tower.state[name.replace("q_proj", f"{part}_proj")] for part in "qkv"]
+            packed[name.replace("q_proj.", "in_proj_")] = torch.cat(parts)
+        elif ".k_proj." not in name and ".v_proj." not in name:
+            packed[name] = tensor.clone()
+    torch.save(
+        {f"visual.{name}": tensor for name, tensor in packed.items()} | {"logit_scale": torch.ones(())},
+        tmp_path / "clip.pt",
+    )
+    save_file(packed, tmp_path / "visual.safetensors")
+    for name in ("clip.pt", "visual.safetensors"):
+        loaded = load_tower(TowerSource(weights=str(tmp_path / name), config=config), (562, 744), False)
+        assert loaded.sha256 == tower.sha256, name
+
+
+class Payload:
+    """Something a pickle would run."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str, ...]]:
+        return os.system, ("true",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("code", "more than tensors"),
+        ("noise", "weights.pt"),
+        ("missing", "is missing"),
+        ("another", "visual.conv1|tensor"),
+        ("no weights", "no weights for the tower"),
+    ],
+)
+def test_bad_weights_are_refused(content: str, message: str, tiny_training: Any, tmp_path: Path) -> None:
+    """Code in a checkpoint, noise, nothing, another network: a clear error before anything is trained."""
+    path = tmp_path / "weights.pt"
+    if content == "code":
+        torch.save({"a": Payload()}, path)
+    elif content == "noise":
+        path.write_bytes(b"no weights at all")
+    elif content == "another":
+        torch.save({"fc.weight": torch.zeros(2)}, path)
+    tower = [] if content == "no weights" else [f"--tower.weights={path}"]
+    arguments = tiny_training.fit_arguments(tmp_path / "run", f"--split={tiny_training.paper_split}", *tower)
+    with pytest.raises(AcouslicError, match=message):
+        main([*arguments, "--tower.random_init=false"])
+
+
+def test_another_image_size_is_refused(tiny_training: Any, tmp_path: Path) -> None:
+    """A cache of another size than the tower's input says how to prepare it."""
+    config = json.loads(tiny_training.tower_config.read_text())
+    config["vision_cfg"]["image_size"] = 56
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    arguments = tiny_training.fit_arguments(tmp_path / "run", f"--split={tiny_training.paper_split}")
+    with pytest.raises(AcouslicError, match="prepare with --image-size 56"):
+        main([*arguments, f"--tower.config={tmp_path / 'config.json'}"])
+
+
+def test_errors_end_the_command_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`python -m training fit` on a folder that is no cache: exit code 1, one line on stderr."""
+    assert training_main(["fit", f"--cache={tmp_path}", "--split=x.json", f"--out={tmp_path / 'out'}"]) == 1
+    error = capsys.readouterr().err
+    assert len(error.strip().splitlines()) == 1
+    assert str(tmp_path) in error

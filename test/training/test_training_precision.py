@@ -1,0 +1,105 @@
+"""`python -m training precision`: what half precision costs an artifact, in its manifest, and what follows from it."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from acouslic.errors import AcouslicError
+from algorithm.engine.device import choose_precision
+from algorithm.engine.ensemble import Ensemble
+from algorithm.frames.preprocess import normalise
+from algorithm.model.artifact import load_artifact
+from algorithm.model.manifest import HalfPrecision, read_manifest
+from algorithm.pipeline import Pipeline
+from training.export.precision import autocast_type, describe, main, measure_half_precision
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def model(tiny_model, tmp_path):
+    """A copy to write into."""
+    return shutil.copytree(tiny_model, tmp_path / "model")
+
+
+def test_the_largest_difference_of_any_probability(model):
+    """As found one by one; presence and optimality of every member count."""
+    frames = torch.randint(0, 256, (11, 56, 56), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    measured = measure_half_precision(model, frames, CPU)
+    assert measured.frames == 11
+    artifact = load_artifact(model)
+    for name in ("float16", "bfloat16"):
+        said = []
+        for dtype in (torch.float32, getattr(torch, name)):
+            ensemble = Ensemble.from_artifact(artifact, CPU, dtype)
+            scores = ensemble.score(normalise(frames, artifact.manifest.preprocessing, dtype))
+            said.append(torch.cat([scores.presence_probability, scores.optimality_probability]))
+        assert getattr(measured, name) == pytest.approx(float((said[1] - said[0]).abs().max()), abs=2e-4)
+    assert 0 < measured.float16 < measured.bfloat16 < 0.1
+
+
+def test_what_is_not_a_number_counts_as_one(model, monkeypatch):
+    """A type that overflows is never chosen."""
+    answers = {torch.float32: 0.5, torch.float16: float("nan"), torch.bfloat16: 0.505}
+    monkeypatch.setattr(
+        "training.export.precision._probabilities",
+        lambda _model, _frames, _device, dtype: torch.full((3, 5), answers[dtype]),
+    )
+    measured = measure_half_precision(model, torch.zeros(5, 56, 56, dtype=torch.uint8), CPU)
+    assert measured.float16 == 1.0
+    assert measured.bfloat16 == pytest.approx(0.005, abs=1e-6)
+    assert "float16 1.0000 (too much: it will not be used), bfloat16 0.0050" in describe(measured)
+
+
+def test_the_command_writes_the_manifest(model, platform_case, capsys):
+    """What it prints is what the manifest then says; nothing else of it changes, and the artifact still loads."""
+    before = read_manifest(model)
+    stack = np.random.default_rng(0).integers(0, 256, (30, 40, 60), dtype=np.uint8)
+    sweeps = [str(platform_case.write_sweep(stack, name)) for name in ("a.mha", "b.mha")]
+    assert main([str(model), *sweeps, "--frames", "9", "--device", "cpu"]) == 0
+    after = load_artifact(model).manifest
+    assert after.half_precision.frames == 8
+    assert f"bfloat16 {after.half_precision.bfloat16:.4f}" in capsys.readouterr().out
+    assert (after.members, after.files, after.provenance) == (before.members, before.files, before.provenance)
+    with pytest.raises(AcouslicError, match="at least one frame a sweep"):
+        main([str(model), *sweeps, "--frames", "1"])
+
+
+def test_the_algorithm_obeys_the_manifest(model, monkeypatch):
+    """An artifact that bfloat16 takes too far from float32 runs in float32."""
+    monkeypatch.setattr("algorithm.engine.device.cpu_flags", lambda: {"avx512_bf16"})
+    text = (model / "manifest.json").read_text()
+    for bfloat16, dtype in (("0.01", torch.bfloat16), ("0.011", torch.float32)):
+        record = f'"frames": 64, "float16": 0.001, "bfloat16": {bfloat16}'
+        empty = '"frames": 0,\n    "float16": null,\n    "bfloat16": null'
+        assert empty in text
+        (model / "manifest.json").write_text(text.replace(empty, record))
+        assert Pipeline.load(model, device="cpu").ensemble.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"frames": -1},
+        {"frames": 5},
+        {"frames": 5, "float16": 0.1},
+        {"float16": 0.1, "bfloat16": 0.1},
+        {"frames": 5, "float16": 1.5, "bfloat16": 0.1},
+    ],
+)
+def test_a_record_that_cannot_be(fields):
+    """No numbers without frames, nor frames without numbers, nor differences of more than one."""
+    with pytest.raises(ValueError, match=r"float16|frames"):
+        HalfPrecision(**fields).check()
+
+
+def test_training_prefers_range(monkeypatch):
+    """bfloat16 where both are fast, whatever inference takes; what there is elsewhere."""
+    for capability, training, inference in (((9, 0), "bfloat16", "float16"), ((7, 5), "float16", "float16")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, capability=capability: capability)
+        assert autocast_type(torch.device("cuda"))[0] == getattr(torch, training)
+        assert choose_precision(torch.device("cuda"))[0] == getattr(torch, inference)
+    monkeypatch.setattr("algorithm.engine.device.cpu_flags", lambda: set())
+    assert autocast_type(CPU)[0] == torch.float32

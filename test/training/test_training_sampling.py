@@ -1,0 +1,209 @@
+"""Which frames an epoch shows, and how they reach the network."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from acouslic.errors import AcouslicError
+from training.fit import parse_arguments, settings_of
+from training.learn.dataset import FrameDataset, FrameTable, soft_masks
+from training.learn.learner import parameter_groups
+from training.learn.run_member import FoldCases, build_learner, load_tower_for
+from training.learn.sampling import HardNegatives, batches_of, plan_epoch, validation_rows
+from training.recipe.settings import SamplingSettings
+from training.release.cache import Cache
+
+
+class DrawnCase:
+    """A case of 3 sweeps of 10 frames: frames 3, 4 and 5 are annotated, frame 29 repeats frame 28."""
+
+    uuid = "drawn"
+    frame_count = 30
+    sweeps = (range(10), range(10, 20), range(20, 30))
+    sweep_ac_mm = (200.0, None, None)
+    mask_frames = np.array([3, 4, 5], np.int32)
+
+    def __init__(self) -> None:
+        self.labels = np.zeros(30, np.uint8)
+        self.labels[[3, 4, 5]] = [2, 1, 2]
+        self.padding = np.zeros(30, np.uint8)
+        self.padding[29] = 2
+        self.sweep_of_frame = np.repeat([0, 1, 2], 10)
+        self.frames = np.arange(30, dtype=np.uint8)[:, None, None] * np.ones((1, 4, 4), np.uint8)
+        self.masks = np.zeros((3, 4, 4), np.uint8)
+        self.masks[:, 1:3, 1:3] = np.array([2, 1, 2])[:, None, None]
+        self.masks[0, 1:3, 1:3] = [[2, 0], [0, 0]]
+
+    def mask(self, frame_index: int) -> np.ndarray:
+        at = np.flatnonzero(self.mask_frames == frame_index)
+        return self.masks[at[0]] if len(at) else np.zeros((4, 4), np.uint8)
+
+
+@pytest.fixture
+def table() -> FrameTable:
+    """Two drawn cases, 60 rows."""
+    return FrameTable([DrawnCase(), DrawnCase()])  # type: ignore[list-item]
+
+
+def plan(table: FrameTable, epoch: int = 0, hard: HardNegatives | None = None, **settings: object) -> np.ndarray:
+    """The rows of an epoch."""
+    hard = hard or HardNegatives(len(table))
+    return plan_epoch(table, SamplingSettings(**settings), hard, 7, epoch)  # type: ignore[arg-type]
+
+
+def test_an_epoch_is_a_function_of_seed_and_epoch(table: FrameTable) -> None:
+    """The same epoch twice is the same, another one is another."""
+    settings = {"min_positive_pixels": 1, "negatives_per_positive": 3.0}
+    np.testing.assert_array_equal(plan(table, 4, **settings), plan(table, 4, **settings))
+    assert not np.array_equal(plan(table, 4, **settings), plan(table, 5, **settings))
+
+
+def test_negatives_are_sampled_and_differ(table: FrameTable) -> None:
+    """Six annotated frames and three times as many others, none twice, no repeated frame."""
+    rows = plan(table, min_positive_pixels=1, negatives_per_positive=3.0)
+    assert len(rows) == 24
+    assert len(set(rows.tolist())) == 24
+    assert (table.label[rows] > 0).sum() == 6
+    assert not table.repeated[rows].any()
+
+
+def test_all_frames_of_annotated_sweeps_as_published(table: FrameTable) -> None:
+    """Without sampling, the annotated sweeps and nothing else: 10 frames of each case."""
+    rows = plan(table, sweeps="annotated", negatives_per_positive=None, min_positive_pixels=1)
+    assert sorted(rows.tolist()) == [*range(10), *range(30, 40)]
+
+
+def test_tiny_masks_can_be_left_out(table: FrameTable) -> None:
+    """A mask of one pixel is neither positive nor negative where more are asked for."""
+    rows = plan(table, min_positive_pixels=2, negatives_per_positive=None)
+    assert 3 not in rows
+    assert {4, 5} <= set(rows.tolist())
+
+
+def test_neighbours_of_annotated_frames_are_hard_at_first(table: FrameTable) -> None:
+    """With only hard negatives, unseen ones come from the neighbourhood of annotated frames."""
+    rows = plan(table, min_positive_pixels=1, negatives_per_positive=0.5, hard_share=1.0, near_frames=2)
+    negatives = rows[table.label[rows] == 0]
+    assert len(negatives) == 3
+    assert (table.distance_to_annotated[negatives] <= 2).all()
+
+
+def test_what_scored_high_comes_back(table: FrameTable) -> None:
+    """Frames that the model took for positive are drawn before all others."""
+    hard = HardNegatives(len(table))
+    hard.note(np.arange(60), np.full(60, 0.01, np.float32))
+    hard.note(np.array([15, 16, 47]), np.array([0.9, 0.8, 0.95], np.float32))
+    pools = [
+        plan(table, epoch, hard, min_positive_pixels=1, negatives_per_positive=0.5, hard_share=0.5)
+        for epoch in range(20)
+    ]
+    drawn = np.concatenate([rows[table.label[rows] == 0] for rows in pools])
+    counts = np.bincount(drawn, minlength=60)
+    assert counts[[15, 16, 47]].sum() > 20
+    assert counts[[15, 16, 47]].min() > 3 * np.delete(counts, [15, 16, 47]).mean()
+
+
+def test_every_batch_has_its_share_of_annotated_frames(table: FrameTable) -> None:
+    """Annotated frames are spread over the epoch, not bunched by chance."""
+    rows = plan(table, min_positive_pixels=1, negatives_per_positive=3.0)
+    shares = [(table.label[batch] > 0).sum() for batch in batches_of(rows, 8, 0, 1)]
+    assert all(1 <= share <= 3 for share in shares), shares
+
+
+def test_processes_share_each_batch() -> None:
+    """Two processes together see the batches of one, batch by batch."""
+    rows = np.arange(20)
+    whole = batches_of(rows, 8, 0, 1)
+    halves = [batches_of(rows, 8, rank, 2) for rank in (0, 1)]
+    assert [sorted(np.concatenate(parts).tolist()) for parts in zip(*halves, strict=True)] == [
+        batch.tolist() for batch in whole
+    ]
+    with pytest.raises(AcouslicError, match="multiple of 3"):
+        batches_of(rows, 8, 0, 3)
+
+
+def test_validation_weighs_the_frames_it_skips(table: FrameTable) -> None:
+    """Every annotated frame counts once, and the sampled others stand for all of them."""
+    rows, weight = validation_rows(table, 3, annotated_sweeps_only=False)
+    assert (table.label[rows] > 0).sum() == 6
+    assert weight[table.label[rows] > 0].tolist() == [1.0] * 6
+    assert weight.sum() == pytest.approx(60)
+
+
+def test_no_annotated_frame_is_an_error(table: FrameTable) -> None:
+    """There is nothing to learn from then, and the message says where to look."""
+    with pytest.raises(AcouslicError, match="no annotated frame"):
+        plan(table, min_positive_pixels=1000)
+
+
+def test_a_batch_holds_the_frames_asked_for(table: FrameTable) -> None:
+    """Frames, masks and labels in the order of the rows, also through the loader's batch interface."""
+    for batch in (table.read(np.array([35, 2])), FrameDataset(table).__getitems__([35, 2])):
+        assert batch.frames[:, 0, 0].tolist() == [5, 2]
+        assert batch.label.tolist() == [2, 0]
+        assert batch.masks.sum((1, 2)).tolist() == [4, 0]
+        assert batch.rows.tolist() == [35, 2]
+
+
+def test_soft_masks_keep_their_area() -> None:
+    """Shrunk by area, a mask covers the same share of the image; enlarged, nearly so."""
+    masks = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    masks[0, 1:6, 2:7] = 1
+    assert float(soft_masks(masks, 4).mean()) == pytest.approx(25 / 64)
+    assert float(soft_masks(masks, 16).mean()) == pytest.approx(25 / 64, rel=0.02)
+
+
+def test_the_table_of_a_cache_reads_its_files(tiny_training: Any) -> None:
+    """The rows of a real cache carry its labels, and the masks of annotated frames are not empty."""
+    from training.learn.dataset import table_of
+    from training.release.cache import Cache
+
+    cache = Cache(tiny_training.cache)
+    table = table_of(cache, [case.uuid for case in cache.cases])
+    assert len(table) == 7 * 48
+    annotated = np.flatnonzero(table.label > 0)
+    assert len(annotated) > 5
+    assert (table.mask_pixels[annotated] > 0).all()
+    assert (table.mask_pixels > 0).sum() == len(annotated)
+    np.testing.assert_array_equal(table.read(annotated).masks.sum((1, 2)), table.mask_pixels[annotated])
+
+
+@pytest.mark.parametrize(("recipe", "showings"), [("published", 3), ("sweep", 1)])
+def test_the_published_recipe_shows_each_frame_three_times(recipe: str, showings: int, tiny_training: Any) -> None:
+    """A plain showing and two copies of every frame of an annotated sweep; ours shows a frame once an epoch."""
+    words = ["--faithful=cls", f"--augment.recipe={recipe}", "--optimiser.batch_size=1"]
+    arguments = tiny_training.fit_arguments(Path("unused"), f"--split={tiny_training.paper_split}", *words)
+    settings, cache = settings_of(parse_arguments(arguments)), Cache(tiny_training.cache)
+    uuids = tuple(case.uuid for case in cache.cases)
+    learner = build_learner(cache, FoldCases(uuids[1:], uuids[:1]), settings, load_tower_for(cache, settings))
+    frames, counts = np.unique(np.concatenate(learner.train_dataloader().batch_sampler), return_counts=True)
+    assert set(counts) == {showings}
+    table = learner.train_table
+    shown = (table.label > 0) | (table.in_annotated_sweep & ~table.repeated)
+    assert set(frames) == set(np.flatnonzero(shown))
+
+
+def test_a_decoder_can_stand_still(tiny_training: Any) -> None:
+    """A learning rate of 0 is one, not a missing one."""
+    words = ["--optimiser.decoder_learning_rate=0", "--optimiser.learning_rate=0.01"]
+    arguments = tiny_training.fit_arguments(Path("unused"), f"--split={tiny_training.paper_split}", *words)
+    settings, cache = settings_of(parse_arguments(arguments)), Cache(tiny_training.cache)
+    uuids = tuple(case.uuid for case in cache.cases)
+    learner = build_learner(cache, FoldCases(uuids[1:], uuids[:1]), settings, load_tower_for(cache, settings))
+    assert {group["lr"] for group in parameter_groups(learner.network, settings)} == {0, 0.01}
+
+
+def test_several_processes_agree_on_what_was_said_last() -> None:
+    """A frame that became easy on the other process is easy on both, though it was hard here before."""
+    here, there = HardNegatives(3), HardNegatives(3)
+    for of_here, of_there in (({0: 0.9}, {1: 0.4}), ({1: 0.2}, {0: 0.1})):
+        for hard, said in ((here, of_here), (there, of_there)):
+            hard.note(np.array(list(said)), np.array(list(said.values()), np.float32))
+        shared = np.maximum(here.take_noted(), there.take_noted())  # as all_reduce does
+        for hard in (here, there):
+            hard.learn(shared)
+    for hard in (here, there):
+        assert hard.last_seen.tolist() == pytest.approx([0.1, 0.2, -1])

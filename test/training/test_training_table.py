@@ -1,0 +1,170 @@
+"""`python -m training table`: rows of the paper's table from tiny networks, trial by trial."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from acouslic.errors import AcouslicError
+from training.fit import parse_arguments, settings_of
+from training.learn.out_of_fold import OutOfFold
+from training.learn.run_folder import RunFolder
+from training.network.baselines import ROWS, Row, build_baseline
+from training.network.model import count_trained
+from training.release.cache import Cache
+from training.release.split import read_split
+from training.table import TableTask, main, markdown_table, measure_trial, run_trial, write_results
+
+CNN = Row("tiny_cnn", "Tiny CNN", "test_resnet.r160_in1k", "whole")
+VIT = Row("tiny_vit", "Tiny ViT", "test_vit.r160_in1k", "lora")
+
+
+def build(row: Row, **more: Any) -> Any:
+    """A baseline of random weights; the tiny ViT wants 160 pixels."""
+    options = {"image_size": 160, "weights": None, "random_init": True, "antialias": False} | more
+    return build_baseline(row, **options)
+
+
+def test_every_row_of_the_paper_is_there() -> None:
+    """Six networks that timm knows under these names, and FetalCLIP's two."""
+    known = set(timm.list_models(pretrained=True))
+    assert [row.title for row in ROWS if row.timm_name is None] == ["FetalCLIP_CLS", "FetalCLIP_SEG as classifier"]
+    for row in ROWS:
+        if row.timm_name is not None:
+            assert timm.is_model(row.timm_name.split(".")[0])
+            assert "." not in row.timm_name or row.timm_name in known, row.timm_name
+
+
+def test_a_cnn_is_fine_tuned_whole_and_a_transformer_with_lora() -> None:
+    """All of the one's parameters learn; of the other the factors on proj, fc1, fc2 and the new head."""
+    network, preprocessing = build(CNN)
+    assert count_trained(network) == sum(parameter.numel() for parameter in network.parameters())
+    assert preprocessing.mean == (0.5, 0.5, 0.5)
+    network, _ = build(VIT)
+    learning = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert all("lora_" in name or ".head." in name for name in learning)
+    assert {part for part in ("proj", "fc1", "fc2") if any(f".{part}.lora_A" in name for name in learning)} == {
+        "proj",
+        "fc1",
+        "fc2",
+    }
+    assert any(".head." in name for name in learning)
+    output = network(torch.zeros(2, 3, 160, 160))
+    output.presence.sum().backward()
+    assert all(p.grad is not None for p in network.parameters() if p.requires_grad)
+
+
+def test_local_weights_are_used(tmp_path: Path) -> None:
+    """A file of the network's weights is loaded but for the head; another network's is refused by tensor name."""
+    torch.manual_seed(3)
+    pretrained = timm.create_model(CNN.timm_name, num_classes=1000)
+    torch.save(pretrained.state_dict(), tmp_path / "cnn.pt")
+    network, _ = build(CNN, weights=tmp_path / "cnn.pt", random_init=False)
+    own = network.body.state_dict()
+    assert all(torch.equal(own[name], tensor) for name, tensor in pretrained.state_dict().items() if "fc." not in name)
+    with pytest.raises(AcouslicError, match="tensor"):
+        build(VIT, weights=tmp_path / "cnn.pt", random_init=False)
+
+
+def test_another_frame_size_is_refused() -> None:
+    """A transformer takes one size only, and the message says which."""
+    with pytest.raises(AcouslicError, match="160 pixels"):
+        build(VIT, image_size=28)
+
+
+@pytest.fixture
+def task(tiny_training: Any, tmp_path: Path) -> TableTask:
+    """A table of the tiny CNN, one epoch a trial."""
+    words = tiny_training.fit_arguments(tmp_path, f"--split={tiny_training.paper_split}", "--faithful")
+    settings = settings_of(parse_arguments([*words, "--optimiser.epochs=1"]))
+    cache, split = Cache(tiny_training.cache), read_split(tiny_training.paper_split)
+    return TableTask(CNN, cache, split, settings, tmp_path, None, random_init=True, command="python -m training table")
+
+
+def test_trials_are_independent(task: TableTask, tmp_path: Path) -> None:
+    """Trial 2 after trial 1 is trial 2 alone; trials differ; both protocols count what they should."""
+    first, second = run_trial(task, 1), run_trial(task, 2)
+    alone = run_trial(TableTask(**(vars(task) | {"out": tmp_path / "alone"})), 2)
+
+    def weights(out: Path, seed: int) -> dict[str, torch.Tensor]:
+        return torch.load(out / CNN.name / f"trial_{seed}" / "checkpoints" / "last.ckpt", weights_only=True)[
+            "state_dict"
+        ]
+
+    after, by_itself, other = weights(tmp_path, 2), weights(tmp_path / "alone", 2), weights(tmp_path, 1)
+    assert all(torch.equal(tensor, by_itself[name]) for name, tensor in after.items())
+    assert not all(torch.equal(tensor, other[name]) for name, tensor in after.items())
+    assert [result.f1 for result in alone] == [result.f1 for result in second]
+    annotated, everything = first
+    assert (annotated.protocol, everything.protocol) == ("annotated_sweeps", "all_frames")
+    assert everything.frames == 2 * 48
+    assert annotated.positives == everything.positives > 0
+
+
+@dataclass(frozen=True)
+class Frames:
+    """What measuring needs of a table of frames."""
+
+    label: np.ndarray
+    in_annotated_sweep: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+
+def test_the_two_protocols_by_hand(tmp_path: Path) -> None:
+    """Six frames, three of them in an annotated sweep; one hit, one miss there, one false alarm outside."""
+    folder = RunFolder(tmp_path)
+    folder.write_record({"trained_parameters": 1, "epochs": 1, "seconds": 1.0, "commit": "c"})
+    table = Frames(np.array([1, 2, 0, 0, 0, 0], np.uint8), np.array([1, 1, 1, 0, 0, 0], bool))
+    logit = np.array([2.0, -1.0, -2.0, 0.0, -3.0, -4.0], np.float32)
+    scored = OutOfFold(np.array(["a"]), np.array([6]), table.label, logit, logit[:0], logit[:0], logit[:0])
+    annotated, everything = measure_trial(CNN, 1, folder, table, scored)
+    assert (annotated.frames, annotated.precision, annotated.recall) == (3, 1.0, 0.5)
+    assert (everything.frames, everything.precision, everything.recall) == (6, 0.5, 0.5)
+    assert annotated.f1 == pytest.approx(2 / 3, abs=1e-6)
+    assert everything.accuracy == pytest.approx(4 / 6, abs=1e-6)
+
+
+def test_results_are_kept_by_trial(task: TableTask, tmp_path: Path) -> None:
+    """A trial that is run again replaces its lines; the table gives mean and sample standard deviation."""
+    results = run_trial(task, 1)
+    write_results(tmp_path, results)
+    write_results(tmp_path, results)
+    with (tmp_path / "results.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 2
+
+
+def test_the_table_by_hand() -> None:
+    """Two trials of 0.7 and 0.8: mean 0.75, standard deviation 0.0707."""
+    line = {"row": "vgg16", "protocol": "all_frames", "accuracy": "1", "precision": "1", "recall": "1"}
+    lines = [line | {"f1": value, "trained_parameters": "134000000"} for value in ("0.7", "0.8")]
+    text = markdown_table(lines)
+    assert "| VGG-16 | 1.0000 ± 0.0000 | 0.7500 ± 0.0707 | 1.0000 ± 0.0000 | 1.0000 ± 0.0000 | 134.0 M | 2 |" in text
+
+
+def test_the_command_trains_the_papers_own_row(tiny_training: Any, tmp_path: Path) -> None:
+    """FetalCLIP_CLS on a tiny tower, two trials: a line a trial and protocol, and the table."""
+    words = tiny_training.fit_arguments(tmp_path, f"--split={tiny_training.paper_split}", "--optimiser.epochs=1")
+    assert main(["--row=fetalclip_cls", "--trials=2", *words]) == 0
+    with (tmp_path / "results.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["seed"], line["protocol"]) for line in lines] == [
+        ("1", "annotated_sweeps"),
+        ("1", "all_frames"),
+        ("2", "annotated_sweeps"),
+        ("2", "all_frames"),
+    ]
+    assert "| FetalCLIP_CLS |" in (tmp_path / "table.md").read_text()
+
+
+def test_a_split_without_test_cases_is_refused(tiny_training: Any, tmp_path: Path) -> None:
+    """Folds have no test cases to measure on."""
+    words = tiny_training.fit_arguments(tmp_path, f"--split={tiny_training.subject_split}")
+    with pytest.raises(AcouslicError, match="no test cases"):
+        main(["--row=fetalclip_cls", *words])

@@ -1,0 +1,160 @@
+"""Checkpoints of the published FetalCLIP-IQA code become an artifact that the container runs.
+
+    python -m training import --checkpoint CLS.ckpt SEG.ckpt ... --out model/ [--weights FetalCLIP_weights.pt]
+
+Each checkpoint becomes a member: a classifier judges presence, a decoder draws the mask (and, without a classifier,
+judges presence by 1 % of its pixels, as published). The frozen tower is the checkpoints' own, or that of `--weights`
+where they hold adapters alone; all must agree on it. What the published model never used (the adapters on out_proj,
+adapters that were never trained) is left out, and the log and the manifest say so. Preprocessing is the published one:
+CLIP's mean and deviation, cubic resize without antialiasing, a decoder on blocks n/4, n/3, n/2 and n on a 14 x 14 grid.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from acouslic.errors import AcouslicError
+from algorithm.model.artifact import MemberState, write_artifact
+from algorithm.model.manifest import (
+    SCHEMA_VERSION,
+    Manifest,
+    MemberConfig,
+    PreprocessingConfig,
+    Provenance,
+    ScoringConfig,
+    SelectionConfig,
+    Thresholds,
+    TowerConfig,
+)
+from algorithm.model.open_clip_weights import PREFIX, tower_config_from_open_clip
+from training.export.published_checkpoint import (
+    LORA_ALPHA,
+    config_of_weights,
+    import_adapter,
+    member_config,
+    merge_bases,
+    read_published,
+    tower_state,
+)
+from training.learn.run_folder import made_by
+from training.network.tower_source import read_weights
+
+
+def import_published(
+    checkpoints: Sequence[Path],
+    out: Path,
+    *,
+    weights: Path | None = None,
+    config_path: Path | None = None,
+    alpha: float = LORA_ALPHA,
+    half: bool = False,
+    name: str = "fetalclip-iqa",
+) -> Manifest:
+    """Write the artifact of `checkpoints`, one member each in their order, and return its manifest.
+
+    `weights` is an open_clip file of the tower, `config_path` its open_clip configuration (by default told from the
+    weights), `alpha` LoRA's. With `half` the tower is stored in float16. Raises AcouslicError, naming file and tensor,
+    for a checkpoint that holds code, is of another kind or tower, or where no member could draw a mask.
+    """
+    base: dict[str, Tensor] = {}
+    if weights is not None:
+        base = _visual_weights(weights)
+    read = []
+    for path in checkpoints:
+        checkpoint = read_published(path)
+        base = merge_bases(base, checkpoint.base, str(path))
+        checkpoint.base.clear()  # one copy of the tower at a time
+        read.append(checkpoint)
+        if checkpoint.ignored:
+            print(f"{path.name}: left out {', '.join(checkpoint.ignored)}")
+    config = _tower_config(base, config_path, str(checkpoints[0]))
+    members: list[MemberConfig] = []
+    states: list[MemberState] = []
+    notes: list[str] = []
+    for checkpoint in read:
+        imported = import_adapter(checkpoint, config, alpha)
+        notes += [f"{checkpoint.path.name}: {note}" for note in imported.notes]
+        members.append(member_config(checkpoint, config, imported.adapter is not None))
+        states.append(MemberState(imported.adapter, checkpoint.heads))
+    for note in notes:
+        print(note)
+    if not any(member.decoder for member in members):
+        raise AcouslicError("none of the checkpoints has a decoder, so no mask could be drawn: add a segmentation one")
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=name,
+        tower=config,
+        preprocessing=PreprocessingConfig(antialias=False),
+        members=tuple(members),
+        thresholds=Thresholds(),
+        scoring=ScoringConfig(),
+        selection=SelectionConfig(),
+        provenance=_provenance(checkpoints, weights, notes),
+    )
+    tower = {
+        key: tensor.to(torch.float16 if half else torch.float32) for key, tensor in tower_state(base, config).items()
+    }
+    return write_artifact(out, manifest, tower, states)
+
+
+def _visual_weights(path: Path) -> dict[str, Tensor]:
+    """The visual tower of an open_clip file, a whole CLIP's or its own."""
+    state = read_weights(path)
+    if not any(key.startswith(PREFIX) for key in state):
+        return state
+    return {key.removeprefix(PREFIX): tensor for key, tensor in state.items() if key.startswith(PREFIX)}
+
+
+def _tower_config(base: dict[str, Tensor], config_path: Path | None, where: str) -> TowerConfig:
+    if not base:
+        raise AcouslicError(f"{where} holds no tower, only what was trained: give the base weights with --weights")
+    if config_path is None:
+        return config_of_weights(base, where)
+    try:
+        content = json.loads(config_path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise AcouslicError(f"{config_path} is not a readable open_clip configuration: {error}") from None
+    if not isinstance(content, dict):
+        raise AcouslicError(f"{config_path} is not an open_clip configuration: expected a JSON object")
+    return tower_config_from_open_clip(content.get("model_cfg", content))
+
+
+def _provenance(checkpoints: Sequence[Path], weights: Path | None, notes: list[str]) -> Provenance:
+    maker = made_by()
+    source = weights.name if weights else "the frozen tower in the checkpoints"
+    return Provenance(
+        tower=f"FetalCLIP (arXiv 2502.14807), from {source}",
+        tower_licence="CC BY-NC 4.0",
+        training_data="ACOUSLIC-AI (Zenodo 12697994), as the published FetalCLIP-IQA code used it",
+        training_data_licence="CC BY-NC-SA 4.0",
+        made_by=f"python -m training import, version {maker['version']}, commit {maker['commit']}",
+        notes="; ".join([f"imported {', '.join(path.name for path in checkpoints)}", *notes]),
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """The command `python -m training import`."""
+    parser = argparse.ArgumentParser(prog="python -m training import", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--checkpoint", type=Path, nargs="+", action="extend", required=True, help="one or more")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the artifact")
+    parser.add_argument("--weights", type=Path, help="FetalCLIP_weights.pt, where the checkpoints hold adapters alone")
+    parser.add_argument("--config", type=Path, help="open_clip configuration of the tower; told from the weights else")
+    parser.add_argument("--lora-alpha", type=float, default=LORA_ALPHA, help="of the training; 16 as published")
+    parser.add_argument("--half", action="store_true", help="store the tower in float16")
+    parser.add_argument("--name", default="fetalclip-iqa", help="the artifact's name")
+    options = parser.parse_args(arguments)
+    manifest = import_published(
+        options.checkpoint,
+        options.out,
+        weights=options.weights,
+        config_path=options.config,
+        alpha=options.lora_alpha,
+        half=options.half,
+        name=options.name,
+    )
+    print(f"{options.out}: {len(manifest.members)} members")
+    return 0

@@ -1,0 +1,125 @@
+"""Half precision: how far it takes an artifact's probabilities from float32's.
+
+    python -m training precision MODEL SWEEP... [--frames 128] [--device cpu|cuda]
+
+The command measures on frames spread evenly over the sweeps and writes what it found into the artifact's manifest;
+`export` does the same on validation frames. The algorithm then leaves a type alone that takes a probability further
+than it may (`algorithm.engine.device.choose_precision`).
+"""
+
+import argparse
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from acouslic.errors import AcouslicError
+from acouslic.write import check_writable, write_text
+from algorithm.engine.device import (
+    MOST_RECORDED_DIFFERENCE,
+    choose_device,
+    keep_exact_sums,
+    set_cpu_threads,
+)
+from algorithm.engine.ensemble import Ensemble
+from algorithm.frames.frame_stream import FrameStream
+from algorithm.frames.preprocess import normalise
+from algorithm.frames.resized_frames import ResizedFrames
+from algorithm.model.artifact import Artifact, load_artifact
+from algorithm.model.manifest import MANIFEST_FILE, HalfPrecision, Manifest, manifest_to_json, read_manifest
+from algorithm.process.memory import is_out_of_memory
+
+FRAMES = 128
+_BATCH = 8
+
+
+def measure_half_precision(folder: Path, frames: Tensor, device: torch.device) -> HalfPrecision:
+    """The largest difference of a probability from float32's for the artifact in `folder`, in each half type.
+
+    `frames` are square images, uint8 (N, S, S), at least one. Presence and optimality of every member, and of the gate
+    where there is one; not the masks. A type in which something is not a number counts as 1. Members run one after
+    another, as they do in all large batches. On a CPU float16 takes four times as long as float32.
+    Raises AcouslicError where the probabilities are not numbers in float32 either, or memory does not suffice.
+    """
+    keep_exact_sums()
+    try:
+        return _measure(folder, frames, device)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise AcouslicError(f"the memory of {device} does not hold {folder}: free some, or use --device cpu") from None
+
+
+def _measure(folder: Path, frames: Tensor, device: torch.device) -> HalfPrecision:
+    artifact = load_artifact(folder)
+    exact = _probabilities(artifact, frames, device, torch.float32)
+    if not exact.isfinite().all():
+        raise AcouslicError(f"{folder} gives probabilities that are not numbers in float32: its weights are damaged")
+    found = {}
+    for dtype in (torch.float16, torch.bfloat16):
+        difference = (_probabilities(artifact, frames, device, dtype) - exact).abs().max()
+        found[str(dtype).removeprefix("torch.")] = float(difference.nan_to_num(1.0, 1.0).clamp(max=1.0))
+    return HalfPrecision(frames=len(frames), **found)
+
+
+def describe(measured: HalfPrecision) -> str:
+    """One sentence for people about what was measured."""
+    assert measured.float16 is not None
+    assert measured.bfloat16 is not None
+    parts = [
+        f"{name} {difference:.4f}{'' if difference <= MOST_RECORDED_DIFFERENCE else ' (too much: it will not be used)'}"
+        for name, difference in (("float16", measured.float16), ("bfloat16", measured.bfloat16))
+    ]
+    return f"largest difference of a probability from float32 on {measured.frames} frames: {', '.join(parts)}"
+
+
+def _probabilities(artifact: Artifact, frames: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """All that the ensemble says of the frames, one row a probability (rows, N), float32 on the CPU."""
+    ensemble = Ensemble.from_artifact(artifact, device, dtype, order="sequential")
+    parts = []
+    for batch in frames.to(device).split(_BATCH):
+        images = normalise(batch, ensemble.manifest.preprocessing, dtype)
+        scores = ensemble.score(images)
+        rows = [scores.presence_probability, scores.optimality_probability]
+        if ensemble.manifest.scoring.mode == "gated":
+            gate = ensemble.gate(images)
+            opinions = (gate.presence_probability, gate.optimality_probability)
+            rows += [opinion[None] for opinion in opinions if opinion is not None]
+        parts.append(torch.cat(rows).cpu())
+    return torch.cat(parts, dim=1)
+
+
+def _spread_frames(sweep: Path, manifest: Manifest, count: int) -> Tensor:
+    """`count` frames of a stack or as many as it has, spread evenly, as square images."""
+    with contextlib.closing(FrameStream(sweep)) as stream:
+        resized = ResizedFrames(stream, manifest.tower.image_size, manifest.preprocessing, torch.device("cpu"))
+        resized.finish()
+    length = len(resized.frames)
+    return resized.frames[[index * length // min(count, length) for index in range(min(count, length))]]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command `python -m training precision`."""
+    parser = argparse.ArgumentParser(prog="python -m training precision", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", type=Path, metavar="MODEL", help="folder of the artifact")
+    parser.add_argument("sweeps", type=Path, nargs="+", metavar="SWEEP", help="stacks that it was not trained on")
+    parser.add_argument("--frames", type=int, default=FRAMES, help=f"in all (default: {FRAMES})")
+    parser.add_argument("--device", choices=("cpu", "cuda"))
+    options = parser.parse_args(arguments)
+    if options.frames < len(options.sweeps):
+        raise AcouslicError(f"--frames {options.frames}: at least one frame a sweep is needed")
+    check_writable(options.model)
+    set_cpu_threads()
+    device, _ = choose_device(options.device)
+    manifest = read_manifest(options.model)
+    each = options.frames // len(options.sweeps)
+    frames = torch.cat([_spread_frames(sweep, manifest, each) for sweep in options.sweeps])
+    measured = measure_half_precision(options.model, frames, device)
+    print(describe(measured), flush=True)
+    path = options.model / MANIFEST_FILE
+    write_text(path, manifest_to_json(dataclasses.replace(manifest, half_precision=measured)))
+    print(f"written into {path}: pack the model again")
+    return 0

@@ -1,0 +1,83 @@
+"""Finished runs, read back: their members, the tower they share, and the networks as training had them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from acouslic.errors import AcouslicError
+from algorithm.model.artifact import HEADS_FILE
+from algorithm.model.heads import Heads
+from algorithm.model.manifest import MemberConfig
+from algorithm.model.tower import tower_from_state
+from training.export.calibrate import Calibration, calibrate_member
+from training.learn.out_of_fold import OutOfFold, read_out_of_fold
+from training.learn.run_folder import RunFolder, read_settings
+from training.network.model import FrameNetwork, member_of_json
+from training.network.tower_source import LoadedTower, hash_state, load_tower, tower_of_record
+from training.release.cache import Cache
+
+
+@dataclass(frozen=True)
+class TrainedMember:
+    """One finished run, ready to be a member."""
+
+    folder: RunFolder
+    record: dict[str, Any]
+    config: MemberConfig
+    heads: dict[str, Tensor]
+    scored: OutOfFold
+    calibration: Calibration
+
+
+def read_member(run: RunFolder) -> TrainedMember:
+    """The member of a finished run, calibrated. Raises AcouslicError where the run is not finished."""
+    record = run.read_record()
+    config = member_of_json(run.member / "member.json")
+    scored = read_out_of_fold(run.out_of_fold)
+    heads = _read_tensors(run.member / HEADS_FILE)
+    return TrainedMember(run, record, config, heads, scored, calibrate_member(scored, shift=config.presence))
+
+
+def shared_tower(members: Sequence[TrainedMember]) -> LoadedTower:
+    """The one tower of all members, as it was when they were trained."""
+    first = members[0]
+    for member in members[1:]:
+        for what in ("tower_sha256", "tower"):
+            if member.record[what] != first.record[what]:
+                raise AcouslicError(
+                    f"{member.folder.root} and {first.folder.root} have different towers; an artifact has one"
+                )
+    settings = read_settings(first.folder.settings_path)
+    if settings.tower.train_all:
+        loaded = tower_of_record(first.record["tower"], _read_tensors(first.folder.tower / "tower.safetensors"))
+    else:
+        cache_record = Cache(Path(first.record["cache"])).cases[0].record
+        antialias = bool(first.record["tower"]["preprocessing"]["antialias"])
+        loaded = load_tower(settings.tower, (cache_record.rows, cache_record.columns), antialias)
+    if hash_state(loaded.state) != first.record["tower_sha256"]:
+        raise AcouslicError(f"{settings.tower.weights} is not the tower that {first.folder.root} was trained on")
+    return loaded
+
+
+def rebuild_network(member: TrainedMember, loaded: LoadedTower) -> FrameNetwork:
+    """The network of a finished run as training had it, with peft's adapter unmerged; for evaluation."""
+    tower: torch.nn.Module = tower_from_state(loaded.config, loaded.state)
+    if member.config.adapter:
+        tower = peft.PeftModel.from_pretrained(tower, str(member.folder.member))
+    heads = Heads(member.config, loaded.config)
+    heads.load_state_dict(member.heads)
+    return FrameNetwork(tower, member.config, heads, detach_decoder=False).eval()
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise AcouslicError(f"{path} is not the weights of a finished run: {error}") from None

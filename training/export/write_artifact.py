@@ -1,0 +1,268 @@
+"""Finished runs become an artifact: one tower, the members as they are, calibration, thresholds, provenance.
+
+    python -m training export RUN... --out model/ --tower "FetalCLIP ViT-L/14" --tower_licence "CC BY-NC 4.0" \
+                              --training_data "ACOUSLIC-AI 1.1" --training_data_licence "CC BY-NC-SA 4.0"
+
+Nothing is merged: inference does that. The artifact is read back by algorithm's own loader, and refused unless its
+probabilities and masks on validation frames are those of the networks that were trained. How far half precision takes
+them from there is measured on the least certain validation frames and goes into the manifest.
+"""
+
+import argparse
+import re
+import shlex
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jsonargparse import ArgumentParser
+from torch import Tensor
+
+from acouslic.errors import AcouslicError
+from algorithm.engine.device import choose_device
+from algorithm.engine.ensemble import Ensemble
+from algorithm.frames.preprocess import normalise
+from algorithm.model.artifact import MemberState, load_artifact, write_artifact
+from algorithm.model.lora import read_adapter
+from algorithm.model.manifest import (
+    SCHEMA_VERSION,
+    Manifest,
+    MemberConfig,
+    Provenance,
+    ScoringConfig,
+    SelectionConfig,
+)
+from algorithm.model.tower import linear_shapes
+from training.export.calibrate import choose_mask_threshold, choose_thresholds, judge_cases, judge_in_context
+from training.export.pack import write_archive
+from training.export.precision import FRAMES, describe, measure_half_precision
+from training.export.trained_member import TrainedMember, read_member, rebuild_network, shared_tower
+from training.learn.dataset import table_of
+from training.learn.run_folder import RunFolder, made_by
+from training.network.model import all_rows
+from training.network.tower_source import LoadedTower
+from training.release.cache import Cache
+
+PARITY_FRAMES = 16
+PARITY_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
+"""Largest difference of a probability: the float32 tower differs by the order of sums, the others by their rounding."""
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """What the manifest says beyond what was measured.
+
+    Args:
+        tower: which weights the tower has.
+        tower_licence: and under which licence.
+        training_data: what the members learned from.
+        training_data_licence: and under which licence.
+        name: of the artifact.
+        notes: for whoever reads the manifest.
+        tower_dtype: precision of the tower in the file.
+        scoring: which frames the whole ensemble sees.
+        selection: how the frame is chosen and outlined.
+        fit_context: let the best frame of a case set the scale for the others, as fitted on the validation cases; a
+            context given in `selection` is taken as it is.
+        precision_frames: on about how many validation frames half precision is measured, at least one a member; 0 for
+            not at all. Five ViT-L/14 members on 128 take a quarter of an hour on two cores, seconds on a GPU.
+        device: where that is done; without one on a usable GPU, else the CPU.
+    """
+
+    tower: str
+    tower_licence: str
+    training_data: str
+    training_data_licence: str
+    name: str = "fetal-abdomen-ensemble"
+    notes: str = ""
+    tower_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    fit_context: bool = True
+    precision_frames: int = FRAMES
+    device: Literal["cpu", "cuda"] | None = None
+
+
+def export_runs(
+    runs: Sequence[RunFolder], out: Path, settings: ExportSettings, *, cache: Cache | None = None, command: str = ""
+) -> Manifest:
+    """Write the artifact of `runs`, in their order, to `out`.
+
+    `cache` is where their validation frames lie; None is where they lay in training. Raises AcouslicError where the
+    runs do not share one tower, one of them is not finished, or the artifact does not say what its members said.
+    """
+    if settings.precision_frames < 0:
+        raise AcouslicError(f"precision_frames must not be negative: {settings.precision_frames}")
+    device, _ = choose_device(settings.device)
+    members = [read_member(run) for run in runs]
+    loaded = shared_tower(members)
+    cache = cache or Cache(Path(members[0].record["cache"]))
+    scored = [member.scored for member in members]
+    mask_threshold, mask_error = choose_mask_threshold(scored, cache)
+    calibrations, selection = [member.calibration for member in members], settings.selection
+    if settings.fit_context and selection.context is None:
+        selection, cases = judge_in_context(scored, calibrations, selection)
+    else:
+        cases = judge_cases(scored, calibrations, selection)
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=settings.name,
+        tower=loaded.config,
+        preprocessing=loaded.preprocessing,
+        members=tuple(_calibrated_config(member) for member in members),
+        thresholds=choose_thresholds(cases, mask_threshold),
+        scoring=settings.scoring,
+        selection=selection,
+        provenance=_provenance(members, settings, command),
+    )
+    print(f"thresholds {manifest.thresholds}; circumference error at the mask's {mask_error:.2%}", flush=True)
+    print(f"context {selection.context or 'none'}", flush=True)
+    state = {name: tensor.to(_DTYPES[settings.tower_dtype]) for name, tensor in loaded.state.items()}
+    shapes = linear_shapes(loaded.config)
+    states = [
+        MemberState(read_adapter(m.folder.member, shapes) if m.config.adapter else None, _shifted_heads(m))
+        for m in members
+    ]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.parity-", dir=out.parent) as folder:
+        candidate = Path(folder) / "artifact"
+        write_artifact(candidate, manifest, state, states)
+        _refuse_unless_equal(candidate, members, loaded, cache, PARITY_TOLERANCE[settings.tower_dtype])
+        if settings.precision_frames:
+            print(f"half precision on {device} ...", flush=True)
+            frames = _uncertain_frames(members, cache, settings.precision_frames)
+            manifest = replace(manifest, half_precision=measure_half_precision(candidate, frames, device))
+            print(describe(manifest.half_precision), flush=True)
+        shutil.rmtree(candidate)
+    manifest = write_artifact(out, manifest, state, states)
+    size_mib = sum(record.size_bytes for record in manifest.files.values()) / 2**20
+    print(f"wrote {out}: {len(members)} members, {size_mib:.1f} MiB", flush=True)
+    return manifest
+
+
+def _calibrated_config(member: TrainedMember) -> MemberConfig:
+    return replace(
+        member.config,
+        presence_temperature=member.calibration.presence_temperature,
+        optimality_temperature=member.calibration.optimality_temperature,
+    )
+
+
+def _shifted_heads(member: TrainedMember) -> dict[str, Tensor]:
+    """The heads with the calibration's shift in their biases."""
+    heads = {name: tensor.clone() for name, tensor in member.heads.items()}
+    for name, shift in (
+        ("presence", member.calibration.presence_shift),
+        ("optimality", member.calibration.optimality_shift),
+    ):
+        if f"{name}.bias" in heads:
+            heads[f"{name}.bias"] += shift
+    return heads
+
+
+def _provenance(members: Sequence[TrainedMember], settings: ExportSettings, command: str) -> Provenance:
+    origin = made_by()
+    splits = {member.record["split_sha256"] for member in members}
+    return Provenance(
+        tower=settings.tower,
+        tower_licence=settings.tower_licence,
+        training_data=settings.training_data,
+        training_data_licence=settings.training_data_licence,
+        made_by=f"{command or 'python -m training export'}, version {origin['version']}, commit {origin['commit']}",
+        notes=settings.notes,
+        split_sha256=splits.pop() if len(splits) == 1 else None,
+    )
+
+
+def _refuse_unless_equal(
+    folder: Path, members: Sequence[TrainedMember], loaded: LoadedTower, cache: Cache, tolerance: float
+) -> None:
+    """Hold the artifact, read by algorithm's loader, against the trained networks on the tower they were trained on."""
+    ensemble = Ensemble.from_artifact(load_artifact(folder), torch.device("cpu"), torch.float32)
+    table = table_of(cache, members[0].record["validation_cases"])
+    annotated = torch.nonzero(torch.from_numpy(table.label > 0))[:, 0]
+    others = torch.nonzero(torch.from_numpy(table.label == 0))[:, 0]
+    half = PARITY_FRAMES // 2
+    rows = torch.cat([part[torch.linspace(0, len(part) - 1, half).long()] for part in (annotated, others)])
+    images = normalise(table.read(rows.numpy()).frames, loaded.preprocessing, torch.float32)
+    scores, masks = ensemble.score(images), ensemble.segment(images)
+    difference = 0.0
+    decoder_row, optimality_row = 0, 0
+    for k, member in enumerate(members):
+        network = rebuild_network(member, loaded)
+        with torch.inference_mode():
+            output = network(images, all_rows(images) if member.config.decoder else None)
+            presence = network.presence_of(output)
+        calibration = member.calibration
+        expected = ((presence + calibration.presence_shift) / calibration.presence_temperature).sigmoid()
+        if member.config.presence:  # a judgement by the mask jumps with single pixels: the mask itself is compared
+            difference = max(difference, float((scores.presence_probability[k] - expected).abs().max()))
+        if output.optimality is not None:
+            expected = (output.optimality + calibration.optimality_shift) / calibration.optimality_temperature
+            found = scores.optimality_probability[optimality_row]
+            difference = max(difference, float((found - expected.sigmoid()).abs().max()))
+            optimality_row += 1
+        if output.mask is not None:
+            size = masks.shape[-2:]
+            expected = torch.nn.functional.interpolate(output.mask.sigmoid()[:, None], size, mode="bilinear")[:, 0]
+            difference = max(difference, float((masks[decoder_row] - expected).abs().mean()))
+            decoder_row += 1
+    if not difference <= tolerance:
+        raise AcouslicError(
+            f"not exported: the artifact's probabilities differ by {difference:.2g} from the trained networks', "
+            f"more than {tolerance:g}"
+        )
+    print(f"read back: probabilities within {difference:.2g} of the trained networks'", flush=True)
+
+
+def _uncertain_frames(members: Sequence[TrainedMember], cache: Cache, count: int) -> Tensor:
+    """Of each member's validation frames those it is least certain of, uint8 (about `count` in all, S, S): a small
+    change of a logit moves their probability most."""
+    frames = []
+    for member in members:
+        certainty = np.abs(member.scored.presence_logit + member.calibration.presence_shift)
+        rows = np.sort(np.argsort(certainty, kind="stable")[: max(1, count // len(members))])
+        frames.append(table_of(cache, member.scored.uuid.tolist()).read(rows).frames)
+    return torch.cat(frames)
+
+
+def main(arguments: list[str]) -> int:
+    """The command `python -m training export`."""
+    parser = ArgumentParser(
+        prog="python -m training export", description=(__doc__ or "").splitlines()[0], exit_on_error=False
+    )
+    parser.add_argument("runs", nargs="+", help="folders of finished runs, or folders that hold fold_1, fold_2, ...")
+    parser.add_argument("--out", required=True, help="folder of the artifact")
+    parser.add_argument("--pack", help="also write the artifact as this model.tar.gz")
+    parser.add_argument("--cache", help="where the validation frames lie now, if not where they lay in training")
+    parser.add_class_arguments(ExportSettings, None)
+    try:
+        options = parser.instantiate(parser.parse_args(arguments))
+    except argparse.ArgumentError as error:
+        raise AcouslicError(f"export: {' '.join(str(error).split())}") from None
+    names = ExportSettings.__dataclass_fields__
+    settings = ExportSettings(**{name: getattr(options, name) for name in names})
+    runs = [run for path in options.runs for run in find_runs(Path(path))]
+    cache = None if options.cache is None else Cache(Path(options.cache))
+    command = shlex.join(["python", "-m", "training", "export", *arguments])
+    export_runs(runs, Path(options.out), settings, cache=cache, command=command)
+    if options.pack is not None:
+        write_archive(Path(options.out), Path(options.pack))
+    return 0
+
+
+_FOLD = re.compile(r"fold_\d+")
+
+
+def find_runs(path: Path) -> list[RunFolder]:
+    """The run in `path`, or the runs of all folds in it."""
+    numbers = {int(fold.name.removeprefix("fold_")): fold for fold in path.glob("fold_*") if _FOLD.fullmatch(fold.name)}
+    folds = [numbers[number] for number in sorted(numbers)]
+    return [RunFolder(fold) for fold in folds] if folds else [RunFolder(path)]

@@ -1,0 +1,61 @@
+"""The losses, each per frame, so that several processes can share one mean over all their frames."""
+
+import torch
+import torch.distributed
+from torch import Tensor
+from torch.nn import functional as F
+
+from training.recipe.settings import LossSettings
+
+_FOCAL_GAMMA = 2.0
+_DICE_SMOOTHING = 1.0
+
+
+def presence_loss(logit: Tensor, positive: Tensor, settings: LossSettings) -> Tensor:
+    """Binary cross-entropy, or its focal form, of (B,) logits against (B,) bool; (B,) float32."""
+    target = positive.float()
+    loss = F.binary_cross_entropy_with_logits(logit.float(), target, reduction="none")
+    if settings.presence == "focal":
+        right = torch.exp(-loss)
+        loss = (1 - right) ** _FOCAL_GAMMA * loss
+    return loss * torch.where(positive, settings.positive_weight, 1.0)
+
+
+def optimality_loss(logit: Tensor, optimal: Tensor) -> Tensor:
+    """Binary cross-entropy of (B,) logits against (B,) bool; meant for annotated frames only; (B,) float32."""
+    return F.binary_cross_entropy_with_logits(logit.float(), optimal.float(), reduction="none")
+
+
+def mask_loss(logit: Tensor, target: Tensor, settings: LossSettings) -> Tensor:
+    """Dice, or Dice and cross-entropy, of (B, G, G) logits against (B, G, G) coverage in 0..1; (B,) float32.
+
+    `dice_pooled` counts the pixels of all frames together, as the published code does, and gives every frame the
+    same value; in `dice_bce` frames with an empty mask have no Dice.
+    """
+    logit = logit.float()
+    probability = logit.sigmoid()
+    dimensions = (0, 1, 2) if settings.mask == "dice_pooled" else (1, 2)
+    overlap = (probability * target).sum(dimensions)
+    size = probability.sum(dimensions) + target.sum(dimensions)
+    dice = 1 - (2 * overlap + _DICE_SMOOTHING) / (size + _DICE_SMOOTHING)
+    if settings.mask == "dice_pooled":
+        return dice.expand(len(logit))
+    if settings.mask == "dice":
+        return dice
+    # Dice of an empty target is 1 for whatever is drawn: it would only teach to draw nothing, also where there is one.
+    return dice * (target.amax((1, 2)) > 0) + F.binary_cross_entropy_with_logits(logit, target, reduction="none").mean(
+        (1, 2)
+    )
+
+
+def shared_mean(loss: Tensor, included: Tensor) -> Tensor:
+    """The mean of (B,) losses over the frames `included` (B,) bool, of all processes together.
+
+    Each process returns its sum over the average count of a process, so that the usual averaging of gradients over
+    processes gives what one process with the whole batch would get. No frame at all: zero.
+    """
+    count = included.sum().float()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(count)
+        count = count / torch.distributed.get_world_size()
+    return (loss * included).sum() / count.clamp(min=1e-6)

@@ -1,0 +1,160 @@
+"""What a training run leaves behind, and how an export finds it again.
+
+RUN/settings.yaml              the resolved settings
+RUN/cases.json                 what the run learns from and is judged by
+RUN/run.json                   commit, split, fold, tower, cases, figures; written last, by a finished run
+RUN/checkpoints/{last,best}.ckpt
+RUN/logs/metrics.csv, RUN/tensorboard/
+RUN/member/                    peft's adapter_config.json and adapter_model.safetensors, heads.safetensors, member.json
+RUN/tower/                     only where the tower itself was trained: tower.safetensors, open_clip_config.json
+RUN/out_of_fold.npz            logits and masks of the validation cases, for calibration
+"""
+
+import argparse
+import dataclasses
+import json
+import subprocess
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from acouslic import __version__
+from acouslic.errors import AcouslicError
+from acouslic.write import write_json, write_text
+from training.recipe.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of one run."""
+
+    root: Path
+
+    @property
+    def settings_path(self) -> Path:
+        """The resolved settings."""
+        return self.root / "settings.yaml"
+
+    @property
+    def cases_path(self) -> Path:
+        """What the run learns from and is judged by."""
+        return self.root / "cases.json"
+
+    @property
+    def record_path(self) -> Path:
+        """What the run was and how it ended."""
+        return self.root / "run.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Lightning's checkpoints."""
+        return self.root / "checkpoints"
+
+    @property
+    def member(self) -> Path:
+        """The trained member."""
+        return self.root / "member"
+
+    @property
+    def tower(self) -> Path:
+        """The trained tower, where one was trained."""
+        return self.root / "tower"
+
+    @property
+    def out_of_fold(self) -> Path:
+        """Logits and masks of the validation cases."""
+        return self.root / "out_of_fold.npz"
+
+    def start(self, settings: TrainSettings, cases: dict[str, Any]) -> bool:
+        """Write settings and cases, or check that they are those of the run that is there. True where it is finished.
+
+        Raises AcouslicError where another run lies there: a run that went on with other cases would be judged by ones
+        that it has learned from.
+        """
+        text = settings_to_yaml(settings)
+        if self.settings_path.is_file() and not _same_result(read_settings(self.settings_path), settings):
+            raise AcouslicError(
+                f"{self.settings_path} holds other settings: a run goes on only with its own; choose another --out"
+            )
+        if not self.settings_path.is_file():
+            write_json(self.cases_path, cases)
+            write_text(self.settings_path, text)
+        elif self._read_cases() != cases:
+            raise AcouslicError(
+                f"{self.cases_path} names other cases, another fold or another cache: a run goes on only with its own; "
+                "choose another --out"
+            )
+        return self.record_path.is_file()
+
+    def _read_cases(self) -> Any:
+        try:
+            return json.loads(self.cases_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise AcouslicError(
+                f"{self.cases_path} is not readable, so that nobody knows which cases the run has seen: choose another "
+                f"--out ({error})"
+            ) from None
+
+    def write_record(self, record: dict[str, Any]) -> None:
+        """Mark the run finished."""
+        write_json(self.record_path, record)
+
+    def read_record(self) -> dict[str, Any]:
+        """What `write_record` wrote. Raises AcouslicError for a folder that holds no finished run."""
+        try:
+            content = json.loads(self.record_path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise AcouslicError(f"{self.record_path} is missing: {self.root} is not a finished training run") from None
+        except (OSError, ValueError) as error:
+            raise AcouslicError(f"{self.record_path} is not readable: {error}") from None
+        if not isinstance(content, dict):
+            raise AcouslicError(f"{self.record_path} must hold a JSON object")
+        return content
+
+
+def settings_to_yaml(settings: TrainSettings) -> str:
+    """Every setting, in the order they are declared; `--config` reads it back."""
+    return yaml.safe_dump(_plain(dataclasses.asdict(settings)), sort_keys=False)
+
+
+def read_settings(path: Path) -> TrainSettings:
+    """The settings of a run. Raises AcouslicError where the file is not one that `settings_to_yaml` wrote."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(TrainSettings, None)
+    try:
+        values = parser.instantiate(parser.parse_path(str(path)))
+    except (argparse.ArgumentError, OSError, TypeError) as error:
+        raise AcouslicError(f"{path} does not hold a run's settings: {' '.join(str(error).split())}") from None
+    return TrainSettings(**{name: getattr(values, name) for name in TrainSettings.__dataclass_fields__})
+
+
+def made_by() -> dict[str, str]:
+    """Version and commit of this program; the commit is "unknown" outside a git checkout, "+" marks changes to it."""
+    root = Path(__file__).resolve().parents[2]
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return {"version": __version__, "commit": "unknown"}
+    return {"version": __version__, "commit": commit + ("+" if changed else "")}
+
+
+def _git(root: Path, *arguments: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(root), *arguments], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists: YAML's safe form has no tuples."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _same_result(first: TrainSettings, second: TrainSettings) -> bool:
+    """Whether two settings train the same: a run may go on on another machine."""
+    return replace(first, machine=second.machine) == second

@@ -1,0 +1,228 @@
+"""Trains one member in one folder, from wherever it stopped, and writes what an export needs."""
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import peft
+import torch
+from safetensors.torch import save_file
+
+from acouslic.errors import AcouslicError
+from acouslic.write import write_json
+from algorithm.engine.device import choose_device, set_cpu_threads
+from algorithm.model.artifact import HEADS_FILE
+from algorithm.model.manifest import PreprocessingConfig, TowerConfig
+from training.learn.dataset import FrameTable, table_of
+from training.learn.learner import FrameLearner
+from training.learn.out_of_fold import score_out_of_fold, write_out_of_fold
+from training.learn.run_folder import RunFolder, made_by
+from training.learn.trainer import make_trainer, quiet_lightning, stopped_early_after
+from training.network.model import FrameNetwork, Network, build_network, count_trained
+from training.network.tower_source import LoadedTower, hash_state, load_tower, open_clip_config, read_checkpoint
+from training.recipe.settings import TrainSettings
+from training.release.cache import Cache
+
+CHECK_FRAMES = 48
+
+
+@dataclass(frozen=True)
+class FoldCases:
+    """Which cases a run learns from and is judged by."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    split_sha256: str | None = None
+    fold: int | None = None
+
+    def described(self, cache: Cache) -> dict[str, Any]:
+        """What a run with these cases of this cache may go on with."""
+        return {
+            "fold": self.fold,
+            "split_sha256": self.split_sha256,
+            "image_size": cache.image_size,
+            "antialias": cache.index.antialias,
+            "train_cases": list(self.train),
+            "validation_cases": list(self.validation),
+        }
+
+
+def run_member(
+    cache: Cache, cases: FoldCases, settings: TrainSettings, out: Path, *, command: str, check: bool = False
+) -> RunFolder:
+    """Train a member into `out`; a run that was ended goes on, a finished one is left alone.
+
+    With `check` it is one batch of everything, in `out`, and no finished run.
+    """
+    folder = RunFolder(out)
+    if folder.start(settings, cases.described(cache)):
+        print(f"{out} is finished already", flush=True)
+        return folder
+    started = time.monotonic()
+    loaded = load_tower_for(cache, settings)
+    learner = build_learner(cache, cases, settings, loaded)
+    facts = train(learner, folder, check=check)
+    if facts is None:
+        return folder
+    network = learner.network
+    assert isinstance(network, FrameNetwork)
+    _write_member(folder, network, loaded, settings)
+    rows = CHECK_FRAMES if check else None
+    scored = score_out_of_fold(network, learner.validation_table, learner.preprocessing, scoring_device(settings), rows)
+    write_out_of_fold(folder.out_of_fold, scored)
+    if check:
+        print("one batch of everything went through", flush=True)
+        return folder
+    tower_sha256 = hash_state(_tower_state(network)) if settings.tower.train_all else loaded.sha256
+    folder.write_record(
+        describe_run(cache, cases, settings, command)
+        | facts
+        | {
+            "tower": {"config": asdict(loaded.config), "preprocessing": asdict(loaded.preprocessing)},
+            "tower_sha256": tower_sha256,
+            "seconds": round(time.monotonic() - started, 1),
+        }
+    )
+    return folder
+
+
+def describe_run(cache: Cache, cases: FoldCases, settings: TrainSettings, command: str) -> dict[str, Any]:
+    """What `run.json` says of how a run was started."""
+    return made_by() | {
+        "command": command,
+        "seed": settings.seed,
+        "fold": cases.fold,
+        "split_sha256": cases.split_sha256,
+        "cache": str(cache.folder.absolute()),
+        "train_cases": list(cases.train),
+        "validation_cases": list(cases.validation),
+    }
+
+
+def build_learner(cache: Cache, cases: FoldCases, settings: TrainSettings, loaded: LoadedTower) -> FrameLearner:
+    """The whole of a run before its first step; the same for the same arguments, whatever ran before."""
+    lightning.seed_everything(settings.seed, workers=True, verbose=False)
+    network = build_network(
+        loaded,
+        settings.adapter,
+        settings.heads,
+        train_all=settings.tower.train_all,
+        checkpoint_blocks=settings.machine.checkpoint_blocks,
+    )
+    return learner_of(network, cache, cases, settings, loaded.preprocessing)
+
+
+def learner_of(
+    network: Network, cache: Cache, cases: FoldCases, settings: TrainSettings, preprocessing: PreprocessingConfig
+) -> FrameLearner:
+    """A network with the frames it learns from and is validated on."""
+    train_table, validation_table = table_of(cache, cases.train), table_of(cache, cases.validation)
+    _check_tables(train_table, validation_table)
+    return FrameLearner(network, settings, preprocessing, train_table, validation_table)
+
+
+def train(learner: FrameLearner, folder: RunFolder, *, check: bool = False) -> dict[str, Any] | None:
+    """Train from the last checkpoint, or from the start, and put the kept epoch's averaged weights into the network.
+
+    Returns what `run.json` says of it; None on processes other than the first. Raises AcouslicError where it was
+    interrupted.
+    """
+    settings, network = learner.settings, learner.network
+    threads, reason = set_cpu_threads() if settings.machine.threads is None else (settings.machine.threads, "as asked")
+    torch.set_num_threads(threads)
+    print(f"{threads} CPU threads: {reason}", flush=True)
+    print(
+        f"{len(learner.train_table.cases)} cases to train ({(learner.train_table.label > 0).sum()} annotated frames), "
+        f"{len(learner.validation_table.cases)} to validate; {count_trained(network) / 1e6:.2f} M trained parameters",
+        flush=True,
+    )
+    last = folder.checkpoints / "last.ckpt"
+    goes_on = last.is_file() and not check
+    with quiet_lightning():
+        trainer = make_trainer(folder, settings, check)
+        # A run that had stopped early and was ended while its frames were scored has nothing left to train.
+        stopped_after = stopped_early_after(read_checkpoint(last), settings) if goes_on else None
+        if stopped_after is None:
+            trainer.fit(learner, ckpt_path=str(last) if goes_on else None, weights_only=True)
+    if not trainer.is_global_zero:
+        return None
+    if trainer.interrupted:
+        raise AcouslicError(f"training was interrupted; the same command goes on from {last}")
+    return {
+        "trained_parameters": count_trained(network),
+        "epochs": trainer.current_epoch if stopped_after is None else stopped_after,
+        "kept": _take_best(learner, folder, settings, check),
+        "precision": str(trainer.precision),
+    }
+
+
+def _check_tables(train: FrameTable, validation: FrameTable) -> None:
+    shared = {case.uuid for case in train.cases} & {case.uuid for case in validation.cases}
+    if shared:
+        raise AcouslicError(f"case {sorted(shared)[0]} is in train and in validation: mend the split")
+    for name, table in (("train", train), ("validation", validation)):
+        if not (table.label > 0).any():
+            raise AcouslicError(f"no {name} case has an annotated frame: check the split")
+
+
+def load_tower_for(cache: Cache, settings: TrainSettings) -> LoadedTower:
+    """The settings' tower, for the frames of a cache. Raises AcouslicError where they do not fit each other."""
+    shapes = {(case.record.rows, case.record.columns) for case in cache.cases}
+    if len(shapes) > 1 and settings.tower.kept_patches == "fan":
+        raise AcouslicError(f"{cache.folder} holds frames of several shapes: tower.kept_patches=fan needs one")
+    loaded = load_tower(settings.tower, min(shapes), cache.index.antialias)
+    if loaded.config.image_size != cache.image_size:
+        raise AcouslicError(
+            f"{cache.folder} holds frames of {cache.image_size} pixels, the tower takes {loaded.config.image_size}: "
+            f"prepare with --image-size {loaded.config.image_size}"
+        )
+    return loaded
+
+
+def scoring_device(settings: TrainSettings) -> torch.device:
+    """Where frames are scored after training."""
+    return choose_device("cpu" if settings.machine.accelerator == "cpu" else None)[0]
+
+
+def _take_best(learner: FrameLearner, folder: RunFolder, settings: TrainSettings, check: bool) -> dict[str, Any]:
+    """Put the kept epoch's averaged weights into the network; returns that epoch's figures."""
+    if check:
+        return {}
+    name = "last" if settings.optimiser.keep == "last" else "best"
+    checkpoint = read_checkpoint(folder.checkpoints / f"{name}.ckpt")
+    learner.network.cpu()
+    # Counters too, so that the member is the same whether the run ended here or went on from a file. The frozen tower
+    # is not in it.
+    learner.load_state_dict(checkpoint["state_dict"], strict=False)
+    learner.average.state = checkpoint["average"]["state"]
+    learner.average.copy_into(learner.network)
+    return {"epoch": checkpoint["epoch"]} | checkpoint["validation"]
+
+
+def _tower_state(network: FrameNetwork) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu() for name, tensor in network.tower.state_dict().items()}
+
+
+def _write_member(folder: RunFolder, network: FrameNetwork, loaded: LoadedTower, settings: TrainSettings) -> None:
+    """The adapter as peft saves it, the heads, and the tower where it was trained."""
+    network.cpu().eval()
+    folder.member.mkdir(parents=True, exist_ok=True)
+    if isinstance(network.tower, peft.PeftModel):
+        network.tower.save_pretrained(str(folder.member), save_embedding_layers=False)
+        (folder.member / "README.md").unlink(missing_ok=True)  # an empty model card
+    heads = {name: tensor.contiguous() for name, tensor in network.heads.state_dict().items()}
+    save_file(heads, folder.member / HEADS_FILE)
+    write_json(folder.member / "member.json", asdict(network.member))
+    if settings.tower.train_all:
+        save_tower(folder.tower, loaded.config, loaded.preprocessing, _tower_state(network))
+
+
+def save_tower(
+    folder: Path, config: TowerConfig, preprocessing: PreprocessingConfig, state: dict[str, torch.Tensor]
+) -> None:
+    """A tower as `--tower.weights FOLDER/tower.safetensors --tower.config FOLDER/open_clip_config.json` read it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "tower.safetensors")
+    write_json(folder / "open_clip_config.json", open_clip_config(config, preprocessing))

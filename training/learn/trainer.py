@@ -1,0 +1,134 @@
+"""Lightning's trainer of a run: its precision, its loggers, and checkpoints from which it goes on anywhere."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from algorithm.engine.device import choose_device
+from training.learn.autocast import autocast_type
+from training.learn.run_folder import RunFolder
+from training.recipe.settings import MachineSettings, TrainSettings
+
+
+def make_trainer(folder: RunFolder, settings: TrainSettings, check: bool) -> lightning.Trainer:
+    """The trainer of a run; with `check` of one batch, without files."""
+    machine, optimiser = settings.machine, settings.optimiser
+    monitor, mode = ("val/f1", "max") if optimiser.keep == "f1" else ("val/loss", "min")
+    callbacks: list[Callback] = [TQDMProgressBar(refresh_rate=10)]
+    if optimiser.keep != "last":
+        callbacks.append(_Checkpoint(folder.checkpoints, "best", monitor, mode))
+    # After the best one, whose state it holds.
+    callbacks.append(_Checkpoint(folder.checkpoints, "last"))
+    if optimiser.patience_epochs is not None:
+        callbacks.append(
+            EarlyStopping(monitor, mode=mode, patience=optimiser.patience_epochs, check_on_train_epoch_end=True)
+        )
+    loggers: list[Logger] = [
+        CSVLogger(folder.root, name="", version=_log_version(folder)),
+        TensorBoardLogger(folder.root, name="", version="tensorboard"),
+    ]
+    return lightning.Trainer(
+        accelerator=machine.accelerator,
+        devices=machine.devices if machine.accelerator != "cpu" or machine.devices != "auto" else 1,
+        num_nodes=machine.nodes,
+        strategy=machine.strategy,
+        precision=choose_training_precision(machine),  # type: ignore[arg-type]
+        max_epochs=1 if check else optimiser.epochs,
+        limit_train_batches=1 if check else None,
+        limit_val_batches=1 if check else None,
+        logger=False if check else loggers,
+        callbacks=callbacks[:1] if check else callbacks,
+        enable_checkpointing=not check,
+        enable_model_summary=False,
+        gradient_clip_val=optimiser.clip_norm or None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=10,
+        use_distributed_sampler=False,
+        reload_dataloaders_every_n_epochs=1,
+        sync_batchnorm=torch.cuda.is_available() and machine.accelerator != "cpu",
+        deterministic="warn",
+    )
+
+
+def _log_version(folder: RunFolder) -> str:
+    """`logs`, and `logs_2`, ... for a run that goes on: Lightning's CSV logger would delete what is there."""
+    earlier = len(list(folder.root.glob("logs*")))
+    return f"logs_{earlier + 1}" if earlier else "logs"
+
+
+def choose_training_precision(machine: MachineSettings) -> str:
+    """Lightning's name of the precision: as asked, or what the device is fast in."""
+    if machine.precision != "auto":
+        return machine.precision
+    device, _ = choose_device("cpu" if machine.accelerator == "cpu" else None)
+    dtype, reason = autocast_type(device)
+    name = {torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed"}.get(dtype, "32-true")
+    print(f"precision {name} on {device}: {reason}", flush=True)
+    return name
+
+
+def stopped_early_after(checkpoint: dict[str, Any], settings: TrainSettings) -> int | None:
+    """The number of epochs after which early stopping had ended the run of a checkpoint; None where it had not."""
+    patience = settings.optimiser.patience_epochs
+    for name, state in checkpoint["callbacks"].items():
+        if name.startswith("EarlyStopping") and patience is not None and state["wait_count"] >= patience:
+            return int(checkpoint["epoch"]) + 1
+    return None
+
+
+@contextlib.contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Without Lightning's advice: what it advises against is meant here, or does not matter."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        for message in _EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+_EXPECTED_WARNINGS: Sequence[str] = (
+    ".*does not have many workers.*",  # reading memory-mapped frames is not what takes the time
+    ".*The number of training batches.*is smaller than the logging interval.*",
+    ".*Checkpoint directory.*exists and is not empty.*",  # a run that goes on
+    ".*No device id is provided via.*",
+    ".*GPU available but not used.*",
+    ".*LeafSpec.*is deprecated.*",  # Lightning 2.6 against torch 2.14
+)
+
+
+class _Checkpoint(ModelCheckpoint):
+    """One file, `name`.ckpt, of the best epoch by `monitor`, or without it of the last."""
+
+    def __init__(self, folder: Path, name: str, monitor: str | None = None, mode: str = "min") -> None:
+        super().__init__(
+            folder,
+            filename=name,
+            monitor=monitor,
+            mode=mode,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Of a run that goes on, wherever it was begun: Lightning forgets how good the best epoch was where the folder
+        has another name now."""
+
+        def moved(path: str) -> str:
+            return str(Path(str(self.dirpath)) / Path(path).name) if path else path
+
+        state = {name: moved(value) if name.endswith("_path") else value for name, value in state_dict.items()}
+        state["best_k_models"] = {moved(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict(state | {"dirpath": self.dirpath})
