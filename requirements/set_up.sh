@@ -4,6 +4,8 @@
 #   requirements/set_up.sh runtime      torch and the algorithm: what run.sh needs
 #   requirements/set_up.sh evaluation   the evaluation, without torch
 #   requirements/set_up.sh training     training, and with it the runtime
+#   requirements/set_up.sh cohort       the runtime, and Ray for many devices or machines
+#   requirements/set_up.sh docs         what builds the documentation
 #   requirements/set_up.sh test         all of it and the tests: what test.sh needs
 #
 # A set is installed beside those that are there already.
@@ -57,8 +59,9 @@ main() {
     local -a files
     case $wanted in
         runtime) files=(-r "$here/torch.txt" -r "$here/algorithm.txt") ;;
-        evaluation | training | test) files=(-r "$here/$wanted.txt") ;;
-        *) fail "Usage: requirements/set_up.sh runtime|evaluation|training|test" ;;
+        cohort) files=(-r "$here/torch.txt" -r "$here/cohort.txt") ;;
+        evaluation | training | docs | test) files=(-r "$here/$wanted.txt") ;;
+        *) fail "Usage: requirements/set_up.sh runtime|evaluation|training|cohort|docs|test" ;;
     esac
 
     local checksum

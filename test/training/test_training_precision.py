@@ -13,7 +13,8 @@ from algorithm.frames.preprocess import normalise
 from algorithm.model.artifact import load_artifact
 from algorithm.model.manifest import HalfPrecision, read_manifest
 from algorithm.pipeline import Pipeline
-from training.export.precision import autocast_type, describe, main, measure_half_precision
+from training.export.precision import describe, main, measure_half_precision
+from training.learn.autocast import autocast_type
 
 CPU = torch.device("cpu")
 
