@@ -19,10 +19,10 @@ import numpy as np
 
 from acouslic.errors import AcouslicError
 from acouslic.geometry import SPACING_MM
-from acouslic.metaimage import MetaImageHeader, read_header
-from acouslic.pixel_stream import PixelSource, open_pixels
+from acouslic.reading.metaimage import MetaImageHeader, read_header
+from acouslic.reading.pixel_stream import PixelSource, open_pixels
+from acouslic.reading.tiff import TiffHeader, read_tiff_header, read_tiff_pages
 from acouslic.sockets import STACK_SUFFIXES
-from acouslic.tiff import TiffHeader, read_tiff_header, read_tiff_pages
 
 CHUNK_FRAMES = 16
 MAX_STACK_BYTES = 8 << 30

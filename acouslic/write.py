@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from acouslic.errors import AcouslicError
-from acouslic.metaimage import header_text
+from acouslic.reading.metaimage import header_text
 from acouslic.sockets import FRAME_NUMBER_FILE, NO_FRAME, SEGMENTATION_FILE
 from acouslic.stack import StackHeader, open_stack
 

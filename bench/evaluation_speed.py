@@ -32,7 +32,7 @@ import numpy as np
 from zlib_ng import zlib_ng
 
 from acouslic.geometry import COLUMNS, FRAMES_PER_CASE, ROWS, SPACING_MM
-from acouslic.metaimage import header_text
+from acouslic.reading.metaimage import header_text
 from bench.setting.machine import REPOSITORY
 from evaluation.case_evaluation import CaseTask, evaluate_case
 from evaluation.inputs.ground_truth import TruthSource, find_official

@@ -2,8 +2,8 @@
 
 A GPU scores a case in less time than one core takes to inflate it. rapidgzip starts in the middle of a deflate stream,
 which has no marks to start at, by guessing where its blocks begin. Whatever it stumbles over is left to the decoder of
-`acouslic.pixel_stream`, which takes over at the same byte and says what is wrong with the file. It inflates ahead, two
-pieces of the stream a thread: 0.1 GB more for a sweep, up to 1.5 GB for a file that was made to take memory.
+`acouslic.reading.pixel_stream`, which takes over at the same byte and says what is wrong with the file. It inflates
+ahead, two pieces of the stream a thread: 0.1 GB more for a sweep, up to 1.5 GB for a file that was made to take memory.
 """
 
 import contextlib
@@ -16,8 +16,8 @@ from pathlib import Path
 from zlib_ng import zlib_ng
 
 from acouslic.errors import AcouslicError
-from acouslic.metaimage import MetaImageHeader
-from acouslic.pixel_stream import PixelSource, open_pixels
+from acouslic.reading.metaimage import MetaImageHeader
+from acouslic.reading.pixel_stream import PixelSource, open_pixels
 from algorithm.process.cores import usable_cores
 
 LEAST_CORES = 4
@@ -32,7 +32,7 @@ _PIECE_BYTES = 1 << 20
 
 @contextlib.contextmanager
 def open_pixels_on_several_cores(header: MetaImageHeader) -> Iterator[PixelSource]:
-    """As `acouslic.pixel_stream.open_pixels`, on up to MOST_THREADS cores where they are many and zlib's."""
+    """As `acouslic.reading.pixel_stream.open_pixels`, on up to MOST_THREADS cores where they are many and zlib's."""
     threads = min(MOST_THREADS, usable_cores()[0])
     with open_pixels(header) as pixels:
         few = threads < LEAST_CORES or header.stored_bytes < LEAST_STORED_BYTES
@@ -49,7 +49,7 @@ def open_pixels_on_several_cores(header: MetaImageHeader) -> Iterator[PixelSourc
 
 
 class _ParallelPixels:
-    """Decoded pixel bytes in order. Raises AcouslicError as `acouslic.pixel_stream.PixelStream`."""
+    """Decoded pixel bytes in order. Raises AcouslicError as `acouslic.reading.pixel_stream.PixelStream`."""
 
     def __init__(self, part: "_PartOfFile", strict: PixelSource, threads: int, path: Path) -> None:
         import rapidgzip  # only here: it takes 10 ms

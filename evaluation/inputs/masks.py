@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from acouslic.errors import AcouslicError
-from acouslic.metaimage import read_header
+from acouslic.reading.metaimage import read_header
+from acouslic.reading.tiff_directory import tiff_page_sizes
 from acouslic.sockets import NO_FRAME
 from acouslic.stack import StackHeader, open_stack
-from acouslic.tiff_directory import tiff_page_sizes
 from evaluation.inputs.case_truth import CaseTruth
 from evaluation.inputs.safe_path import MASK_SUFFIXES
 

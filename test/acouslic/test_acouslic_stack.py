@@ -13,9 +13,9 @@ import SimpleITK
 import tifffile
 
 from acouslic.errors import AcouslicError
-from acouslic.metaimage import header_text
+from acouslic.reading.metaimage import header_text
+from acouslic.reading.tiff import read_tiff_header
 from acouslic.stack import open_stack, read_stack
-from acouslic.tiff import read_tiff_header
 
 FRAMES = np.random.default_rng(0).integers(0, 128, (21, 20, 30)).astype(np.uint8)
 

@@ -11,7 +11,7 @@ import SimpleITK
 from zlib_ng import zlib_ng
 
 from acouslic.fov import field_of_view
-from acouslic.metaimage import header_text
+from acouslic.reading.metaimage import header_text
 from acouslic.write import write_mask_stack
 from evaluation.case_evaluation import CaseTask, evaluate_case
 from evaluation.inputs.case_truth import CaseTruth

@@ -11,7 +11,7 @@ import pytest
 import tifffile
 
 from acouslic.errors import AcouslicError
-from acouslic.tiff_directory import tiff_page_sizes
+from acouslic.reading.tiff_directory import tiff_page_sizes
 from evaluation.inputs.case_truth import CaseTruth
 from evaluation.inputs.masks import read_predicted_mask
 

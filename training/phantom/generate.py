@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from acouslic.errors import AcouslicError
 from acouslic.geometry import COLUMNS, FRAMES_PER_SWEEP, ROWS, SWEEPS_PER_CASE
-from acouslic.metaimage import header_text
+from acouslic.reading.metaimage import header_text
 from acouslic.release import CaseCircumferences, Release, write_circumferences
 from acouslic.sockets import SWEEP_FOLDER, SWEEP_SLUG
 from acouslic.write import write_bytes, write_json

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from acouslic.errors import AcouslicError
-from acouslic.tiff_directory import tiff_page_sizes
+from acouslic.reading.tiff_directory import tiff_page_sizes
 
 _MOST_PAGES = 100_000
 

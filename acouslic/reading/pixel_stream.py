@@ -15,7 +15,7 @@ from typing import Protocol
 from zlib_ng import zlib_ng
 
 from acouslic.errors import AcouslicError
-from acouslic.metaimage import MetaImageHeader
+from acouslic.reading.metaimage import MetaImageHeader
 
 _PIECE_BYTES = 256 << 10
 
