@@ -62,8 +62,8 @@ def report_page(results: Sequence[CaseResult], metrics: Mapping[str, Any]) -> st
         section("official", "Official metrics", official_table(metrics)),
         cases_section(results, anchors),
     ]
-    style, script = _part("report_page.css"), _part("report_page.js")
-    return Template(_part("report_page.html")).substitute(
+    style, script = _part("page.css"), _part("page.js")
+    return Template(_part("page.html")).substitute(
         title=TITLE,
         lead=_lead(metrics),
         navigation="".join(f'<a href="#{anchor}">{name}</a>' for anchor, name in _SECTIONS),
