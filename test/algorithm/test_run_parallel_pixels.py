@@ -97,7 +97,7 @@ def test_an_exit_without_closing_is_clean(tmp_path, repository):
     program = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from algorithm import frame_stream, parallel_pixels\n"
+        "from algorithm.frames import frame_stream, parallel_pixels\n"
         "parallel_pixels.LEAST_CORES = parallel_pixels.LEAST_STORED_BYTES = 1\n"
         "frame_stream.MAX_AHEAD_BYTES = 1\n"
         "next(frame_stream.FrameStream(Path(sys.argv[1])).chunks())\n"
