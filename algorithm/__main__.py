@@ -9,8 +9,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from acouslic.errors import AcouslicError
 from algorithm.process.interrupts import Interrupts
 from algorithm.process.messages import complain, explain, set_up_streams
+from algorithm.result.growth import GestationalAge, parse_age
 
 PORT = 4743
 """The platform's for invoke mode."""
@@ -56,6 +58,7 @@ def _run(parsed: argparse.Namespace, interrupts: Interrupts) -> int:
             device=parsed.device,
             batch_frames=parsed.batch_frames,
             verbose=parsed.verbose,
+            age=parsed.gestational_age,
         )
     input_dir, output_dir = Path(os.environ.get("INPUT_DIR", "/input")), Path(os.environ.get("OUTPUT_DIR", "/output"))
     if parsed.command == "serve":
@@ -114,6 +117,12 @@ def _parser() -> argparse.ArgumentParser:
     predict = commands.add_parser("predict", parents=[common], help="analyse any number of sweep stacks")
     predict.add_argument("sweeps", type=Path, nargs="+", metavar="SWEEP", help="a stack, or a folder of stacks")
     predict.add_argument("--output", type=Path, required=True, metavar="DIR", help="gets a folder a case, results.csv")
+    predict.add_argument(
+        "--gestational-age",
+        type=_age,
+        metavar="WEEKS",
+        help="such as 28w3d, of all cases: adds the circumference's centile (INTERGROWTH-21st); no diagnosis",
+    )
     predict.add_argument("--verbose", action="store_true", help="log timings and notes of each case")
     return parser
 
@@ -122,6 +131,13 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1, not {text!r}")
     return int(text)
+
+
+def _age(text: str) -> GestationalAge:
+    try:
+        return parse_age(text)
+    except AcouslicError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _port(text: str) -> int:

@@ -27,6 +27,7 @@ from algorithm.judgement.select_frame import FrameJudgement, choose_candidates, 
 from algorithm.model.artifact import load_artifact
 from algorithm.process.memory import is_out_of_memory
 from algorithm.process.timing import RunTimings, peak_rss_bytes
+from algorithm.result.growth import GestationalAge, judge_growth
 from algorithm.result.measure import Outline, outline_best
 from algorithm.result.outputs import CaseResult, prepare_output, removed_on_failure, write_result
 
@@ -96,13 +97,15 @@ class Pipeline:
         output_dir: Path,
         case: str,
         *,
+        age: GestationalAge | None = None,
         started_at: float | None = None,
         progress: Callable[[float], None] = _ignore,
         writing: AbstractContextManager[object] | None = None,
     ) -> CaseResult:
         """Analyse a stack that is being decoded, write its result files and log the timings as one line of JSON.
 
-        `output_dir` has been prepared by `outputs.prepare_output`. `started_at` (`time.monotonic`) is where
+        `output_dir` has been prepared by `outputs.prepare_output`. `age` is the pregnancy's, where it is known, and
+        gives the circumference its centile. `started_at` (`time.monotonic`) is where
         `total_s` and `first_frame_s` count from, by default now; `progress` gets the share of frames scored;
         `writing` is entered around the writing of files.
         Raises AcouslicError where the stack is damaged or a file cannot be written; no file stays then.
@@ -124,7 +127,7 @@ class Pipeline:
             progress=progress,
         )
         scored = time.monotonic()
-        result = self._conclude(case, header, resized, scores)
+        result = self._conclude(case, header, resized, scores, age)
         segmented = time.monotonic()
         with writing or contextlib.nullcontext():
             write_result(result, output_dir)
@@ -147,7 +150,14 @@ class Pipeline:
         self._log(result, scores.reused, timings)
         return result
 
-    def _conclude(self, case: str, header: StackHeader, resized: ResizedFrames, scores: FrameScores) -> CaseResult:
+    def _conclude(
+        self,
+        case: str,
+        header: StackHeader,
+        resized: ResizedFrames,
+        scores: FrameScores,
+        age: GestationalAge | None,
+    ) -> CaseResult:
         """Choose, outline and judge the frame of a scored case."""
         manifest = self.ensemble.manifest
         blank = resized.blank()
@@ -173,6 +183,9 @@ class Pipeline:
             named, outline = None, Outline(0, np.zeros_like(outline.mask), None, None, None)
         else:
             named = outline.frame_index
+        growth = None if age is None else judge_growth(outline.circumference_mm, outline.interval_mm, age)
+        if growth is not None:
+            notes.extend(growth.notes)
         return CaseResult(
             case=case,
             header=header,
@@ -188,6 +201,7 @@ class Pipeline:
             refined=scores.refined,
             thresholds=manifest.thresholds,
             notes=tuple(notes),
+            growth=growth,
         )
 
     def _judge(self, scores: FrameScores, blank: np.ndarray) -> FrameJudgement:

@@ -22,6 +22,7 @@ from algorithm.frames.frame_stream import FrameStream
 from algorithm.model.manifest import read_manifest
 from algorithm.process.messages import complain, explain
 from algorithm.process.timing import process_age_s
+from algorithm.result.growth import GestationalAge, centile_words, weeks_words
 from algorithm.result.outputs import PREVIEW_FILE, CaseResult, prepare_output, removed_on_failure
 from algorithm.result.preview import write_preview
 
@@ -46,6 +47,11 @@ class ResultRow:
     interval_low_mm: float | None = None
     interval_high_mm: float | None = None
     seconds: float | None = None
+    gestational_age: str = ""
+    centile: float | None = None
+    age_by_circumference_weeks: float | None = None
+    """Weak, with `age_error_weeks`, two standard deviations."""
+    age_error_weeks: float | None = None
     notes: str = ""
     error: str = ""
 
@@ -57,6 +63,11 @@ class ResultRow:
         if self.circumference_mm is not None:
             interval = f"{self.interval_low_mm:.1f} to {self.interval_high_mm:.1f}"
             measured = f"circumference {self.circumference_mm:.1f} mm ({interval})"
+        if self.centile is not None:
+            measured += f", {centile_words(self.centile)} at {self.gestational_age}"
+        if self.age_by_circumference_weeks is not None:
+            suggested = weeks_words(self.age_by_circumference_weeks)
+            measured += f", alone it suggests {suggested} (weak: give or take {self.age_error_weeks:.1f} weeks)"
         where = "no frame" if self.sweep is None else f"frame {self.frame_number} (sweep {self.sweep})"
         verdict = "suitable" if self.suitable else "NOT suitable"
         verdict += f": {self.notes}" if self.notes else ""
@@ -71,8 +82,11 @@ def predict(
     device: str | None,
     batch_frames: int | None,
     verbose: bool,
+    age: GestationalAge | None = None,
 ) -> int:
     """Analyse the stacks at `paths` (files or folders) into `output_dir`/<case>/ and `output_dir`/results.csv.
+
+    `age` is the gestational age of all of them, where it is known.
 
     A case that fails is reported and the next one goes on. Returns 0, or 1 where any case failed; raises
     AcouslicError before anything is analysed where a path holds no stack, two cases have one name, the folder cannot
@@ -98,7 +112,7 @@ def predict(
         leave=False,
     ) as bar:
         for number, (sweep, stream) in enumerate(_read_ahead(sweeps)):
-            rows.append(_analyse(pipeline, sweep, stream, output_dir / sweep.case, bar, number))
+            rows.append(_analyse(pipeline, sweep, stream, output_dir / sweep.case, bar, number, age))
             bar.write(rows[-1].sentence(), file=sys.stdout)
             _write_table(output_dir, rows)
     failed = [row for row in rows if row.error]
@@ -171,7 +185,13 @@ def _read_ahead(sweeps: Sequence[SweepInput]) -> Iterator[tuple[SweepInput, Fram
 
 
 def _analyse(
-    pipeline: "Pipeline", sweep: SweepInput, stream: FrameStream, case_dir: Path, bar: tqdm, number: int
+    pipeline: "Pipeline",
+    sweep: SweepInput,
+    stream: FrameStream,
+    case_dir: Path,
+    bar: tqdm,
+    number: int,
+    age: GestationalAge | None,
 ) -> ResultRow:
     """One case; what goes wrong ends up in its row, and its folder is then without results."""
     start = time.monotonic()
@@ -182,7 +202,7 @@ def _analyse(
     try:
         with removed_on_failure(case_dir):
             prepare_output(case_dir)
-            result = pipeline.run_stream(stream, case_dir, sweep.case, progress=show)
+            result = pipeline.run_stream(stream, case_dir, sweep.case, age=age, progress=show)
             write_preview(result, case_dir / PREVIEW_FILE)
         return _row(result, time.monotonic() - start)
     except Exception as error:
@@ -197,6 +217,7 @@ def _row(result: CaseResult, seconds: float) -> ResultRow:
         None if result.frame_index is None else round(float(values[result.frame_index]), 6)
         for values in (result.presence_probability, result.presence_alone_probability)
     )
+    growth = result.growth
     return ResultRow(
         case=result.case,
         suitable=result.suitable,
@@ -207,13 +228,17 @@ def _row(result: CaseResult, seconds: float) -> ResultRow:
         circumference_mm=_tenths(result.circumference_mm),
         interval_low_mm=_tenths(low_mm),
         interval_high_mm=_tenths(high_mm),
+        gestational_age="" if growth is None else str(growth.age),
+        centile=None if growth is None else _tenths(growth.centile),
+        age_by_circumference_weeks=None if growth is None else _tenths(growth.age_by_circumference_weeks),
+        age_error_weeks=None if growth is None else _tenths(growth.age_error_weeks),
         seconds=round(seconds, 2),
         notes="; ".join(result.notes),
     )
 
 
-def _tenths(value_mm: float | None) -> float | None:
-    return None if value_mm is None else round(value_mm, 1)
+def _tenths(value: float | None) -> float | None:
+    return None if value is None else round(value, 1)
 
 
 def _write_table(output_dir: Path, rows: Sequence[ResultRow]) -> None:

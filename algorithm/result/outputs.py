@@ -17,6 +17,7 @@ from acouslic.stack import StackHeader
 from acouslic.write import check_outputs, write_bytes, write_json, write_mask_stack
 from algorithm.judgement.select_frame import Values, positive_runs
 from algorithm.model.manifest import Thresholds
+from algorithm.result.growth import AGE_SOURCE, STANDARD, Growth
 from algorithm.result.segment import Mask
 
 SCHEMA_VERSION = 1
@@ -49,6 +50,8 @@ class CaseResult:
     thresholds: Thresholds
     notes: tuple[str, ...]
     """Sentences that qualify the result."""
+    growth: Growth | None = None
+    """What the circumference means at the age that was given; None where none was."""
 
     @property
     def frame_number(self) -> int:
@@ -169,8 +172,36 @@ def circumference_json(result: CaseResult) -> dict[str, Any]:
             "angle_degrees": ellipse.angle_degrees,
         },
         "spacing_mm": list(result.header.spacing_mm),
+        "growth": None if result.growth is None else growth_json(result.growth),
         "notes": list(result.notes),
     }
+
+
+def growth_json(growth: Growth) -> dict[str, Any]:
+    """The part of `fetal-abdominal-circumference.json` that follows from a gestational age. Research, no diagnosis."""
+    interval = growth.centile_interval
+    return {
+        "gestational_age": str(growth.age),
+        "gestational_age_days": growth.age.days,
+        "standard": STANDARD,
+        "centile": _or_none(growth.centile, 2),
+        "centile_interval": None if interval is None else [round(value, 2) for value in interval],
+        "z_score": _or_none(growth.z_score, 3),
+        "expected_mm": _or_none(growth.expected_mm, 1),
+        "age_by_circumference_alone": None
+        if growth.age_by_circumference_weeks is None
+        else {
+            "weak": True,
+            "weeks": _or_none(growth.age_by_circumference_weeks, 2),
+            "two_standard_deviations_weeks": growth.age_error_weeks,
+            "source": AGE_SOURCE,
+        },
+        "not_a_diagnosis": True,
+    }
+
+
+def _or_none(value: float | None, decimals: int) -> float | None:
+    return None if value is None else round(value, decimals)
 
 
 def _sweep_json(number: int, sweep: range, presence: Values, positive: NDArray[np.bool_]) -> dict[str, Any]:
