@@ -35,7 +35,7 @@ from evaluation.metrics.bootstrap import Interval, f1_interval, mean_interval, r
 from evaluation.metrics.frame_f1 import ConfusionCounts, confusion_counts
 from training.export.calibrate import Calibration, CaseJudgement, choose_thresholds, judge_cases, judge_in_context
 from training.export.trained_member import TrainedMember, read_member, rebuild_network, shared_tower
-from training.learn.dataset import FrameTable, table_of
+from training.frames.dataset import FrameTable, table_of
 from training.learn.out_of_fold import OutOfFold, read_out_of_fold, score_out_of_fold, write_out_of_fold
 from training.learn.run_folder import RunFolder
 from training.release.cache import Cache

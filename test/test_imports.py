@@ -29,7 +29,7 @@ BANNED = {
 ROOMS = {
     "acouslic": ("reading",),
     "algorithm": ("process", "model", "frames", "engine", "judgement", "result"),
-    "training": ("phantom", "recipe", "release", "network", "learn", "export"),
+    "training": ("phantom", "recipe", "release", "frames", "network", "learn", "export"),
     "evaluation": ("inputs", "metrics", "report"),
 }
 """The rooms of each package, in the order of the data: a room may use itself and the rooms before it."""

@@ -6,6 +6,7 @@ of which may use only those before it:
     phantom    draws blind sweeps of our own making
     recipe     every setting of a run
     release    the raw release becomes a cache, and its cases are split
+    frames     which frames a step sees, and how they are changed
     network    what is trained: the tower with adapters and heads
     learn      one run, from settings to a trained member
     export     trained members, or published checkpoints, become an artifact

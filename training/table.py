@@ -25,7 +25,7 @@ from acouslic.errors import AcouslicError
 from acouslic.write import write_text
 from training.export.trained_member import read_member, rebuild_network
 from training.fit import add_settings, check_split_of_cache, settings_of
-from training.learn.dataset import FrameTable, table_of
+from training.frames.dataset import FrameTable, table_of
 from training.learn.frame_metrics import FrameCounts, count_frames
 from training.learn.out_of_fold import OutOfFold, read_out_of_fold, score_out_of_fold, write_out_of_fold
 from training.learn.run_folder import RunFolder

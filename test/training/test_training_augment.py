@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from training.learn.augment import BatchAugmentation
+from training.frames.augment import BatchAugmentation
 from training.recipe.settings import AugmentSettings
 
 NOTHING = {

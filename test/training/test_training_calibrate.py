@@ -20,7 +20,7 @@ from training.export.calibrate import (
     judge_cases,
     judge_in_context,
 )
-from training.learn.dataset import soft_masks, table_of
+from training.frames.dataset import soft_masks, table_of
 from training.learn.frame_metrics import best_f1, count_frames
 from training.learn.out_of_fold import OutOfFold
 from training.release.cache import Cache

@@ -19,7 +19,7 @@ from training.export.pack import main as pack
 from training.export.trained_member import read_member, rebuild_network, shared_tower
 from training.export.write_artifact import find_runs, main
 from training.fit import main as fit
-from training.learn.dataset import table_of
+from training.frames.dataset import table_of
 from training.learn.run_folder import RunFolder
 from training.release.cache import Cache
 

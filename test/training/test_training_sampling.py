@@ -9,10 +9,10 @@ import torch
 
 from acouslic.errors import AcouslicError
 from training.fit import parse_arguments, settings_of
-from training.learn.dataset import FrameDataset, FrameTable, soft_masks
+from training.frames.dataset import FrameDataset, FrameTable, soft_masks
+from training.frames.sampling import HardNegatives, batches_of, plan_epoch, validation_rows
 from training.learn.learner import parameter_groups
 from training.learn.run_member import FoldCases, build_learner, load_tower_for
-from training.learn.sampling import HardNegatives, batches_of, plan_epoch, validation_rows
 from training.recipe.settings import SamplingSettings
 from training.release.cache import Cache
 
@@ -158,7 +158,7 @@ def test_soft_masks_keep_their_area() -> None:
 
 def test_the_table_of_a_cache_reads_its_files(tiny_training: Any) -> None:
     """The rows of a real cache carry its labels, and the masks of annotated frames are not empty."""
-    from training.learn.dataset import table_of
+    from training.frames.dataset import table_of
     from training.release.cache import Cache
 
     cache = Cache(tiny_training.cache)

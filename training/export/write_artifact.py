@@ -42,7 +42,7 @@ from training.export.calibrate import choose_mask_threshold, choose_thresholds, 
 from training.export.pack import write_archive
 from training.export.precision import FRAMES, describe, measure_half_precision
 from training.export.trained_member import TrainedMember, read_member, rebuild_network, shared_tower
-from training.learn.dataset import table_of
+from training.frames.dataset import table_of
 from training.learn.run_folder import RunFolder, made_by
 from training.network.model import all_rows
 from training.network.tower_source import LoadedTower

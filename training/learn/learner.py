@@ -19,12 +19,12 @@ from torch.utils.data import DataLoader
 
 from algorithm.frames.preprocess import normalise
 from algorithm.model.manifest import PreprocessingConfig
-from training.learn.augment import BatchAugmentation
-from training.learn.dataset import FrameBatch, FrameDataset, FrameTable, soft_masks
+from training.frames.augment import BatchAugmentation
+from training.frames.dataset import FrameBatch, FrameDataset, FrameTable, soft_masks
+from training.frames.sampling import HardNegatives, batches_of, plan_epoch, validation_rows
 from training.learn.ema import TrainedAverage
 from training.learn.frame_metrics import best_f1
 from training.learn.losses import mask_loss, optimality_loss, presence_loss, shared_mean
-from training.learn.sampling import HardNegatives, batches_of, plan_epoch, validation_rows
 from training.network.model import Network, all_rows
 from training.recipe.settings import TrainSettings
 

@@ -14,8 +14,8 @@ from acouslic.errors import AcouslicError
 from acouslic.write import write_bytes
 from algorithm.frames.preprocess import normalise
 from algorithm.model.manifest import PreprocessingConfig
+from training.frames.dataset import FrameTable
 from training.learn.autocast import autocast_type
-from training.learn.dataset import FrameTable
 from training.network.model import Network, all_rows
 
 _BATCH = 64

@@ -15,7 +15,7 @@ from acouslic.write import write_json
 from algorithm.engine.device import choose_device, set_cpu_threads
 from algorithm.model.artifact import HEADS_FILE
 from algorithm.model.manifest import PreprocessingConfig, TowerConfig
-from training.learn.dataset import FrameTable, table_of
+from training.frames.dataset import FrameTable, table_of
 from training.learn.learner import FrameLearner
 from training.learn.out_of_fold import score_out_of_fold, write_out_of_fold
 from training.learn.run_folder import RunFolder, made_by

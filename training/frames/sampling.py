@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acouslic.errors import AcouslicError
-from training.learn.dataset import FrameTable
+from training.frames.dataset import FrameTable
 from training.recipe.settings import SamplingSettings
 
 Rows = NDArray[np.int64]
