@@ -4,6 +4,7 @@ Every file is written to a hidden temporary name in its own folder, flushed to t
 composed here instead of by SimpleITK: a case is 351 MB of zeros around one mask, and those need not exist in memory.
 """
 
+import errno
 import json
 import os
 import zlib
@@ -123,9 +124,20 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise AcouslicError(
-            f"{path} could not be written: {error.strerror or error}; give the folder space and write permission"
-        ) from error
+        raise AcouslicError(f"{path} could not be written: {why_not_written(error)}") from error
+
+
+def why_not_written(error: OSError) -> str:
+    """What kept a file from being written, and what to do."""
+    advice = {
+        errno.ENOSPC: "free some, or name another folder",
+        errno.EDQUOT: "free some, or name another folder",
+        errno.EROFS: "mount it writable, or name another folder",
+        errno.EACCES: "give the folder write permission, or name another one",
+        errno.EPERM: "give the folder write permission, or name another one",
+        errno.ENAMETOOLONG: "shorten the name",
+    }
+    return f"{error.strerror or error}; {advice.get(error.errno or 0, 'look after the disk, or name another folder')}"
 
 
 def _compress_around(frame: bytes, frame_index: int | None, frames: int) -> bytes:

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from acouslic import printable
 from acouslic.errors import AcouslicError
+from acouslic.streams import set_up_streams
 
 # The workers start from this module too: what they do not need is imported by the commands themselves.
 
@@ -29,6 +31,7 @@ commands (each with --help):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code. An error is one line, the last one on stderr."""
+    set_up_streams()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         return _run(list(arguments))
@@ -39,8 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def one_line(message: str) -> str:
     """A message as the platform can take it: one line of printable characters, not too long."""
-    text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in message[: 2 * _LONGEST_MESSAGE])
-    return text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 3] + "..."
+    return printable.one_line(message, _LONGEST_MESSAGE)
 
 
 def _run(arguments: list[str]) -> int:

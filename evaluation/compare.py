@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from acouslic.errors import AcouslicError
+from acouslic.table import plain_cell
 from evaluation.inputs.strict_json import read_strict_json, shown
 from evaluation.metrics.bootstrap import RESAMPLES, paired_f1_interval, paired_mean_interval, resample_weights, units_of
 from evaluation.metrics.frame_f1 import PROTOCOLS, TARGETS, ConfusionCounts, Rule
@@ -110,6 +111,7 @@ def read_run(folder: Path) -> RunCases:
     for line, row in enumerate(rows, start=2):
         if "" in row or None in row.values() or "case" not in row:
             raise AcouslicError(f"{path}: row {line} does not fit the header, which must have a column case")
+        row["case"] = plain_cell(row["case"])
         if row["case"] in by_case:
             raise AcouslicError(f"{path}: case {shown(row['case'])} is there twice")
         by_case[row["case"]] = row

@@ -1,13 +1,12 @@
 """What a run leaves behind: `metrics.json` for the leaderboard, `per_case.csv` for people, `report.html`."""
 
-import csv
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from acouslic.table import csv_text
 from acouslic.write import write_text
 from evaluation.metrics.case_result import CaseResult
 from evaluation.metrics.official import CASE_METRICS, aggregate
@@ -51,15 +50,14 @@ def submission_metrics(results: Sequence[CaseResult]) -> dict[str, Any]:
 
 def per_case_csv(results: Sequence[CaseResult]) -> str:
     """One row a case: `case`, `frame_number`, the official metrics by their names, then ours; None is an empty cell."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    for number, result in enumerate(results):
+    rows: list[list[Any]] = []
+    for result in results:
         ours = per_case_columns(result)
-        if number == 0:
-            writer.writerow(["case", "frame_number", *CASE_METRICS, *ours])
+        if not rows:
+            rows.append(["case", "frame_number", *CASE_METRICS, *ours])
         official = [result.official[name] for name in CASE_METRICS]
-        writer.writerow([result.case, result.frame_number, *official, *ours.values()])
-    return buffer.getvalue()
+        rows.append([result.case, result.frame_number, *official, *ours.values()])
+    return csv_text(rows)
 
 
 def check_metrics(value: Any, where: str = "metrics") -> None:

@@ -5,6 +5,8 @@ import os
 import sys
 
 from acouslic.errors import AcouslicError
+from acouslic.printable import one_line
+from acouslic.streams import set_up_streams
 
 # Module and one line of help by command. A module is imported only when its command runs: `generate` and `split` work
 # without torch.
@@ -22,6 +24,8 @@ COMMANDS = {
     "demo": ("training.demo", "rebuild model/demo"),
 }
 
+_LONGEST_MESSAGE = 4000
+
 
 def usage() -> str:
     """The list of commands."""
@@ -32,6 +36,7 @@ def usage() -> str:
 
 def main(arguments: list[str]) -> int:
     """Run one command; an AcouslicError becomes the last line of stderr and exit code 1."""
+    set_up_streams()
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0 if arguments else 2
@@ -44,7 +49,7 @@ def main(arguments: list[str]) -> int:
     try:
         return importlib.import_module(COMMANDS[command][0]).main(rest)
     except AcouslicError as error:
-        print(error, file=sys.stderr)
+        print(one_line(" ".join(str(error).split()), _LONGEST_MESSAGE), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

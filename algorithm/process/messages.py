@@ -1,47 +1,84 @@
 """What people and the platform get to read: logs on stdout, and on stderr one sentence, if anything failed."""
 
+import errno
 import logging
 import sys
 
 from acouslic.errors import AcouslicError
+from acouslic.printable import one_line, printable, printable_lines
+from acouslic.streams import set_up_streams
 from algorithm.process.memory import is_out_of_memory
 
 _MAX_SENTENCE_CHARACTERS = 4000
 """The platform takes lines of less than 64 KiB."""
+_NO_THREAD = "can't start new thread"
+_NO_ROOM_FOR_LIBRARIES = ("failed to map segment", "cannot allocate memory", "cannot create shared object descriptor")
+"""What the dynamic linker says where the address space does not hold a library."""
 
 log = logging.getLogger(__name__)
 
 
-def set_up_streams() -> None:
-    """UTF-8 on both streams, whatever the locale; log records and warnings to stdout."""
-    for stream in (sys.stdout, sys.stderr):
-        # Neither is a text file of its own where a test has replaced it.
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
-    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s", force=True)
+class LogFormatter(logging.Formatter):
+    """The message alone. Whatever a stranger's file put into it, a record is one line, and a traceback only its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record's text, without control characters."""
+        text = printable(record.getMessage())
+        if record.exc_info:
+            text += "\n" + printable_lines(self.formatException(record.exc_info))
+        return text
+
+
+def set_up_messages() -> None:
+    """Streams that never fail a run; log records and warnings to stdout."""
+    set_up_streams()
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(LogFormatter())
+    logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
     logging.captureWarnings(True)
 
 
 def explain(error: BaseException) -> str:
     """One sentence on one line for a failure. What is our own mistake goes to the log with its traceback too."""
+    short_of = _shortage(error)
     if isinstance(error, AcouslicError):
         text = str(error)
-    elif isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        log.error("out of memory", exc_info=error)
-        text = "the main memory does not suffice: give the program more, or smaller batches with --batch-frames"
-    elif is_out_of_memory(error):
-        log.error("out of memory", exc_info=error)
-        text = "the GPU's memory does not suffice: free some, or use --device cpu"
+    elif short_of is not None:
+        text = short_of
+        log.error("a shortage of the machine", exc_info=error)
     else:
         log.error("unexpected error", exc_info=error)
         text = f"a bug in this program: {type(error).__name__}: {error}; its traceback is in the log on stdout"
-    sentence = " ".join(text.split())
-    if len(sentence) > _MAX_SENTENCE_CHARACTERS:
-        sentence = f"{sentence[:_MAX_SENTENCE_CHARACTERS]} ..."
-    return sentence
+    return one_line(" ".join(text.split()), _MAX_SENTENCE_CHARACTERS)
 
 
 def complain(sentence: str) -> None:
     """A sentence as the last line of stderr so far, after everything logged before it."""
     sys.stdout.flush()
-    print(sentence, file=sys.stderr, flush=True)
+    print(one_line(sentence, _MAX_SENTENCE_CHARACTERS), file=sys.stderr, flush=True)
+
+
+def _shortage(error: BaseException) -> str | None:
+    """What the machine, not the program, is short of; None where it is something else."""
+    said = str(error)
+    if isinstance(error, ImportError) and any(words in said for words in _NO_ROOM_FOR_LIBRARIES):
+        return (
+            f"the main memory does not hold the program's libraries ({said}): give the program more, or raise its "
+            "limit of address space (ulimit -v)"
+        )
+    if isinstance(error, MemoryError) or "can't allocate memory" in said:
+        return "the main memory does not suffice: give the program more, or smaller batches with --batch-frames"
+    if is_out_of_memory(error):
+        return "the GPU's memory does not suffice: free some, or use --device cpu"
+    if (isinstance(error, RuntimeError) and _NO_THREAD in said) or _is(error, errno.EAGAIN):
+        return (
+            "no further thread can be started: raise the limit of processes (ulimit -u, a container's limit of pids), "
+            "or that of memory"
+        )
+    if _is(error, errno.EMFILE) or _is(error, errno.ENFILE):
+        return "too many files are open: raise the limit of open files (ulimit -n)"
+    return None
+
+
+def _is(error: BaseException, number: int) -> bool:
+    return isinstance(error, OSError) and error.errno == number
