@@ -1,14 +1,15 @@
 """Invoke mode: an HTTP server that analyses whatever lies in the input folder when it is asked to.
 
 `GET /health` answers 200 once the model is loaded, 503 before. `POST /invoke` answers 201 when the results are
-complete, 500 with a sentence where the case failed; one case runs at a time, a second request waits its turn.
+complete, 500 with a sentence where the case failed. One case runs at a time; a few requests wait their turn, and any
+more are answered 503 at once. A request has no body; a large one is refused unread, and a silent connection is dropped.
 """
 
 import contextlib
 import logging
 import os
+import resource
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,8 +31,17 @@ from algorithm.result.outputs import prepare_output, remove_results, removed_on_
 if TYPE_CHECKING:
     from algorithm.pipeline import Pipeline
 
-_THREADS = 8
-"""One case runs at a time; the others answer health checks beside it and hold requests that wait."""
+_MOST_WAITING = 4
+"""Requests that wait for the case that runs. Whoever sends more learns at once that they would wait long."""
+_THREADS = 16
+"""One case runs and a few wait, each in a thread; the others answer health checks beside them."""
+_MOST_BODY_BYTES = 64 * 1024
+_MOST_HEADER_BYTES = 16 * 1024
+_IDLE_S = 10
+"""A connection on which nothing was asked or said for so long is dropped."""
+_MOST_CONNECTIONS = 1000
+_OTHER_FILES = 100
+"""What the program itself needs of the files it may have open."""
 _STOP_PATIENCE_S = 3.0
 """The platform kills what has not ended 5 s after SIGTERM."""
 
@@ -47,6 +57,7 @@ class Service:
         self._output_dir = output_dir
         # Always the same thread, whichever took the request: CUDA's libraries set themselves up once a thread.
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="cases")
+        self._places = threading.Semaphore(1 + _MOST_WAITING)
         self.writing = threading.Lock()
         """Held while files are written: whoever ends the process takes it, so that results are whole or absent."""
         self.pipeline: Pipeline | None = None
@@ -82,12 +93,16 @@ class Service:
     def _invoke(self) -> tuple[HTTPStatus, str]:
         if self.pipeline is None:
             return HTTPStatus.SERVICE_UNAVAILABLE, "the model is being loaded\n"
+        if not self._places.acquire(blocking=False):
+            return HTTPStatus.SERVICE_UNAVAILABLE, f"a case runs and {_MOST_WAITING} wait: ask again later\n"
         try:
             self._worker.submit(self._run_case, self.pipeline).result()
         except Exception as error:
             sentence = explain(error)
             complain(sentence)
             return HTTPStatus.INTERNAL_SERVER_ERROR, f"{sentence}\n"
+        finally:
+            self._places.release()
         return HTTPStatus.CREATED, ""
 
     @staticmethod
@@ -115,7 +130,7 @@ def serve(
     read_manifest(model_dir)
     service = Service(input_dir, output_dir)
     try:
-        server = waitress.create_server(service, host="0.0.0.0", port=port, threads=_THREADS, ident=None)
+        server = create_server(service, port)
     except OSError as error:
         raise AcouslicError(f"port {port} cannot be listened on: {error.strerror}") from error
     # A request that waits for its turn is not worth a line each second.
@@ -130,6 +145,26 @@ def serve(
         signal.pause()
 
 
+def create_server(service: Service, port: int) -> Any:
+    """The HTTP server, listening; its `run` answers. Raises OSError where the port is taken."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return waitress.create_server(
+        service,
+        host="0.0.0.0",
+        port=port,
+        ident=None,
+        threads=_THREADS,
+        connection_limit=max(_OTHER_FILES, min(_MOST_CONNECTIONS, files - _OTHER_FILES)),
+        # select() knows no file descriptor above 1023.
+        asyncore_use_poll=True,
+        channel_timeout=_IDLE_S,
+        cleanup_interval=_IDLE_S // 2,
+        # Refused from its own size on, and never large enough for a temporary file.
+        max_request_body_size=_MOST_BODY_BYTES + 1,
+        max_request_header_size=_MOST_HEADER_BYTES,
+    )
+
+
 def _stop_on_signals(service: Service, output_dir: Path) -> None:
     """End the process on SIGTERM and SIGINT, at once but for files that are being written.
 
@@ -141,8 +176,10 @@ def _stop_on_signals(service: Service, output_dir: Path) -> None:
         if not service.writing.acquire(timeout=_STOP_PATIENCE_S):
             with contextlib.suppress(AcouslicError):
                 remove_results(output_dir)
-        # Neither print nor log: the signal may have come in the middle of one of them.
-        os.write(sys.stdout.fileno(), f"stopped by {signal.Signals(number).name}\n".encode())
+        # Neither print nor log: the signal may have come in the middle of one of them. And nothing may keep the
+        # process from ending, a stdout that nobody reads least of all.
+        with contextlib.suppress(OSError):
+            os.write(1, f"stopped by {signal.Signals(number).name}\n".encode())
         os._exit(0)
 
     for number in (signal.SIGTERM, signal.SIGINT):
