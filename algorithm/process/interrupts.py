@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C end the program with its clean-up."""
+"""SIGTERM and Ctrl-C end the program with its clean-up, until its result is complete."""
 
 import contextlib
 import signal
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 CLEAN_UP_S = 5.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:
@@ -19,29 +20,44 @@ class Interrupts:
     def __init__(self) -> None:
         self.number: int | None = None
         """Of the last signal that interrupted."""
+        self.kept = "nothing of an incomplete result was kept"
+        """What whoever stopped the program should know of its results."""
         self._interrupted_at = -CLEAN_UP_S
-        self._held = False
+        self._holds = 0
         self._pending: int | None = None
+        self._ended = False
 
     def install(self) -> None:
         """Handle signals from now on; one that is ignored, as Ctrl-C in a shell's background, stays so."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._on_signal)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Inside, a signal waits until the end: torch aborts the process when its import is interrupted."""
-        self._held = True
+        """Inside, a signal waits until the end. Torch aborts the process when its import is interrupted."""
+        self._holds += 1
         try:
             yield
         finally:
-            self._held = False
-        if self._pending is not None:
+            self._holds -= 1
+        if self._pending is not None and not self._holds and not self._ended:
             self._interrupt(self._pending)
 
+    def end(self) -> None:
+        """The result is complete: no signal interrupts from now on, and none is heard while Python ends.
+
+        Call it where a KeyboardInterrupt would still take the result back, so that each moment is on one of two sides.
+        """
+        self._ended = True
+        for number in _SIGNALS:
+            if signal.getsignal(number) == self._on_signal:
+                signal.signal(number, signal.SIG_IGN)
+
     def _on_signal(self, number: int, _: FrameType | None) -> None:
-        if self._held:
+        if self._ended:
+            return
+        if self._holds:
             self._pending = number
         elif time.monotonic() - self._interrupted_at >= CLEAN_UP_S:
             self._interrupt(number)

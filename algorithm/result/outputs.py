@@ -1,6 +1,7 @@
 """A case's result and its files: all of them complete, or none."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from algorithm.result.segment import Mask
 SCHEMA_VERSION = 1
 INTERVAL_OF = "members and neighbouring frames"
 PREVIEW_FILE = "preview.png"
+RECORD_FILE = "case.json"
 _PROBABILITY_DECIMALS = 6
 
 
@@ -83,7 +85,7 @@ def prepare_output(output_dir: Path) -> None:
 def remove_results(output_dir: Path) -> None:
     """Remove the files of a result, whole or partial, and their folder if it is empty then. The frame number, which
     says that a result is complete, goes first. Raises AcouslicError where a file cannot be removed."""
-    for name in (FRAME_NUMBER_FILE, SEGMENTATION_FILE, SCORES_FILE, CIRCUMFERENCE_FILE, PREVIEW_FILE):
+    for name in (FRAME_NUMBER_FILE, SEGMENTATION_FILE, SCORES_FILE, CIRCUMFERENCE_FILE, PREVIEW_FILE, RECORD_FILE):
         path = output_dir / name
         for leftover in (path, path.with_name(f".{path.stem}.partial{path.suffix}")):
             try:
@@ -91,7 +93,11 @@ def remove_results(output_dir: Path) -> None:
             except NotADirectoryError:
                 pass  # Some part of the path is a file: nothing is there, and writing will say so.
             except OSError as error:
-                raise AcouslicError(f"{leftover} of an earlier run could not be removed: {error.strerror}") from error
+                # A read-only file system refuses before it looks whether there is anything to remove.
+                if os.path.lexists(leftover):
+                    raise AcouslicError(
+                        f"{leftover} of an earlier run could not be removed: {error.strerror}"
+                    ) from error
     for folder in ((output_dir / SEGMENTATION_FILE).parent, (output_dir / SEGMENTATION_FILE).parent.parent):
         with contextlib.suppress(OSError):
             folder.rmdir()

@@ -11,10 +11,11 @@ import pytest
 from acouslic.ellipse import Ellipse
 from acouslic.errors import AcouslicError
 from acouslic.stack import StackHeader
+from algorithm.case_list import find_sweeps
 from algorithm.model.manifest import Thresholds
-from algorithm.predict import ResultRow, find_sweeps
 from algorithm.result.outputs import CaseResult
 from algorithm.result.preview import draw_preview
+from algorithm.result.table import ResultRow
 
 
 @pytest.fixture
@@ -49,6 +50,7 @@ def test_a_bad_case_does_not_stop_the_others(folder_of_stacks, tiny_model, run_a
             "frame-quality-scores.json",
             "images/fetal-abdomen-segmentation/output.mha",
             "preview.png",
+            "case.json",
         }
         picture = cv2.imread(str(output / case / "preview.png"))
         assert picture.shape[1] == 1000

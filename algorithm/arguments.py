@@ -1,0 +1,107 @@
+"""The command line of `python -m algorithm`: its words and what they may be. Loads nothing heavy."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from acouslic.errors import AcouslicError
+from acouslic.printable import printable
+
+if TYPE_CHECKING:
+    from algorithm.result.growth import GestationalAge
+
+PORT = 4743
+"""The platform's for invoke mode."""
+_EPILOG = """\
+environment: INPUT_DIR (default /input), OUTPUT_DIR (/output) and MODEL_DIR (/opt/ml/model) say where the case, the
+results and the model artifact are. Logs go to stdout; the last line of stderr says what failed, and the exit code is 1.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses in printable characters: a pattern may stand for a file whose name is an option or an escape sequence."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and exit with 2."""
+        super().error(printable(message))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Every command with its options. Each command's own come from a function of its name below."""
+    common = Parser(add_help=False)
+    common.add_argument("--model", type=Path, metavar="DIR", help="the model artifact (default: MODEL_DIR)")
+    common.add_argument("--device", choices=("cpu", "cuda"), help="default: a usable GPU, else the CPU")
+    common.add_argument(
+        "--batch-frames", type=positive, metavar="N", help="frames a batch (default: what memory holds; 8 on a CPU)"
+    )
+    parser = Parser(
+        prog="algorithm",
+        description="Finds, outlines and measures the fetal abdomen in blind-sweep ultrasound.",
+        epilog=_EPILOG,
+    )
+    parser.set_defaults(command="exec", model=None, device=None, batch_frames=None)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", help="without one: analyse INPUT_DIR, once")
+    commands.add_parser("exec", parents=[common], help="analyse INPUT_DIR, once")
+    _serve(commands.add_parser("serve", parents=[common], help="an HTTP server that analyses INPUT_DIR on request"))
+    _predict(commands.add_parser("predict", parents=[common], help="analyse any number of sweep stacks"))
+    return parser
+
+
+def _serve(serve: argparse.ArgumentParser) -> None:
+    serve.add_argument("--port", type=port, default=PORT, help=f"default: {PORT}, the platform's")
+
+
+def _predict(predict: argparse.ArgumentParser) -> None:
+    predict.add_argument("sweeps", type=Path, nargs="+", metavar="SWEEP", help="a stack, or a folder of stacks")
+    predict.add_argument("--output", type=Path, required=True, metavar="DIR", help="gets a folder a case, results.csv")
+    predict.add_argument(
+        "--gestational-age",
+        type=age,
+        metavar="WEEKS",
+        help="such as 28w3d, of all cases: adds the circumference's centile (INTERGROWTH-21st); no diagnosis",
+    )
+    predict.add_argument("--verbose", action="store_true", help="log timings and notes of each case")
+    many = predict.add_argument_group("many cases")
+    many.add_argument(
+        "--resume", action="store_true", help="skip what is complete and was made by the same model and version"
+    )
+    many.add_argument(
+        "--num-parts", type=positive, default=1, metavar="N", help="divide the cases into N parts, a command each"
+    )
+    many.add_argument(
+        "--part-id", type=not_negative, default=0, metavar="K", help="the part that this command does, from 0"
+    )
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    return _whole(text, 1)
+
+
+def not_negative(text: str) -> int:
+    """A whole number from 0."""
+    return _whole(text, 0)
+
+
+def age(text: str) -> "GestationalAge":
+    """A gestational age, such as 28w3d."""
+    from algorithm.result.growth import parse_age
+
+    try:
+        return parse_age(text)
+    except AcouslicError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def port(text: str) -> int:
+    """A port's number."""
+    if not text.isdecimal() or len(text) > 5 or not 1 <= int(text) <= 65_535:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 65535, not {text!r}")
+    return int(text)
+
+
+def _whole(text: str, lowest: int) -> int:
+    # int() refuses numbers of thousands of digits with an error of its own.
+    if not text.isdecimal() or len(text) > 18 or int(text) < lowest:
+        raise argparse.ArgumentTypeError(f"must be a whole number from {lowest}, not {text!r}")
+    return int(text)

@@ -1,0 +1,76 @@
+"""`case.json`, beside the results of a case: of which file, by which model and version they were made.
+
+`predict --resume` and `watch` skip a case by it; the row in it goes into `results.csv` again.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from acouslic import __version__
+from acouslic.errors import AcouslicError
+from acouslic.sockets import FRAME_NUMBER_FILE
+from acouslic.write import write_json
+from algorithm.model.manifest import MANIFEST_FILE, read_manifest
+from algorithm.result.outputs import RECORD_FILE
+from algorithm.result.table import ResultRow
+
+_SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Maker:
+    """What makes results: equal makers give the same result for the same file."""
+
+    version: str
+    model: str
+    """Its name."""
+    model_sha256: str
+    """Of the manifest, which holds the hash of every other file."""
+    settings: Mapping[str, Any]
+    """Those of the command line that change results."""
+
+    @classmethod
+    def of(cls, model_dir: Path, settings: Mapping[str, Any]) -> "Maker":
+        """This program with the model in `model_dir`. Raises AcouslicError as `read_manifest`."""
+        name = read_manifest(model_dir).name
+        digest = hashlib.sha256((model_dir / MANIFEST_FILE).read_bytes()).hexdigest()
+        return cls(__version__, name, digest, dict(settings))
+
+
+def write_record(folder: Path, source: Path, maker: Maker, row: ResultRow) -> None:
+    """Write `case.json` into `folder`. Raises AcouslicError where it cannot be written."""
+    content = {
+        "schema_version": _SCHEMA_VERSION,
+        "source": _source(source),
+        "made_by": dataclasses.asdict(maker),
+        "row": dataclasses.asdict(row),
+    }
+    write_json(folder / RECORD_FILE, content)
+
+
+def recorded_row(case_dir: Path, source: Path, maker: Maker) -> ResultRow | None:
+    """The row of a complete result in `case_dir` that `maker` made of the file at `source` as it is now, else None."""
+    if not (case_dir / FRAME_NUMBER_FILE).is_file():
+        return None
+    try:
+        content = json.loads((case_dir / RECORD_FILE).read_text(encoding="utf-8"))
+        if content["schema_version"] != _SCHEMA_VERSION or content["made_by"] != dataclasses.asdict(maker):
+            return None
+        return ResultRow(**content["row"]) if content["source"] == _source(source) else None
+    except (OSError, ValueError, KeyError, TypeError, AcouslicError):
+        # No record, a damaged one, or one of another version of the program: the case is analysed again.
+        return None
+
+
+def _source(path: Path) -> dict[str, Any]:
+    """What tells the file from a later one of the same name; a folder's own, where the frames are files in it."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise AcouslicError(f"{path} could not be read: {error.strerror}") from None
+    return {"path": str(path), "size_bytes": status.st_size, "modified_ns": status.st_mtime_ns}
