@@ -15,6 +15,7 @@ import gzip
 import hashlib
 import os
 import shutil
+import stat
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +40,7 @@ from algorithm.model.manifest import (
     manifest_to_json,
     read_manifest,
 )
+from algorithm.model.strict_json import reason
 from algorithm.model.tower import Tower, check_state, linear_shapes, without_weights
 
 HEADS_FILE = "heads.safetensors"
@@ -111,7 +113,13 @@ def load_artifact(folder: Path, *, verify_hashes: bool = True) -> Artifact:
     manifest = read_manifest(folder)
     _check_files(folder, manifest)
     with ThreadPoolExecutor(max_workers=2) as pool:
-        hashes = {name: pool.submit(hash_file, folder / name) for name in manifest.files} if verify_hashes else {}
+        hashes = {}
+        if verify_hashes:
+            for name, record in manifest.files.items():
+                if name.endswith(".json"):  # before it is parsed
+                    _check_hash(folder / name, record, hash_file(folder / name))
+                else:
+                    hashes[name] = pool.submit(hash_file, folder / name)
         tower_state = FileTensors(folder / TOWER_FILE)
         with without_weights():
             expected = Tower(manifest.tower).state_dict()
@@ -121,12 +129,8 @@ def load_artifact(folder: Path, *, verify_hashes: bool = True) -> Artifact:
             _read_member(folder / "members" / str(k), member, manifest.tower, shapes)
             for k, member in enumerate(manifest.members)
         )
-        for name, sha256 in hashes.items():
-            if sha256.result() != manifest.files[name].sha256:
-                raise AcouslicError(
-                    f"{folder / name}: its sha256 is {sha256.result()}, the manifest says "
-                    f"{manifest.files[name].sha256}: the file is damaged or from another artifact"
-                )
+        for name, hashing in hashes.items():
+            _check_hash(folder / name, manifest.files[name], hashing.result())
     return Artifact(folder, manifest, tower_state, members)
 
 
@@ -213,18 +217,52 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
     for name in sorted(set(manifest.files) ^ expected):
         problem = "is listed but not part of an artifact" if name not in expected else "is not listed"
         raise AcouslicError(f"{folder / MANIFEST_FILE}: files: {name!r} {problem}; export the model again")
-    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    there = _files_below(folder)
     for name in sorted(there - expected - {MANIFEST_FILE}):
         raise AcouslicError(f"{folder / name} does not belong to the artifact: remove it")
     for name, record in manifest.files.items():
         if name not in there:
             raise AcouslicError(f"{folder / name} is missing: mount or extract the whole artifact")
-        size_bytes = (folder / name).stat().st_size
+        size_bytes = _readable_size_bytes(folder / name)
         if size_bytes != record.size_bytes:
             raise AcouslicError(
                 f"{folder / name} has {size_bytes} bytes, the manifest says {record.size_bytes}: "
                 "the file is incomplete or from another artifact"
             )
+
+
+def _files_below(folder: Path) -> set[str]:
+    """Relative path (posix) of everything below `folder` that is no folder."""
+
+    def refuse(error: OSError) -> None:
+        raise AcouslicError(f"{error.filename} cannot be read: {reason(error)}") from None
+
+    found = set()
+    for parent, _, names in os.walk(folder, onerror=refuse):
+        found |= {(Path(parent) / name).relative_to(folder).as_posix() for name in names}
+    return found
+
+
+def _readable_size_bytes(path: Path) -> int:
+    """The size of a regular file that may be read; AcouslicError for any other."""
+    try:
+        # Not blocking: opening a pipe that nobody writes to would wait for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise AcouslicError(f"{path} cannot be read: {reason(error)}") from None
+    status = os.fstat(descriptor)
+    os.close(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise AcouslicError(f"{path} is not a regular file")
+    return status.st_size
+
+
+def _check_hash(path: Path, record: FileRecord, sha256: str) -> None:
+    if sha256 != record.sha256:
+        raise AcouslicError(
+            f"{path}: its sha256 is {sha256}, the manifest says {record.sha256}: the file is damaged or from another "
+            "artifact"
+        )
 
 
 def _read_member(

@@ -1,48 +1,66 @@
 """The artifact's `manifest.json`: everything a run needs to know that is not a tensor.
 
-One frozen dataclass a section. Parsing is strict: an unknown schema version, an unknown or missing field, a wrong
-type or an impossible value is refused with the field's path. Defaults are those of a submitted run; a written
-manifest always states every field.
+One frozen dataclass a section, with the bounds of its numbers in their types. Reading is strict (`strict_json.py`): an
+unknown schema version, an unknown or missing field, a wrong type or an impossible value is refused with the field's
+path. Defaults are those of a submitted run; a written manifest always states every field.
 """
 
 import dataclasses
 import json
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from acouslic.errors import AcouslicError
+from algorithm.model.strict_json import convert, read_bounded, read_object, refuse_other_fields, shown
 
 SCHEMA_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 TOWER_FILE = "tower.safetensors"
 
-Section = TypeVar("Section")
+# Bounds: far above any tower that is known, and low enough that nothing absurd is ever built.
+Count = Annotated[int, Meta(ge=1, le=1 << 16)]
+Layers = Annotated[int, Meta(ge=1, le=256)]
+Side = Annotated[int, Meta(ge=1, le=4096)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Positive = Annotated[float, Meta(gt=0, le=1e6)]
+Finite = Annotated[float, Meta(ge=-1e6, le=1e6)]
+Frames = Annotated[int, Meta(ge=0, le=100_000)]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z", description="64 hexadecimal digits")]
+Line = Annotated[
+    str,
+    Meta(
+        max_length=4000,
+        pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*\Z",
+        description="one line without control characters",
+    ),
+]
+"""For what is logged."""
 
 
 @dataclass(frozen=True)
 class TowerConfig:
     """A CLIP visual transformer, in open_clip's terms. `tower.py` builds it."""
 
-    image_size: int
-    patch_size: int
-    width: int
-    layers: int
-    heads: int
-    mlp_width: int
-    output_dim: int
+    image_size: Side
+    patch_size: Side
+    width: Count
+    layers: Layers
+    heads: Count
+    mlp_width: Count
+    output_dim: Count
     """Length of the embedding after the projection."""
     pre_norm: bool = True
     """LayerNorm before the first block (open_clip: not `no_ln_pre`)."""
     layer_scale: bool = False
-    norm_eps: float = 1e-5
+    norm_eps: Annotated[float, Meta(gt=0, le=1)] = 1e-5
     activation: Literal["gelu", "quick_gelu"] = "gelu"
     pool: Literal["tok", "avg"] = "tok"
     norm_after_pool: bool = False
     """`ln_post` on the pooled vector instead of on all tokens (open_clip: `final_ln_after_pool`)."""
-    kept_patches: tuple[int, ...] | None = None
+    kept_patches: Annotated[tuple[int, ...], Meta(min_length=1)] | None = None
     """Row-major indices of the patches the tower sees, ascending; None is all of them. An artifact may only declare
     fewer where it was trained so: padding and the outside of the fan carry nothing."""
 
@@ -51,12 +69,10 @@ class TowerConfig:
         """Patches along one side of the image."""
         return self.image_size // self.patch_size
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         """Raises ValueError where the numbers do not fit together."""
-        positive = ("image_size", "patch_size", "width", "layers", "heads", "mlp_width", "output_dim", "norm_eps")
-        for name in positive:
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if min(self.patch_size, self.heads) < 1:
+            raise ValueError("patch_size and heads must be at least 1")
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
         if self.width % self.heads:
@@ -71,34 +87,27 @@ class TowerConfig:
 class PreprocessingConfig:
     """How a frame becomes the tower's input: pad to a centred square, resize, normalise. `preprocess.py` does it."""
 
-    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    mean: tuple[Finite, Finite, Finite] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[Positive, Positive, Positive] = (0.26862954, 0.26130258, 0.27577711)
     antialias: bool = False
     """Cubic resize with (True) or without (False, as OpenCV's INTER_CUBIC and the published code) antialiasing."""
-
-    def check(self) -> None:
-        """Raises ValueError for a standard deviation that is not positive."""
-        if min(self.std) <= 0:
-            raise ValueError(f"std must be positive, not {self.std}")
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
     """A UNETR-style mask decoder. `decoder.py` builds it."""
 
-    taps: tuple[int, int, int, int]
+    taps: tuple[Layers, Layers, Layers, Layers]
     """Blocks whose outputs it reads, counted from 1, in ascending order."""
-    grid_size: int
+    grid_size: Annotated[int, Meta(ge=1, le=256)]
     """Side of the token grid it works on; 14 shrinks a 16 x 16 grid bilinearly as the published code does. The
     mask logits have 16 times this side."""
-    filters: int = 32
+    filters: Annotated[int, Meta(ge=1, le=512)] = 32
 
-    def check(self) -> None:
-        """Raises ValueError for taps out of order or sizes that are not positive."""
-        if list(self.taps) != sorted(set(self.taps)) or self.taps[0] < 1:
+    def __post_init__(self) -> None:
+        """Raises ValueError for taps out of order."""
+        if list(self.taps) != sorted(set(self.taps)):
             raise ValueError(f"taps must be ascending block numbers from 1, not {self.taps}")
-        if self.grid_size <= 0 or self.filters <= 0:
-            raise ValueError("grid_size and filters must be positive")
 
 
 @dataclass(frozen=True)
@@ -114,40 +123,30 @@ class MemberConfig:
     presence: bool
     optimality: bool
     decoder: DecoderConfig | None = None
-    presence_temperature: float = 1.0
+    presence_temperature: Positive = 1.0
     """Calibration: probabilities are sigmoid(logit / temperature)."""
-    optimality_temperature: float = 1.0
-    presence_mask_fraction: float = 0.01
+    optimality_temperature: Positive = 1.0
+    presence_mask_fraction: Annotated[float, Meta(gt=0, lt=1)] = 0.01
     """For a member without a presence head, whose decoder then judges presence: probability 0.5 is reached where
     this fraction of the mask's pixels exceeds 0.5 (the published FETALCLIP_SEG rule)."""
 
-    def check(self) -> None:
-        """Raises ValueError for a member that cannot judge a frame, or a temperature that is not positive."""
+    def __post_init__(self) -> None:
+        """Raises ValueError for a member that cannot judge a frame."""
         if not self.presence and self.decoder is None:
             raise ValueError("a member needs a presence head or a decoder")
-        if min(self.presence_temperature, self.optimality_temperature) <= 0:
-            raise ValueError("temperatures must be positive")
-        if not 0 < self.presence_mask_fraction < 1:
-            raise ValueError("presence_mask_fraction must lie between 0 and 1")
 
 
 @dataclass(frozen=True)
 class Thresholds:
     """Operating points on the ensemble's probabilities, chosen on validation cases."""
 
-    presence: float = 0.5
+    presence: Share = 0.5
     """Of a frame, in context where there is one."""
-    optimality: float = 0.5
-    mask: float = 0.5
-    suitable: float = 0.5
+    optimality: Share = 0.5
+    mask: Share = 0.5
+    suitable: Share = 0.5
     """A case is `suitable` where the chosen frame's presence probability, by itself, reaches this and its mask has an
     ellipse."""
-
-    def check(self) -> None:
-        """Raises ValueError for a threshold outside [0, 1]."""
-        for item in dataclasses.fields(self):
-            if not 0 <= getattr(self, item.name) <= 1:
-                raise ValueError(f"{item.name} must lie in [0, 1], not {getattr(self, item.name)}")
 
 
 @dataclass(frozen=True)
@@ -159,25 +158,21 @@ class ScoringConfig:
     the whole ensemble those near what could win."""
     gate: Literal["average", "member"] = "average"
     """The gate: one pass through the members' averaged adapters and heads, or through member `gate_member`."""
-    gate_member: int = 0
-    stride: int = 4
-    margin_frames: int = 3
+    gate_member: Annotated[int, Meta(ge=0)] = 0
+    stride: Annotated[int, Meta(ge=1)] = 4
+    margin_frames: Frames = 3
     """Frames refined on each side of a frame that could win."""
-    refine_ratio: float = 0.5
+    refine_ratio: Share = 0.5
     """A gated frame could win where its quality reaches this share of the best of the case."""
-    refine_presence: tuple[float, float] = (0.1, 0.9)
+    refine_presence: tuple[Share, Share] = (0.1, 0.9)
     """Frames whose gate probability, in context, lies between these are refined too: they decide F1."""
-    max_refined_fraction: float = 0.2
+    max_refined_fraction: Annotated[float, Meta(gt=0, le=1)] = 0.2
     """At most this share of the frames is refined, the best first."""
 
-    def check(self) -> None:
-        """Raises ValueError for settings outside their range."""
-        if self.stride < 1 or self.margin_frames < 0 or self.gate_member < 0:
-            raise ValueError("stride must be at least 1, margin_frames and gate_member at least 0")
-        if not 0 <= self.refine_presence[0] <= self.refine_presence[1] <= 1:
+    def __post_init__(self) -> None:
+        """Raises ValueError for a range that is none."""
+        if self.refine_presence[0] > self.refine_presence[1]:
             raise ValueError("refine_presence must be two ascending probabilities")
-        if not 0 < self.max_refined_fraction <= 1 or not 0 <= self.refine_ratio <= 1:
-            raise ValueError("max_refined_fraction and refine_ratio must lie in (0, 1] and [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -190,16 +185,14 @@ class CaseContext:
     patient's planes is sure of the frames beside them too, and one that doubts them doubts all.
     """
 
-    slope: float
-    best_slope: float
-    offset: float
-    best_range: tuple[float, float]
+    slope: Positive
+    best_slope: Finite
+    offset: Finite
+    best_range: tuple[Finite, Finite]
     """Logits of the best frames that were seen in fitting: beyond them nothing is known of their effect."""
 
-    def check(self) -> None:
-        """Raises ValueError for a slope that would turn the order of frames round, and a range that is none."""
-        if self.slope <= 0:
-            raise ValueError(f"slope must be positive, not {self.slope}")
+    def __post_init__(self) -> None:
+        """Raises ValueError for a range that is none."""
         if self.best_range[0] > self.best_range[1]:
             raise ValueError("best_range must be ascending")
 
@@ -208,28 +201,21 @@ class CaseContext:
 class SelectionConfig:
     """How the frame is chosen and outlined. `select_frame.py` and `segment.py` follow it."""
 
-    smoothing_sigma_frames: float = 2.0
+    smoothing_sigma_frames: Annotated[float, Meta(ge=0, le=10_000)] = 2.0
     """Gaussian smoothing of probabilities along a sweep; 0 is none."""
     context: CaseContext | None = None
     """None judges each frame without a look at the rest of its case."""
-    suboptimal_credit: float = 0.6
+    suboptimal_credit: Share = 0.6
     """What a suboptimal frame is worth where an optimal one exists: quality = presence x (credit + (1 - credit) x
     optimality), the expected WFSS of the frame."""
-    candidates: int = 5
+    candidates: Annotated[int, Meta(ge=1, le=10_000)] = 5
     """So many best frames, apart from each other, are segmented in turn until a mask has an ellipse."""
-    neighbour_frames: int = 2
+    neighbour_frames: Annotated[int, Meta(ge=0, le=1000)] = 2
     """Frames on each side of the chosen one that are measured for the interval."""
     when_unsuitable: Literal["best_guess", "no_frame"] = "best_guess"
     """What the frame number says for an unsuitable case. -1 scores zero in the challenge; a guess never scores less."""
     mask_shape: Literal["ellipse", "component"] = "ellipse"
     """The mask is the ellipse fitted to the cleaned component, or the component itself."""
-
-    def check(self) -> None:
-        """Raises ValueError for settings outside their range."""
-        if self.smoothing_sigma_frames < 0 or self.neighbour_frames < 0 or self.candidates < 1:
-            raise ValueError("smoothing and neighbour_frames must be at least 0, candidates at least 1")
-        if not 0 <= self.suboptimal_credit <= 1:
-            raise ValueError("suboptimal_credit must lie in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -243,35 +229,30 @@ class Provenance:
     made_by: str
     """The command, version and commit that made the artifact."""
     notes: str = ""
-    split_sha256: str | None = None
+    split_sha256: Sha256 | None = None
 
 
 @dataclass(frozen=True)
 class FileRecord:
     """What a file of the artifact must be."""
 
-    sha256: str
-    size_bytes: int
+    sha256: Sha256
+    size_bytes: Annotated[int, Meta(ge=0)]
 
 
 @dataclass(frozen=True)
 class HalfPrecision:
     """How far half precision takes presence and optimality from float32's: the largest difference, as measured."""
 
-    frames: int = 0
+    frames: Annotated[int, Meta(ge=0)] = 0
     """On so many frames; 0 where it was not measured."""
-    float16: float | None = None
-    bfloat16: float | None = None
+    float16: Share | None = None
+    bfloat16: Share | None = None
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         """Raises ValueError for what cannot have been measured."""
-        if self.frames < 0:
-            raise ValueError(f"frames must not be negative: {self.frames}")
         for name in ("float16", "bfloat16"):
-            difference = getattr(self, name)
-            if difference is not None and not 0 <= difference <= 1:
-                raise ValueError(f"{name} must lie in 0..1, not {difference}")
-            if (difference is None) != (self.frames == 0):
+            if (getattr(self, name) is None) != (self.frames == 0):
                 raise ValueError(f"{name} goes with a number of frames, and none without")
 
 
@@ -280,10 +261,10 @@ class Manifest:
     """The whole of `manifest.json`."""
 
     schema_version: int
-    name: str
+    name: Line
     tower: TowerConfig
     preprocessing: PreprocessingConfig
-    members: tuple[MemberConfig, ...]
+    members: Annotated[tuple[MemberConfig, ...], Meta(max_length=64)]
     thresholds: Thresholds
     scoring: ScoringConfig
     selection: SelectionConfig
@@ -292,7 +273,7 @@ class Manifest:
     files: dict[str, FileRecord] = field(default_factory=dict)
     """Relative path (posix) to what the file must be; every file of the artifact except the manifest."""
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         """Raises ValueError where sections contradict each other."""
         if not self.members:
             raise ValueError("members must hold at least one member")
@@ -314,79 +295,18 @@ def read_manifest(folder: Path) -> Manifest:
     missing, of a wrong type or out of range.
     """
     path = folder / MANIFEST_FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise AcouslicError(
-            f"{path} is missing: mount or extract a model artifact (a folder with {MANIFEST_FILE}) there"
-        ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise AcouslicError(f"{path} is not a readable JSON file: {error}") from None
-    version = content.get("schema_version") if isinstance(content, dict) else None
+    content = read_bounded(path, missing=f"mount or extract a model artifact (a folder with {MANIFEST_FILE}) there")
+    found = read_object(content, path)
+    version = found.get("schema_version")
     if type(version) is not int or version != SCHEMA_VERSION:
         raise AcouslicError(
-            f"{path}: schema_version is {version!r}, this program reads {SCHEMA_VERSION}; export the model again"
+            f"{path}: schema_version is {shown(version)}, this program reads {SCHEMA_VERSION}; export the model again"
         )
-    return _parse_section(Manifest, content, str(path), "")
+    manifest = convert(found, Manifest, path)
+    refuse_other_fields(found, manifest, path)
+    return manifest
 
 
 def manifest_to_json(manifest: Manifest) -> str:
     """The manifest as it is written: every field, sorted as declared, one trailing newline."""
     return json.dumps(dataclasses.asdict(manifest), indent=2, ensure_ascii=False) + "\n"
-
-
-def _parse_section(section: type[Section], value: Any, path: str, where: str) -> Section:
-    """Build a dataclass from JSON, strictly; `where` is the dotted path for messages."""
-    here = where or "the manifest"
-    if not isinstance(value, dict):
-        raise AcouslicError(f"{path}: {here} must be an object, not {type(value).__name__}")
-    fields = {item.name: item for item in dataclasses.fields(section)}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(section)
-    unknown = sorted(set(value) - set(fields))
-    missing = sorted(set(fields) - set(value))
-    if unknown or missing:
-        problem = f"unknown field {unknown[0]!r}" if unknown else f"field {missing[0]!r} is missing"
-        raise AcouslicError(f"{path}: {problem} in {here}; this program reads schema {SCHEMA_VERSION}")
-    parsed = {
-        name: _parse_value(hints[name], value[name], path, f"{where}.{name}" if where else name) for name in fields
-    }
-    result = section(**parsed)
-    check = getattr(result, "check", None)
-    if check is not None:
-        try:
-            check()
-        except ValueError as error:
-            raise AcouslicError(f"{path}: in {here}: {error}") from None
-    return result
-
-
-def _parse_value(hint: Any, value: Any, path: str, where: str) -> Any:
-    """One JSON value as the annotated type, or an error naming the field."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in arguments:
-            return None
-        (inner,) = (argument for argument in arguments if argument is not type(None))
-        return _parse_value(inner, value, path, where)
-    if dataclasses.is_dataclass(hint):
-        return _parse_section(typing.cast(type, hint), value, path, where)
-    if origin is Literal:
-        if value in arguments and isinstance(value, str):
-            return value
-        raise AcouslicError(f"{path}: {where} must be one of {', '.join(map(repr, arguments))}, not {value!r}")
-    if origin is tuple and isinstance(value, list):
-        many = len(arguments) == 2 and arguments[1] is Ellipsis
-        if many or len(arguments) == len(value):
-            kinds = [arguments[0]] * len(value) if many else list(arguments)
-            return tuple(
-                _parse_value(kind, item, path, f"{where}[{i}]")
-                for i, (kind, item) in enumerate(zip(kinds, value, strict=True))
-            )
-    if origin is dict and isinstance(value, dict):
-        return {key: _parse_value(arguments[1], item, path, f"{where}[{key!r}]") for key, item in value.items()}
-    if hint is float and type(value) in (int, float) and abs(value) < float("inf"):
-        return float(value)
-    if hint in (int, bool, str) and type(value) is hint:
-        return value
-    name = getattr(hint, "__name__", None) if origin is None else str(hint)
-    raise AcouslicError(f"{path}: {where} must be {name}, not {value!r}")

@@ -3,31 +3,51 @@
 Read against open_clip 3.3.0 (model.py: CLIPVisionCfg and _build_vision_tower; transformer.py: VisionTransformer).
 """
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
+from msgspec import Meta
 from torch import Tensor
 
 from acouslic.errors import AcouslicError
-from algorithm.model.manifest import TowerConfig
+from algorithm.model.manifest import Count, Layers, Side, TowerConfig
+from algorithm.model.strict_json import check_bounds, convert, shown
 
 PREFIX = "visual."
 
-# The options the tower reads, with open_clip's defaults.
-READ: dict[str, Any] = {
-    "layers": 12,
-    "width": 768,
-    "head_width": 64,
-    "mlp_ratio": 4.0,
-    "patch_size": 16,
-    "image_size": 224,
-    "ls_init_value": None,
-    "no_ln_pre": False,
-    "final_ln_after_pool": False,
-    "pool_type": "tok",
-    "norm_kwargs": None,
-    "act_kwargs": None,
-}
+Square = Side | tuple[Side, Side]
+
+
+@dataclass(frozen=True)
+class VisionOptions:
+    """The options of `vision_cfg` that the tower reads, with open_clip's defaults."""
+
+    layers: Layers = 12
+    width: Count = 768
+    head_width: Count = 64
+    mlp_ratio: Annotated[float, Meta(gt=0, le=64)] = 4.0
+    patch_size: Square = 16
+    image_size: Square = 224
+    ls_init_value: float | None = None
+    no_ln_pre: bool = False
+    final_ln_after_pool: bool = False
+    pool_type: Literal["tok", "avg"] = "tok"
+    norm_kwargs: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What is read of a model configuration."""
+
+    embed_dim: Count
+    vision_cfg: VisionOptions
+    quick_gelu: bool | None = False
+
+
+READ = {item.name for item in dataclasses.fields(VisionOptions)}
 # Options that change nothing here: training only, or of a pooler or a timm model that is refused anyway.
 INERT = {
     "patch_dropout",
@@ -58,43 +78,50 @@ ONLY: dict[str, tuple[Any, ...]] = {
 }
 
 
-def tower_config_from_open_clip(model_cfg: Mapping[str, Any]) -> TowerConfig:
-    """The tower of an open_clip model configuration (the JSON with `embed_dim` and `vision_cfg`).
+def tower_config_from_open_clip(model_cfg: Mapping[str, Any], where: str = "open_clip's configuration") -> TowerConfig:
+    """The tower of an open_clip model configuration (the JSON with `embed_dim` and `vision_cfg`); `where` names its
+    source in messages.
 
-    Raises AcouslicError naming the option that is unknown or that this tower cannot express.
+    Raises AcouslicError naming the option that is unknown, of a wrong type or that this tower cannot express.
     """
     if "vision_cfg" not in model_cfg or "embed_dim" not in model_cfg:
         raise AcouslicError("an open_clip model configuration needs embed_dim and vision_cfg")
-    vision = dict(model_cfg["vision_cfg"])
-    for name, value in vision.items():
-        if name in ONLY and value not in ONLY[name]:
-            supported = ", ".join(repr(item) for item in ONLY[name])
-            raise AcouslicError(f"open_clip option vision_cfg.{name}={value!r} is not supported, only {supported}")
-        if name not in READ and name not in INERT and name not in ONLY:
-            raise AcouslicError(f"open_clip option vision_cfg.{name} is not known to this program")
-    value = {name: vision.get(name, default) for name, default in READ.items()}
-    if not isinstance(value["layers"], int):
-        raise AcouslicError(f"open_clip option vision_cfg.layers={value['layers']!r}: a ResNet is not supported")
-    config = TowerConfig(
-        image_size=_side(value["image_size"], "image_size"),
-        patch_size=_side(value["patch_size"], "patch_size"),
-        width=value["width"],
-        layers=value["layers"],
-        heads=value["width"] // value["head_width"],
-        mlp_width=int(value["width"] * value["mlp_ratio"]),
-        output_dim=model_cfg["embed_dim"],
-        pre_norm=not value["no_ln_pre"],
-        layer_scale=value["ls_init_value"] is not None,
-        norm_eps=_norm_eps(value["norm_kwargs"]),
-        activation="quick_gelu" if model_cfg.get("quick_gelu") else "gelu",
-        pool=value["pool_type"],
-        norm_after_pool=bool(value["final_ln_after_pool"]),
-    )
+    if isinstance(model_cfg["vision_cfg"], Mapping):
+        _check_options(model_cfg["vision_cfg"])
+    options = convert(model_cfg, ModelOptions, Path(where))
+    vision = options.vision_cfg
     try:
-        config.check()
+        config = TowerConfig(
+            image_size=_side(vision.image_size, "image_size"),
+            patch_size=_side(vision.patch_size, "patch_size"),
+            width=vision.width,
+            layers=vision.layers,
+            heads=vision.width // vision.head_width,
+            mlp_width=int(vision.width * vision.mlp_ratio),
+            output_dim=options.embed_dim,
+            pre_norm=not vision.no_ln_pre,
+            layer_scale=vision.ls_init_value is not None,
+            norm_eps=_norm_eps(vision.norm_kwargs),
+            activation="quick_gelu" if options.quick_gelu else "gelu",
+            pool=vision.pool_type,
+            norm_after_pool=vision.final_ln_after_pool,
+        )
+        check_bounds(config)
     except ValueError as error:
         raise AcouslicError(f"open_clip's vision_cfg cannot be built here: {error}") from None
     return config
+
+
+def _check_options(vision: Mapping[str, Any]) -> None:
+    """Raises AcouslicError for an option that is unknown or has a value that this tower cannot express."""
+    for name, value in vision.items():
+        if name in ONLY and value not in ONLY[name]:
+            supported = ", ".join(repr(item) for item in ONLY[name])
+            raise AcouslicError(f"open_clip option vision_cfg.{name}={shown(value)} is not supported, only {supported}")
+        if name not in READ and name not in INERT and name not in ONLY:
+            raise AcouslicError(f"open_clip option vision_cfg.{shown(name)[1:-1]} is not known to this program")
+    if isinstance(vision.get("layers"), (list, tuple)):
+        raise AcouslicError(f"open_clip option vision_cfg.layers={shown(vision['layers'])}: a ResNet is not supported")
 
 
 def tower_state_from_open_clip(state: Mapping[str, Tensor], config: TowerConfig) -> dict[str, Tensor]:
@@ -121,13 +148,13 @@ def tower_state_from_open_clip(state: Mapping[str, Tensor], config: TowerConfig)
     return split
 
 
-def _side(value: Any, name: str) -> int:
+def _side(value: int | tuple[int, int], name: str) -> int:
     """A side length that open_clip may give as one number or as two equal ones."""
-    if isinstance(value, (list, tuple)) and len(value) == 2 and value[0] == value[1]:
-        value = value[0]
-    if not isinstance(value, int):
+    if isinstance(value, int):
+        return value
+    if value[0] != value[1]:
         raise AcouslicError(f"open_clip option vision_cfg.{name}={value!r} is not supported, only squares are")
-    return value
+    return value[0]
 
 
 def _norm_eps(norm_kwargs: Mapping[str, Any] | None) -> float:

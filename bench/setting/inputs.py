@@ -14,6 +14,7 @@ from acouslic.release import Release
 from acouslic.sockets import SWEEP_FOLDER
 from acouslic.stack import open_stack
 from algorithm.model.manifest import MANIFEST_FILE, ScoringConfig, manifest_to_json, read_manifest
+from algorithm.model.strict_json import check_bounds
 from bench.setting.machine import REPOSITORY
 from training.phantom.generate import write_stack
 
@@ -71,7 +72,7 @@ def scoring_of(
         scoring = dataclasses.replace(scoring, mode=mode)  # type: ignore[arg-type]
     if refined_fraction is not None:
         scoring = dataclasses.replace(scoring, max_refined_fraction=refined_fraction)
-    scoring.check()
+    check_bounds(scoring)
     return scoring
 
 

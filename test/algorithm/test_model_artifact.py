@@ -165,10 +165,10 @@ def test_a_context_is_read(artifact):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"slope": 0.0}, "in selection.context: slope must be positive"),
+        ({"slope": 0.0}, "selection.context.slope must be a number > 0.0, not 0.0"),
         ({"best_range": [2.0, -3.0]}, "in selection.context: best_range must be ascending"),
         ({"best_range": [1.0, 2.0, 3.0]}, "selection.context.best_range must be"),
-        ({"best_slope": None}, "selection.context.best_slope must be float"),
+        ({"best_slope": None}, "selection.context.best_slope must be a number, not null"),
     ],
 )
 def test_a_context_that_makes_no_sense_is_refused(change, message, artifact):
@@ -176,6 +176,116 @@ def test_a_context_that_makes_no_sense_is_refused(change, message, artifact):
     change_manifest(artifact, lambda m: m["selection"].update(context=CONTEXT | change))
     with pytest.raises(AcouslicError, match=message):
         load_artifact(artifact)
+
+
+REFUSED_FIELDS = {
+    "an integer as text": ("tower.width", '"32"', r"tower\.width must be an integer, not '32'$"),
+    "true for a number": ("scoring.stride", "true", r"scoring\.stride must be an integer, not True$"),
+    "too large": ("tower.layers", "10000000", r"tower\.layers must be an integer <= 256, not 10000000$"),
+    "too small": ("members[1].decoder.filters", "0", r"members\[1\]\.decoder\.filters must be an integer >= 1, not 0$"),
+    "5,000 digits": (
+        "tower.width",
+        "9" * 5000,
+        r"tower\.width must be an integer, not 'a number of 5,000 characters'$",
+    ),
+    "no float holds it": ("thresholds.mask", "1e400", r"thresholds\.mask must be a number, not '1e400'$"),
+    "no JSON number": ("thresholds.mask", "NaN", "NaN is no JSON number$"),
+    "not an option": ("scoring.mode", '"some"', r"scoring\.mode must be one of 'exhaustive', 'gated', not 'some'$"),
+    "an object for an array": ("members", "{}", "members must be an array, not an object$"),
+    "an array for an object": ("tower", "[1, 2]", "tower must be an object, not an array of 2$"),
+    "an array too short": (
+        "preprocessing.mean",
+        "[0, 0]",
+        r"preprocessing\.mean must be an array of length 3, not an array of 2$",
+    ),
+    "an item of an array": (
+        "preprocessing.std",
+        "[1, 1, null]",
+        r"preprocessing\.std\[2\] must be a number, not null$",
+    ),
+    "a key of an object": (
+        "files",
+        '{"tower.safetensors": {"sha256": "0", "size_bytes": 1}}',
+        r"files\['tower\.safetensors'\]\.sha256 must be 64 hexadecimal digits, not '0'$",
+    ),
+    "nested": ("provenance", "[" * 100_000 + "]" * 100_000, "is nested too deeply to be read$"),
+    "not JSON": ("provenance", "{,}", "is not a readable JSON file: .* at line 1, column"),
+    "a control character": (
+        "name",
+        r'"\u001b[31mred"',
+        r"name must be one line without control characters, not '\\x1b\[31mred'$",
+    ),
+    "a very long text": ("scoring.mode", f'"{"x" * 100_000}"', "not 'x{80}'[.]{3}$"),
+}
+
+
+@pytest.mark.parametrize("fault", REFUSED_FIELDS)
+def test_a_wrong_field_is_one_sentence(fault, artifact):
+    """What is wrong, at which field, with what stands there: short, on one line, without control characters."""
+    field, value, message = REFUSED_FIELDS[fault]
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    *path, last = field.replace("[", ".[").split(".")
+    section = manifest
+    for part in path:
+        section = section[int(part[1:-1]) if part.startswith("[") else part]
+    section[last] = "HERE"
+    (artifact / "manifest.json").write_text(json.dumps(manifest).replace('"HERE"', value))
+    with pytest.raises(AcouslicError, match=message) as caught:
+        load_artifact(artifact)
+    told = str(caught.value)
+    assert told.startswith(f"{artifact / 'manifest.json'}")
+    assert len(told) < 400
+    assert told.isprintable()
+
+
+def test_a_field_that_is_missing_or_stands_twice(artifact):
+    """Also one with a default: a written manifest states every field; and the first of two values is not dropped."""
+    change_manifest(artifact, lambda m: m["scoring"].pop("stride"))
+    with pytest.raises(AcouslicError, match=r"field 'stride' is missing in scoring$"):
+        load_artifact(artifact)
+    change_manifest(artifact, lambda m: m["tower"].pop("width"))
+    with pytest.raises(AcouslicError, match=r"field 'width' is missing in tower$"):
+        load_artifact(artifact)
+    text = (artifact / "manifest.json").read_text()
+    (artifact / "manifest.json").write_text(text.replace('"name":', '"name": "", "name":'))
+    with pytest.raises(AcouslicError, match=r"the field 'name' stands twice in one object$"):
+        load_artifact(artifact)
+
+
+def test_a_manifest_that_is_no_file(artifact):
+    """A pipe is not waited for, and a huge file is not read."""
+    (artifact / "manifest.json").unlink()
+    os.mkfifo(artifact / "manifest.json")
+    with pytest.raises(AcouslicError, match=r"manifest\.json is not a regular file"):
+        load_artifact(artifact)
+    (artifact / "manifest.json").unlink()
+    with (artifact / "manifest.json").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(AcouslicError, match=r"manifest\.json has 1,099,511,627,776 bytes, more than"):
+        load_artifact(artifact)
+
+
+def test_a_file_without_read_permission(sound, tmp_path, repository):
+    """Is there, and said to be: "missing" would send its owner looking for it."""
+    names = ("manifest.json", "tower.safetensors", "members/0/adapter_config.json", "members/0/heads.safetensors")
+    closed = [*names, "members"]
+    for number, name in enumerate(closed):
+        (shutil.copytree(sound, tmp_path / str(number)) / name).chmod(0)
+    program = (
+        "import os; from pathlib import Path\n"
+        "from acouslic.errors import AcouslicError; from algorithm.model.artifact import load_artifact\n"
+        # Root reads everything. The folders above the test's own are closed to others, so it is entered first.
+        f"os.chdir({str(tmp_path)!r})\n"
+        "if os.getuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        f"for number in range({len(closed)}):\n"
+        "    try: load_artifact(Path(str(number)))\n"
+        "    except AcouslicError as error: print(error)\n"
+    )
+    tmp_path.chmod(0o755)
+    done = subprocess.run([sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, check=True)
+    (tmp_path / str(len(names)) / "members").chmod(0o755)
+    expected = [f"{number}/{name} cannot be read: Permission denied" for number, name in enumerate(closed)]
+    assert done.stdout.splitlines() == expected
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from algorithm.engine.ensemble import Ensemble
 from algorithm.frames.preprocess import normalise
 from algorithm.model.artifact import load_artifact
 from algorithm.model.manifest import HalfPrecision, read_manifest
+from algorithm.model.strict_json import check_bounds
 from algorithm.pipeline import Pipeline
 from training.export.precision import describe, main, measure_half_precision
 from training.learn.autocast import autocast_type
@@ -93,7 +94,7 @@ def test_the_algorithm_obeys_the_manifest(model, monkeypatch):
 def test_a_record_that_cannot_be(fields):
     """No numbers without frames, nor frames without numbers, nor differences of more than one."""
     with pytest.raises(ValueError, match=r"float16|frames"):
-        HalfPrecision(**fields).check()
+        check_bounds(HalfPrecision(**fields))
 
 
 def test_training_prefers_range(monkeypatch):
