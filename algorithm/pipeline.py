@@ -20,6 +20,7 @@ from acouslic.stack import StackHeader
 from algorithm.engine.batches import choose_batch_frames
 from algorithm.engine.device import choose_device, choose_precision, keep_exact_sums, set_cpu_threads
 from algorithm.engine.ensemble import Ensemble
+from algorithm.frames.frame_source import FrameSource
 from algorithm.frames.frame_stream import FrameStream
 from algorithm.frames.resized_frames import ResizedFrames
 from algorithm.judgement.score import FrameScores, score_case
@@ -85,16 +86,19 @@ class Pipeline:
         log.info("batches of %d frames; members run one after another%s", batch_frames, at_once)
         return cls(ensemble, batch_frames, import_s, time.monotonic() - start)
 
-    def run(self, sweep_path: Path, output_dir: Path, case: str) -> CaseResult:
+    def run(self, sweep_path: Path, output_dir: Path | None, case: str) -> CaseResult:
         """Analyse the stack at `sweep_path` and write the result files into `output_dir`; see `run_stream`."""
-        prepare_output(output_dir)
-        with removed_on_failure(output_dir), contextlib.closing(FrameStream(sweep_path)) as stream:
+        with contextlib.ExitStack() as until_done:
+            if output_dir is not None:
+                prepare_output(output_dir)
+                until_done.enter_context(removed_on_failure(output_dir))
+            stream = until_done.enter_context(contextlib.closing(FrameStream(sweep_path)))
             return self.run_stream(stream, output_dir, case)
 
     def run_stream(
         self,
-        stream: FrameStream,
-        output_dir: Path,
+        stream: FrameSource,
+        output_dir: Path | None,
         case: str,
         *,
         age: GestationalAge | None = None,
@@ -104,10 +108,10 @@ class Pipeline:
     ) -> CaseResult:
         """Analyse a stack that is being decoded, write its result files and log the timings as one line of JSON.
 
-        `output_dir` has been prepared by `outputs.prepare_output`. `age` is the pregnancy's, where it is known, and
-        gives the circumference its centile. `started_at` (`time.monotonic`) is where
-        `total_s` and `first_frame_s` count from, by default now; `progress` gets the share of frames scored;
-        `writing` is entered around the writing of files.
+        `output_dir` has been prepared by `outputs.prepare_output`; None writes nothing. `age` is the pregnancy's, where
+        it is known, and gives the circumference its centile. `started_at` (`time.monotonic`) is where `total_s` and
+        `first_frame_s` count from, by default now; `progress` gets the share of frames scored; `writing` is entered
+        around the writing of files.
         Raises AcouslicError where the stack is damaged or a file cannot be written; no file stays then.
         """
         started_at = time.monotonic() if started_at is None else started_at
@@ -129,8 +133,9 @@ class Pipeline:
         scored = time.monotonic()
         result = self._conclude(case, header, resized, scores, age)
         segmented = time.monotonic()
-        with writing or contextlib.nullcontext():
-            write_result(result, output_dir)
+        if output_dir is not None:
+            with writing or contextlib.nullcontext():
+                write_result(result, output_dir)
         written = time.monotonic()
         timings = RunTimings(
             import_s=self.import_s,

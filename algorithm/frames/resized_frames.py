@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from algorithm.frames.frame_stream import CHUNK_FRAMES, FrameStream
+from algorithm.frames.frame_source import FrameSource
+from algorithm.frames.frame_stream import CHUNK_FRAMES
 from algorithm.frames.preprocess import resize_frames
 from algorithm.model.manifest import PreprocessingConfig
 
@@ -17,7 +18,7 @@ from algorithm.model.manifest import PreprocessingConfig
 class ResizedFrames:
     """uint8 (F, S, S) on `device`: 42 MB for 840 frames of 224 x 224, kept so that no frame is resized twice."""
 
-    def __init__(self, stream: FrameStream, image_size: int, config: PreprocessingConfig, device: torch.device) -> None:
+    def __init__(self, stream: FrameSource, image_size: int, config: PreprocessingConfig, device: torch.device) -> None:
         header = stream.header
         self.frames = torch.empty((header.frames, image_size, image_size), dtype=torch.uint8, device=device)
         self.preprocess_s = 0.0
@@ -31,7 +32,7 @@ class ResizedFrames:
         self._upload = _PinnedUpload(header.rows, header.columns, device) if device.type == "cuda" else None
 
     def fill(self, stop: int) -> None:
-        """Make sure that the frames below `stop` are there. Raises AcouslicError as `FrameStream.chunks`.
+        """Make sure that the frames below `stop` are there. Raises AcouslicError as `FrameSource.chunks`.
 
         On a GPU they are there for work that is queued after this call; the host does not wait for that. Where its
         memory runs out, it may be called again.

@@ -1,0 +1,74 @@
+"""For Python programs: a model that is loaded once and analyses sweeps, one at a time.
+
+    from algorithm import Model
+
+    model = Model.load("model/demo")
+    result = model.analyse("case.mha")
+    print(result.frame_number, result.circumference_mm, result.suitable)
+
+It is the pipeline of `predict`: the same sweep gives the same result.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from acouslic.errors import AcouslicError
+from algorithm.case_list import find_sweeps
+from algorithm.frames.frame_source import ArrayFrames
+from algorithm.model.manifest import Manifest
+from algorithm.pipeline import Pipeline
+from algorithm.result.outputs import CaseResult, prepare_output, removed_on_failure
+
+
+class Model:
+    """A model in memory. It analyses one sweep at a time: let several threads take turns."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+
+    @classmethod
+    def load(cls, model_dir: str | Path, *, device: str | None = None, batch_frames: int | None = None) -> "Model":
+        """Load the artifact in the folder `model_dir`.
+
+        `device` is "cpu" or "cuda"; by default a usable GPU, else the CPU. `batch_frames` is how many frames go
+        through the network at once; by default as many as suit the device. Sets the number of torch's CPU threads.
+        Raises AcouslicError where the artifact is missing or damaged, or the device cannot be used.
+        """
+        return cls(Pipeline.load(Path(model_dir), device=device, batch_frames=batch_frames))
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the model is: its tower, members, thresholds and where it comes from."""
+        return self._pipeline.ensemble.manifest
+
+    def analyse(
+        self,
+        sweep: str | Path | NDArray[np.uint8],
+        *,
+        spacing_mm: tuple[float, float] | None = None,
+        case: str | None = None,
+        output_dir: str | Path | None = None,
+    ) -> CaseResult:
+        """Choose the best frame of a sweep, outline the abdomen there and measure it.
+
+        `sweep` is a file that `predict` reads, or an array, uint8 (frames, rows, columns). An array has no pixel
+        spacing: give it as `spacing_mm`, (row, column) in mm, or 0.28 mm is assumed and a note says so. `case` is the
+        name in the result, by default the file's. With `output_dir` the files of the result are written there too.
+        Raises AcouslicError where the sweep is missing or damaged, or a file cannot be written; no file stays then.
+        """
+        folder = None if output_dir is None else Path(output_dir)
+        if isinstance(sweep, str | Path):
+            if spacing_mm is not None:
+                raise AcouslicError(f"spacing_mm is for arrays: {sweep} states its own pixel spacing")
+            found = find_sweeps([Path(sweep)])
+            if len(found) > 1:
+                raise AcouslicError(f"{sweep} holds {len(found)} sweep stacks: give one of them")
+            return self._pipeline.run(found[0].path, folder, case or found[0].case)
+        frames = ArrayFrames(sweep, spacing_mm)
+        if folder is None:
+            return self._pipeline.run_stream(frames, None, case or "array")
+        prepare_output(folder)
+        with removed_on_failure(folder):
+            return self._pipeline.run_stream(frames, folder, case or "array")
