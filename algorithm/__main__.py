@@ -15,14 +15,14 @@ from algorithm.process.interrupts import Interrupts
 # Whatever takes time is imported later: until then a signal ends the program without a word.
 
 
-def run(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and end the process.
+def run(arguments: Sequence[str] | None = None, *, program: str = "algorithm") -> NoReturn:
+    """Run the command line, which help calls `program`, and end the process.
 
     At once, without Python's own end: that would run into threads of torch and of decoders that are still at work, and
     into signals that come when all is done.
     """
     try:
-        code = main(arguments)
+        code = main(arguments, program=program)
     except SystemExit as ended:  # argparse's
         code = ended.code if isinstance(ended.code, int) else 1
     except KeyboardInterrupt:  # just while an error was being told
@@ -33,8 +33,8 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
     os._exit(code)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code. No signal interrupts any more when it returns."""
+def main(arguments: Sequence[str] | None = None, *, program: str = "algorithm") -> int:
+    """Run the command line as `program`; the exit code. No signal interrupts any more when it returns."""
     interrupts = Interrupts()
     try:
         interrupts.install()
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # other jobs, under a quota, or with our own decoding: 200 frames took 254 s against 0.9 s on two busy cores.
         # OpenMP reads this when torch loads it.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        code = _run(arguments, interrupts)
+        code = _run(arguments, interrupts, program)
     except (KeyboardInterrupt, Exception) as error:
         interrupts.end()
         from algorithm.process.messages import complain, explain
@@ -62,10 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _run(arguments: Sequence[str] | None, interrupts: Interrupts) -> int:
+def _run(arguments: Sequence[str] | None, interrupts: Interrupts, program: str) -> int:
     from algorithm.arguments import make_parser
 
-    parser = make_parser()
+    parser = make_parser(program)
     parsed = parser.parse_args(arguments)
     model_dir = parsed.model or Path(os.environ.get("MODEL_DIR", "/opt/ml/model"))
     if parsed.command == "predict":

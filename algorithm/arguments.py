@@ -10,6 +10,12 @@ from acouslic.printable import printable
 if TYPE_CHECKING:
     from algorithm.result.growth import GestationalAge
 
+COMMANDS = {
+    "exec": "analyse INPUT_DIR, once",
+    "serve": "an HTTP server that analyses INPUT_DIR on request",
+    "predict": "analyse any number of sweep stacks",
+}
+"""One line of help by command; `acouslic --help` shows them too."""
 PORT = 4743
 """The platform's for invoke mode."""
 _EPILOG = """\
@@ -26,8 +32,11 @@ class Parser(argparse.ArgumentParser):
         super().error(printable(message))
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Every command with its options. Each command's own come from a function of its name below."""
+def make_parser(program: str = "algorithm") -> argparse.ArgumentParser:
+    """Every command with its options. Each command's own come from a function of its name below.
+
+    `program` is what help calls this program.
+    """
     common = Parser(add_help=False)
     common.add_argument("--model", type=Path, metavar="DIR", help="the model artifact (default: MODEL_DIR)")
     common.add_argument("--device", choices=("cpu", "cuda"), help="default: a usable GPU, else the CPU")
@@ -35,15 +44,15 @@ def make_parser() -> argparse.ArgumentParser:
         "--batch-frames", type=positive, metavar="N", help="frames a batch (default: what memory holds; 8 on a CPU)"
     )
     parser = Parser(
-        prog="algorithm",
+        prog=program,
         description="Finds, outlines and measures the fetal abdomen in blind-sweep ultrasound.",
         epilog=_EPILOG,
     )
     parser.set_defaults(command="exec", model=None, device=None, batch_frames=None)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", help="without one: analyse INPUT_DIR, once")
-    commands.add_parser("exec", parents=[common], help="analyse INPUT_DIR, once")
-    _serve(commands.add_parser("serve", parents=[common], help="an HTTP server that analyses INPUT_DIR on request"))
-    _predict(commands.add_parser("predict", parents=[common], help="analyse any number of sweep stacks"))
+    commands.add_parser("exec", parents=[common], help=COMMANDS["exec"])
+    _serve(commands.add_parser("serve", parents=[common], help=COMMANDS["serve"]))
+    _predict(commands.add_parser("predict", parents=[common], help=COMMANDS["predict"]))
     return parser
 
 

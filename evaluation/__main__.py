@@ -17,16 +17,19 @@ INPUT_DIR, OUTPUT_DIR = "/input", "/output"
 GROUND_TRUTH_DIR = "/opt/ml/input/data/ground_truth"
 
 _LONGEST_MESSAGE = 2000
-_USAGE = """usage: python -m evaluation [command]
+COMMANDS = {
+    "local": "score a folder of outputs of `acouslic predict` against the raw release",
+    "pack": "make ground_truth.tar.gz from the raw release",
+    "compare": "compare two runs on the same cases",
+}
+"""One line of help by command."""
+_USAGE = """usage: python -m evaluation [command]   or   acouslic evaluate command
 
-without a command: score a submission as the platform hands it over, from the folders in INPUT_DIR (/input),
-GROUND_TRUTH_DIR (/opt/ml/input/data/ground_truth) and OUTPUT_DIR (/output)
+python -m evaluation without a command: score a submission as the platform hands it over, from the folders in INPUT_DIR
+(/input), GROUND_TRUTH_DIR (/opt/ml/input/data/ground_truth) and OUTPUT_DIR (/output)
 
 commands (each with --help):
-  local    score a folder of outputs of `python -m algorithm predict` against the raw release
-  pack     make ground_truth.tar.gz from the raw release
-  compare  compare two runs on the same cases
-"""
+""" + "".join(f"  {name:<8} {text}\n" for name, text in COMMANDS.items())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,7 +88,7 @@ def score_platform(environment: Mapping[str, str]) -> int:
 
 def _local(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m evaluation local",
+        prog="acouslic evaluate local",
         description="Score a folder of outputs of `python -m algorithm predict` against the raw release.",
     )
     parser.add_argument(

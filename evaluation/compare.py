@@ -249,7 +249,7 @@ def comparison_table(run_a: RunCases, run_b: RunCases, differences: Sequence[Dif
 
 def main(arguments: Sequence[str], say: Callable[[str], None] = print) -> None:
     """`compare RUN_A RUN_B`: prints the table and, as the last line, the same as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation compare", description="Compare two evaluated runs.")
+    parser = argparse.ArgumentParser(prog="acouslic evaluate compare", description="Compare two evaluated runs.")
     parser.add_argument("run_a", type=Path, help="folder with metrics.json and per_case.csv of the first run")
     parser.add_argument("run_b", type=Path, help="the same of the second run; differences are second - first")
     parser.add_argument("--resamples", type=int, default=RESAMPLES, help="bootstrap resamples (default %(default)s)")

@@ -33,7 +33,7 @@ _FILE_MODE, _FOLDER_MODE = 0o644, 0o755
 def main(arguments: Sequence[str]) -> int:
     """The command line. Raises AcouslicError where the release is incomplete or the archive cannot be written."""
     parser = argparse.ArgumentParser(
-        prog="python -m evaluation pack",
+        prog="acouslic evaluate pack",
         description="Make the archive of a phase's ground truth. The same release gives the same bytes.",
     )
     parser.add_argument("--raw", type=Path, required=True, help="folder of the raw release (masks/, circumferences/)")

@@ -90,8 +90,11 @@ main() {
     "$environment/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile \
         --constraint "$here/constraints.txt" "${files[@]}" ||
         fail "The $wanted requirements could not be installed: see pip's message above; pip's settings (PIP_INDEX_URL ...) apply."
-    # The repository itself, so that `.venv/bin/python -m algorithm` and the scripts in bench/ run from any folder.
+    # The repository itself, so that `.venv/bin/acouslic` and the scripts in bench/ run from any folder.
     dirname "$here" >"$("$environment/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/repository.pth"
+    # -P: a folder called `algorithm` where the user stands is not ours.
+    printf '#!/bin/sh\nexec "%s/bin/python" -P -m acouslic_cli "$@"\n' "$environment" >"$environment/bin/acouslic"
+    chmod +x "$environment/bin/acouslic"
     echo "$checksum" >"$environment/installed-$wanted"
 }
 

@@ -1,4 +1,6 @@
-"""Imports run one way: training -> algorithm -> acouslic, evaluation -> acouslic; two packages never load torch."""
+"""Imports run one way: training -> algorithm -> acouslic, evaluation -> acouslic; two packages never load torch.
+
+Only `acouslic_cli`, the command for all of them, imports every package, and none imports it."""
 
 import ast
 import subprocess
@@ -7,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-PACKAGES = ("acouslic", "algorithm", "evaluation", "training")
+PACKAGES = ("acouslic", "acouslic_cli", "algorithm", "evaluation", "training")
 ALLOWED = {
     "acouslic": set(),
+    "acouslic_cli": {"acouslic", "algorithm", "evaluation", "training"},
     "algorithm": {"acouslic"},
     "evaluation": {"acouslic"},
     "training": {"acouslic", "algorithm"},
@@ -20,6 +23,7 @@ _COMPUTED = "a computed name"
 _TRAINING_ONLY = {"open_clip", "peft", "timm", "torchvision", "lightning", "kornia", "jsonargparse"}
 BANNED = {
     "acouslic": _TRAINING_ONLY | {"torch", "safetensors", _COMPUTED},
+    "acouslic_cli": _TRAINING_ONLY | {"torch", "safetensors", _COMPUTED},
     "algorithm": _TRAINING_ONLY | {_COMPUTED},
     "evaluation": _TRAINING_ONLY | {"torch", "safetensors", _COMPUTED},
     "training": set(),  # its command line imports the command's own module by a computed name
@@ -161,6 +165,8 @@ def test_room_walker_finds_a_wrong_import(tmp_path: Path, source: str, name: str
         ("evaluation", "from algorithm import outputs", "algorithm"),
         ("training", "from evaluation.metrics.official import score", "evaluation"),
         ("training", "import bench", "bench"),
+        ("algorithm", "import acouslic_cli", "acouslic_cli"),
+        ("acouslic_cli", "import torch", "torch"),
         ("algorithm", "name = 'x'\n__import__(name)", _COMPUTED),
     ],
 )
@@ -197,7 +203,7 @@ def _loads_torch(folder: Path, modules: list[str]) -> bool:
     return run.stdout.strip() == "True"
 
 
-@pytest.mark.parametrize("package", ["acouslic", "evaluation"])
+@pytest.mark.parametrize("package", ["acouslic", "acouslic_cli", "evaluation"])
 def test_light_packages_leave_torch_unloaded(repository: Path, package: str) -> None:
     """Importing every module of the torch-free packages, with all that they import, never loads torch."""
     assert not _loads_torch(repository, _modules(repository, package))

@@ -29,7 +29,7 @@ _LONGEST_MESSAGE = 4000
 
 def usage() -> str:
     """The list of commands."""
-    lines = ["usage: python -m training COMMAND [--help] ...", ""]
+    lines = ["usage: acouslic train COMMAND [--help] ...   or   python -m training COMMAND ...", ""]
     lines += [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(lines)
 

@@ -211,7 +211,7 @@ def _step(exit_code: int) -> None:
 
 def main(arguments: list[str]) -> int:
     """The command `python -m training demo`."""
-    parser = argparse.ArgumentParser(prog="python -m training demo", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="acouslic train demo", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("model/demo"), help="the artifact")
     parser.add_argument(
         "--work", type=Path, help="folder for sweeps and runs, about 6 GB; a temporary one if not given"

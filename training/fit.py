@@ -74,7 +74,7 @@ def make_parser(command: str, description: str, arguments: list[str]) -> Argumen
     chooser = argparse.ArgumentParser(add_help=False)
     chooser.add_argument("--faithful", nargs="?", const="cls", choices=sorted(PRESETS))
     preset = chooser.parse_known_args(arguments)[0].faithful
-    parser = ArgumentParser(prog=f"python -m training {command}", description=description, exit_on_error=False)
+    parser = ArgumentParser(prog=f"acouslic train {command}", description=description, exit_on_error=False)
     parser.add_argument("--faithful", nargs="?", const="cls", choices=sorted(PRESETS), help="the published recipe")
     parser.add_argument("--config", action=ActionConfigFile, help="settings as YAML")
     add_settings(parser, TrainSettings() if preset is None else PRESETS[preset])

@@ -199,7 +199,7 @@ def main(arguments: list[str]) -> int:
     chooser.add_argument("--row", default="")
     wanted = chooser.parse_known_args(arguments)[0].row
     parser = ArgumentParser(
-        prog="python -m training table", description=(__doc__ or "").splitlines()[0], exit_on_error=False
+        prog="acouslic train table", description=(__doc__ or "").splitlines()[0], exit_on_error=False
     )
     parser.add_argument("--row", required=True, choices=[row.name for row in ROWS])
     parser.add_argument("--cache", required=True, help="folder that `prepare` made")

@@ -14,6 +14,8 @@ _MAX_SENTENCE_CHARACTERS = 4000
 _NO_THREAD = "can't start new thread"
 _NO_ROOM_FOR_LIBRARIES = ("failed to map segment", "cannot allocate memory", "cannot create shared object descriptor")
 """What the dynamic linker says where the address space does not hold a library."""
+_OURS = {"", "acouslic", "algorithm"}
+_INSTALL = "pip install 'acouslic-fetal-abdomen[algorithm]', or requirements/set_up.sh runtime in the repository"
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,8 @@ def explain(error: BaseException) -> str:
     elif short_of is not None:
         text = short_of
         log.error("a shortage of the machine", exc_info=error)
+    elif isinstance(error, ModuleNotFoundError) and (missing := (error.name or "").partition(".")[0]) not in _OURS:
+        text = f"the Python package {missing} is not installed, which this needs: {_INSTALL}"
     else:
         log.error("unexpected error", exc_info=error)
         text = f"a bug in this program: {type(error).__name__}: {error}; its traceback is in the log on stdout"

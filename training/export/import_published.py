@@ -138,7 +138,7 @@ def _provenance(checkpoints: Sequence[Path], weights: Path | None, notes: list[s
 
 def main(arguments: list[str]) -> int:
     """The command `python -m training import`."""
-    parser = argparse.ArgumentParser(prog="python -m training import", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="acouslic train import", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, nargs="+", action="extend", required=True, help="one or more")
     parser.add_argument("--out", type=Path, required=True, help="folder of the artifact")
     parser.add_argument("--weights", type=Path, help="FetalCLIP_weights.pt, where the checkpoints hold adapters alone")

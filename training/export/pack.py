@@ -14,7 +14,7 @@ from algorithm.model.artifact import hash_file, pack_artifact
 
 def main(arguments: list[str]) -> int:
     """The command `python -m training pack`."""
-    parser = argparse.ArgumentParser(prog="python -m training pack", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="acouslic train pack", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", type=Path, required=True, help="folder of the artifact")
     parser.add_argument("--out", type=Path, required=True, help="archive to write")
     options = parser.parse_args(arguments)

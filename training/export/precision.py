@@ -103,7 +103,7 @@ def _spread_frames(sweep: Path, manifest: Manifest, count: int) -> Tensor:
 
 def main(arguments: Sequence[str]) -> int:
     """The command `python -m training precision`."""
-    parser = argparse.ArgumentParser(prog="python -m training precision", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="acouslic train precision", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path, metavar="MODEL", help="folder of the artifact")
     parser.add_argument("sweeps", type=Path, nargs="+", metavar="SWEEP", help="stacks that it was not trained on")
     parser.add_argument("--frames", type=int, default=FRAMES, help=f"in all (default: {FRAMES})")

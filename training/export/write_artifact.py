@@ -236,7 +236,7 @@ def _uncertain_frames(members: Sequence[TrainedMember], cache: Cache, count: int
 def main(arguments: list[str]) -> int:
     """The command `python -m training export`."""
     parser = ArgumentParser(
-        prog="python -m training export", description=(__doc__ or "").splitlines()[0], exit_on_error=False
+        prog="acouslic train export", description=(__doc__ or "").splitlines()[0], exit_on_error=False
     )
     parser.add_argument("runs", nargs="+", help="folders of finished runs, or folders that hold fold_1, fold_2, ...")
     parser.add_argument("--out", required=True, help="folder of the artifact")

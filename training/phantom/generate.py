@@ -127,7 +127,7 @@ def _map_jobs(count: int) -> Iterator[Any]:
 
 def main(arguments: list[str]) -> int:
     """The command `python -m training generate`."""
-    parser = argparse.ArgumentParser(prog="python -m training generate", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="acouslic generate", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the release to write")
     parser.add_argument("--cases", type=_positive, default=1, help="how many to draw (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="0 or more; one seed gives the same files everywhere")

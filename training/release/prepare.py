@@ -176,7 +176,7 @@ def _show(results: Iterator[_Result], tasks: list[CaseTask], what: str) -> Itera
 
 def main(arguments: list[str]) -> int:
     """The command `python -m training prepare`."""
-    parser = argparse.ArgumentParser(prog="python -m training prepare", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="acouslic train prepare", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--raw", type=Path, required=True, help="the release: images/, masks/, circumferences/")
     parser.add_argument("--out", type=Path, required=True, help="folder of the cache; 42 MB a case at 224")
     parser.add_argument("--image-size", type=int, default=PrepareConfig.image_size, help="side of the tower's input")

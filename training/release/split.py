@@ -217,7 +217,7 @@ def count_parts(
 
 def main(arguments: list[str]) -> int:
     """The command `python -m training split`."""
-    parser = argparse.ArgumentParser(prog="python -m training split", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="acouslic train split", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--protocol", choices=("paper", "subject"), required=True)
     parser.add_argument("--csv", type=Path, required=True, help="the release's table of circumferences")
     source = parser.add_mutually_exclusive_group()
