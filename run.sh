@@ -2,7 +2,10 @@
 # Finds, outlines and measures the fetal abdomen in a blind sweep, on this machine, from any folder:
 #
 #   ./run.sh                        a case that is generated first, into results/
-#   ./run.sh SWEEP [OUTPUT_DIR]     a stack of your own (.mha, .mhd, .tif, .tiff), or a folder of stacks
+#   ./run.sh SWEEP [OUTPUT_DIR]     a stack of your own, or a folder of stacks
+#
+# A stack is a MetaImage (.mha, .mhd), a TIFF (.tif, .tiff), a NIfTI (.nii, .nii.gz), an NRRD (.nrrd, .nhdr), or one
+# still (.png, .jpg, .jpeg).
 #
 # MODEL_DIR           the model (default: model/demo, which was trained on generated sweeps and is for show only)
 # PYTHON, PIP_...     for the virtual environment, see requirements/set_up.sh
@@ -32,7 +35,7 @@ case ${1:-} in
 esac
 [ $# -le 2 ] || usage
 if [ $# -gt 0 ]; then
-    [ -e "$1" ] || fail "$1 is not there: give a sweep stack (.mha, .mhd, .tif, .tiff), or a folder of them."
+    [ -e "$1" ] || fail "$1 is not there: give a sweep stack (./run.sh --help lists the kinds), or a folder of them."
     sweep=$1
 fi
 model=${MODEL_DIR:-$root/model/demo}

@@ -13,7 +13,10 @@ FRAME_NUMBER_SLUG = "fetal-abdomen-frame-number"
 
 INPUTS_FILE = "inputs.json"
 SWEEP_FOLDER = f"images/{SWEEP_SLUG}"
-STACK_SUFFIXES = (".mha", ".mhd", ".tif", ".tiff")
+SOCKET_SUFFIXES = (".mha", ".mhd", ".tif", ".tiff")
+"""What the platform hands over."""
+STACK_SUFFIXES = (*SOCKET_SUFFIXES, ".nii", ".nii.gz", ".nrrd", ".nhdr", ".png", ".jpg", ".jpeg")
+"""What a person may have: more than the platform."""
 SEGMENTATION_FILE = f"images/{SEGMENTATION_SLUG}/output.mha"
 FRAME_NUMBER_FILE = f"{FRAME_NUMBER_SLUG}.json"
 # Ours, beside the two sockets: the platform ignores them, our evaluation reads the first.
@@ -47,10 +50,10 @@ def find_sweep_input(input_dir: Path) -> SweepInput:
         files = sorted(item for item in folder.iterdir() if item.is_file() and not item.name.startswith("."))
     except OSError as error:
         raise AcouslicError(f"{folder} could not be read ({error.strerror}): expected one sweep stack there") from None
-    images = [item for item in files if item.suffix.lower() in STACK_SUFFIXES]
+    images = [item for item in files if item.suffix.lower() in SOCKET_SUFFIXES]
     if len(images) != 1:
         names = ", ".join(item.name for item in images or files) or "nothing"
-        raise AcouslicError(f"{folder}: expected exactly one image ({', '.join(STACK_SUFFIXES)}), found {names}")
+        raise AcouslicError(f"{folder}: expected exactly one image ({', '.join(SOCKET_SUFFIXES)}), found {names}")
     image = entry.get("image")
     name = image.get("name") if isinstance(image, dict) else None
     case = case_name(name) if isinstance(name, str) else ""
@@ -62,11 +65,17 @@ def case_name(image_name: str) -> str:
 
     Raises AcouslicError for a name with bytes that are no UTF-8 or with line ends, which no table and log can hold.
     """
-    name = PurePosixPath(image_name)
-    case = name.stem if name.suffix.lower() in STACK_SUFFIXES else name.name
+    name = PurePosixPath(image_name).name
+    case = name[: len(name) - len(stack_suffix(name))]
     if not case.isprintable():
         raise AcouslicError(f"the name {image_name!r} holds characters that cannot be written out: rename the file")
     return case
+
+
+def stack_suffix(name: str) -> str:
+    """The suffix of a file's name in small letters, where it is one of STACK_SUFFIXES, else an empty text."""
+    fitting = [suffix for suffix in STACK_SUFFIXES if name.lower().endswith(suffix) and len(name) > len(suffix)]
+    return max(fitting, key=len, default="")
 
 
 def _sweep_entry(path: Path) -> dict[str, Any]:

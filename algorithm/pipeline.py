@@ -167,7 +167,7 @@ class Pipeline:
         manifest = self.ensemble.manifest
         blank = resized.blank()
         judged = self._judge(scores, blank)
-        notes = [] if header.spacing_note is None else [header.spacing_note]
+        notes = [*([] if header.spacing_note is None else [header.spacing_note]), *header.notes]
         outline = self._outline(resized, header, judged, blank)
         suitable = True
         if blank.all():

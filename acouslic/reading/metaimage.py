@@ -1,17 +1,18 @@
 """MetaImage (`.mha`, `.mhd` with `.raw` or `.zraw`): what its header says, held against the size of its file.
 
-`pixel_stream.py` decodes the pixels. Format: the MetaIO documentation of ITK; the forms nobody writes for a sweep
-(text, lists and patterns of files) are refused.
+`pixel_stream.py` decodes the pixels of one file, `metaimage_list.py` those of one file a frame. Format: the MetaIO
+documentation of ITK; pixels written as text are refused.
 """
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from acouslic.errors import AcouslicError
+from acouslic.reading.source import SourceHeader, colour_note
 
 PIXEL_TYPES = {
     "MET_UCHAR": "u1",
@@ -25,6 +26,7 @@ PIXEL_TYPES = {
 }
 
 _MAX_HEADER_BYTES = 4 << 20
+_MOST_CHANNELS = 4
 _MAX_INFLATION = 1032
 """Deflate cannot do better: 258 bytes for two bits."""
 _CONVERT = "convert it with SimpleITK: SimpleITK.WriteImage(SimpleITK.ReadImage(old), new_mha, True)"
@@ -36,22 +38,30 @@ class MetaImageHeader:
 
     path: Path
     dim_size: tuple[int, ...]
-    """Fastest axis first: (columns, rows) or (columns, rows, frames)."""
+    """Fastest axis first: (columns, rows), (columns, rows, frames), or four of which at most one more is not 1."""
     element_spacing: tuple[float, ...] | None
     """As `dim_size`; None where the header has none."""
     pixel_type: str
     dtype: np.dtype
+    channels: int
     compressed: bool
     pixel_path: Path
-    """The file that holds the pixels: the header's own, or the one it names."""
+    """The file that holds the pixels: the header's own, or the one it names, the first of several."""
     pixel_offset: int
     stored_bytes: int
     """Length of the pixels in that file, compressed or not."""
+    frame_paths: tuple[Path, ...] = ()
+    """One raw file a frame, where the header names several."""
 
     @property
     def pixel_bytes(self) -> int:
         """Length of the pixels once decoded."""
-        return math.prod(self.dim_size) * self.dtype.itemsize
+        return math.prod(self.dim_size) * self.channels * self.dtype.itemsize
+
+    @property
+    def frames(self) -> int:
+        """How many frames there are."""
+        return math.prod(self.dim_size[2:])
 
 
 def header_text(
@@ -96,19 +106,42 @@ def read_header(path: Path) -> MetaImageHeader:
         )
     msb = _boolean(path, fields, "BinaryDataByteOrderMSB") or _boolean(path, fields, "ElementByteOrderMSB")
     dtype = np.dtype(PIXEL_TYPES[pixel_type]).newbyteorder(">" if msb else "<")
-    pixel_bytes = math.prod(dim_size) * dtype.itemsize
+    channels = _integer(path, fields, "ElementNumberOfChannels", 1)
+    if not 1 <= channels <= _MOST_CHANNELS:
+        raise AcouslicError(f"{path}: expected one grey channel, got ElementNumberOfChannels = {channels}")
     compressed = _boolean(path, fields, "CompressedData")
-    pixel_path, offset, stored_bytes = _locate_pixels(path, fields, header_bytes, pixel_bytes, compressed)
-    return MetaImageHeader(
+    named = MetaImageHeader(
         path,
         dim_size,
         _spacing(path, fields, len(dim_size)),
         pixel_type,
         dtype,
+        channels,
         compressed,
-        pixel_path,
-        offset,
-        stored_bytes,
+        pixel_path=path,
+        pixel_offset=header_bytes,
+        stored_bytes=0,
+    )
+    if _is_list(fields):
+        paths = _frame_paths(named, fields["ElementDataFile"])
+        return replace(named, pixel_path=paths[0], pixel_offset=0, frame_paths=paths)
+    pixel_path, offset, stored_bytes = _locate_pixels(path, fields, header_bytes, named.pixel_bytes, compressed)
+    return replace(named, pixel_path=pixel_path, pixel_offset=offset, stored_bytes=stored_bytes)
+
+
+def source_header(header: MetaImageHeader) -> SourceHeader:
+    """What every reader says of its file."""
+    spacing = header.element_spacing
+    return SourceHeader(
+        header.path,
+        header.frames,
+        header.dim_size[1],
+        header.dim_size[0],
+        header.pixel_type,
+        pixel_bytes=header.dtype.itemsize * header.channels,
+        spacing_mm=None if spacing is None else (spacing[1], spacing[0]),
+        frame_spacing=1.0 if spacing is None or len(spacing) < 3 else spacing[2],
+        notes=(colour_note(header.path),) if header.channels > 1 else (),
     )
 
 
@@ -140,24 +173,23 @@ def _refuse_exotic(path: Path, fields: dict[str, str]) -> None:
         raise AcouslicError(f"{path}: ObjectType is {fields['ObjectType']!r:.80}, expected Image")
     if not _boolean(path, fields, "BinaryData", default=True):
         raise AcouslicError(f"{path}: its pixels are written as text (BinaryData = False); {_CONVERT}")
-    channels = fields.get("ElementNumberOfChannels", "1")
-    if channels != "1":
-        raise AcouslicError(
-            f"{path}: expected one grey channel, got ElementNumberOfChannels = {channels!r:.80} (colour?)"
-        )
 
 
 def _dim_size(path: Path, fields: dict[str, str]) -> tuple[int, ...]:
     texts = _required(path, fields, "DimSize").split()
     dimensions = _required(path, fields, "NDims")
-    if dimensions not in ("2", "3"):
+    if dimensions not in ("2", "3", "4"):
         raise AcouslicError(f"{path}: expected a stack of frames with NDims = 3, got NDims = {dimensions!r:.80}")
     if len(texts) != int(dimensions) or not all(re.fullmatch("[0-9]{1,9}", text) for text in texts):
         raise AcouslicError(f"{path}: DimSize must be {dimensions} whole numbers, not {' '.join(texts)!r:.80}")
     sizes = tuple(map(int, texts))
     if 0 in sizes:
-        what = "no frames" if sizes[-1] == 0 and len(sizes) == 3 else "no pixels"
+        what = "no pixels" if 0 in sizes[:2] else "no frames"
         raise AcouslicError(f"{path} holds {what}: DimSize = {' '.join(texts)}")
+    if len(sizes) == 4 and min(sizes[2:]) > 1:
+        raise AcouslicError(
+            f"{path} holds {sizes[3]} volumes of {sizes[2]} frames: expected one stack of frames (3-D); save one volume"
+        )
     return sizes
 
 
@@ -178,14 +210,8 @@ def _locate_pixels(
     path: Path, fields: dict[str, str], header_bytes: int, pixel_bytes: int, compressed: bool
 ) -> tuple[Path, int, int]:
     """(file, offset, stored bytes) of the pixels, held against the file's size."""
-    name = fields["ElementDataFile"]
-    pixel_path, start = _pixel_file(path, name, header_bytes)
-    try:
-        file_bytes = pixel_path.stat().st_size
-    except OSError as error:
-        raise AcouslicError(f"{path} keeps its pixels in {pixel_path}, which could not be read: {error}") from None
-    if not pixel_path.is_file():
-        raise AcouslicError(f"{path} keeps its pixels in {pixel_path}, which is not a regular file")
+    pixel_path, start = _pixel_file(path, fields["ElementDataFile"], header_bytes)
+    file_bytes = _regular_file_bytes(path, pixel_path)
     header_size = _integer(path, fields, "HeaderSize", 0)
     if header_size > 0:
         start = header_size
@@ -212,11 +238,69 @@ def _pixel_file(path: Path, name: str, header_bytes: int) -> tuple[Path, int]:
     """The file that ElementDataFile names, and where its pixels start."""
     if name.upper() == "LOCAL":
         return path, header_bytes
-    if name.split()[:1] == ["LIST"] or "%" in name:
-        raise AcouslicError(f"{path}: its pixels are spread over several files ({name!r:.80}); {_CONVERT}")
-    if name in ("", ".", "..") or set(name) & set("/\\\0"):
+    return _neighbour(path, name), 0
+
+
+def _neighbour(path: Path, name: str) -> Path:
+    """A file that a header names, which must lie beside it."""
+    if name in ("", ".", "..") or set(name) & set("/\\\0") or not name.isprintable():
         raise AcouslicError(f"{path}: ElementDataFile must name a file in the same folder, not {name!r:.80}")
-    return path.parent / name, 0
+    return path.parent / name
+
+
+def _regular_file_bytes(path: Path, pixel_path: Path) -> int:
+    try:
+        file_bytes = pixel_path.stat().st_size
+    except OSError as error:
+        raise AcouslicError(
+            f"{path} keeps its pixels in {pixel_path}, which could not be read: {error.strerror or error}"
+        ) from None
+    if not pixel_path.is_file():
+        raise AcouslicError(f"{path} keeps its pixels in {pixel_path}, which is not a regular file")
+    return file_bytes
+
+
+def _is_list(fields: dict[str, str]) -> bool:
+    """Whether the header names one file a frame: in a list that follows it, or by a pattern."""
+    return fields["ElementDataFile"].split()[:1] == ["LIST"] or "%" in fields["ElementDataFile"]
+
+
+def _frame_paths(header: MetaImageHeader, value: str) -> tuple[Path, ...]:
+    """One raw file a frame, each of the right length."""
+    path = header.path
+    if header.compressed:
+        raise AcouslicError(f"{path}: its pixels are compressed and spread over several files; {_CONVERT}")
+    names = _listed_names(header, value) if value.startswith("LIST") else _pattern_names(path, value)
+    if len(names) != header.frames:
+        raise AcouslicError(f"{path} names {len(names)} files for its {header.frames} frames: expected one a frame")
+    paths = tuple(_neighbour(path, name) for name in names)
+    frame_bytes = header.pixel_bytes // header.frames
+    for frame_path in paths:
+        if (file_bytes := _regular_file_bytes(path, frame_path)) != frame_bytes:
+            raise AcouslicError(
+                f"{path}: expected {frame_bytes:,} bytes of pixels in {frame_path.name}, but it has {file_bytes:,}; "
+                "the file is truncated or the header is wrong"
+            )
+    return paths
+
+
+def _listed_names(header: MetaImageHeader, value: str) -> list[str]:
+    """The lines after the header."""
+    if value.split()[1:] not in ([], ["2"]):
+        raise AcouslicError(f"{header.path}: ElementDataFile = {value!r:.80} is not one file a frame; {_CONVERT}")
+    with header.path.open("rb") as file:
+        file.seek(header.pixel_offset)
+        lines = file.read(_MAX_HEADER_BYTES).decode("utf-8", "surrogateescape").split("\n")
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _pattern_names(path: Path, value: str) -> list[str]:
+    """`frame%03d.raw 1 840 1`: what a C program would print for each number."""
+    parsed = re.fullmatch(r"([^%\s]*%0?[0-9]{0,2}d[^%\s]*) +([0-9]{1,6}) +([0-9]{1,6})(?: +([1-9][0-9]{0,5}))?", value)
+    if parsed is None:
+        raise AcouslicError(f"{path}: ElementDataFile = {value!r:.80} is no pattern of names with first, last and step")
+    pattern, first, last, step = parsed.groups(default="1")
+    return [pattern % number for number in range(int(first), int(last) + 1, int(step))]
 
 
 def _required(path: Path, fields: dict[str, str], key: str) -> str:

@@ -1,104 +1,279 @@
-"""Multi-page TIFF: OpenCV decodes the pages, a few at a time; tifffile says how large a pixel is.
+"""TIFF: tifffile reads the directories, imagecodecs decodes strips and tiles, one page at a time in one pass.
 
-SimpleITK, the platform's reader, would decode the whole stack into a buffer of its own, a second copy. OpenCV starts at
-any page. Pages and pixel sizes are equal to SimpleITK's (but for white-is-zero files, which only OpenCV turns the right
-way round).
+Both are lenient where a sweep must not be measured: they cut a chain of pages short where it leads out of the file,
+fill in what is missing, and drop what is too much. So every directory, size and place in the file is checked here
+before a pixel is decoded, and each strip or tile must decode to exactly the bytes that it stands for. The file is read,
+never mapped into memory: one that shrinks meanwhile is a sentence, not a signal.
+
+Pages and pixel sizes are equal to SimpleITK's, which would decode the whole stack into a second copy (and shows
+white-is-zero files the wrong way round).
 """
 
+import io
 import math
-import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import os
+from collections.abc import Generator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from acouslic.errors import AcouslicError
-from acouslic.reading.tiff_directory import tiff_page_sizes
+from acouslic.reading.source import SourceHeader, colour_note, one_channel
+from acouslic.reading.tiff_pages import JPEG, NONE, WHITE_IS_ZERO, Layout, Page, Segment, checked_page, load_tifffile
 
-_MOST_PAGES = 100_000
+if TYPE_CHECKING:
+    from tifffile import TiffFile, TiffPage
+
+MOST_PAGES = 100_000
+_JPEG_ENDS_WITH = b"\xff\xd9"
+_MOST_VALUE_BYTES = 16 << 20
+"""Of one tag. The offsets of a page of 60,000 strips take half a megabyte."""
+_SPARE_DIRECTORY_BYTES = 64 << 20
+"""Directories may point at the same values again and again; together they may take this and the file's own size."""
 
 
 @dataclass(frozen=True)
-class TiffHeader:
-    """What the list of pages and the first page say."""
+class TiffStack:
+    """A TIFF whose directories have all been read and checked."""
 
-    path: Path
-    dim_size: tuple[int, ...]
-    """Fastest axis first: (columns, rows) or (columns, rows, pages)."""
-    element_spacing: tuple[float, ...]
-    """(column, row, 1) spacing in mm; 1 where the file has no resolution."""
-    pixel_type: str
-    """The numpy name of the first page's type."""
+    header: SourceHeader
+    pages: tuple[Page, ...]
 
-
-def read_tiff_header(path: Path) -> TiffHeader:
-    """Read and check what the first page says. Raises AcouslicError where the file is damaged or has colour."""
-    # Walked by ourselves: OpenCV counts no further where the chain of pages leads out of a file that was cut off.
-    pages = len(tiff_page_sizes(path, _MOST_PAGES))
-    first = _decode(path, range(1))[0]
-    dim_size = (first.shape[1], first.shape[0], pages) if pages > 1 else (first.shape[1], first.shape[0])
-    return TiffHeader(path, dim_size, (*_pixel_spacing(path), 1.0), first.dtype.name)
+    def frames(self) -> Generator[NDArray[Any], None, None]:
+        """As `FrameSource.frames`."""
+        path = self.header.path
+        try:
+            with path.open("rb", buffering=0) as file:
+                for frame_index, page in enumerate(self.pages):
+                    yield _grey(_decoded(page, file, path, frame_index), page.layout, path, frame_index)
+        except OSError as error:
+            raise AcouslicError(f"{path} could not be read: {error.strerror or error}") from error
 
 
-def read_tiff_pages(header: TiffHeader, indices: range) -> list[np.ndarray]:
-    """The pages at `indices`: (rows, columns) each, in the file's own type. Raises AcouslicError for a damaged one."""
-    pages = _decode(header.path, indices)
-    columns, rows = header.dim_size[:2]
-    for frame_index, page in zip(indices, pages, strict=True):
-        if page.shape != (rows, columns):
-            raise AcouslicError(
-                f"{header.path}: expected all frames to be {rows} x {columns} as the first, got "
-                f"{page.shape[0]} x {page.shape[1]} in frame {frame_index} (counted from 0)"
-            )
-    return pages
+def open_tiff(path: Path, most_pages: int = MOST_PAGES) -> TiffStack:
+    """Read and check the directories of a TIFF; no pixel is decoded.
 
-
-def _decode(path: Path, indices: range) -> list[np.ndarray]:
+    Raises AcouslicError where the chain of pages leads in a circle or out of the file, has more than `most_pages`, or
+    a page has another size than the first, lies beyond the file's end, or is stored in a way that is not known here.
+    """
+    tifffile = load_tifffile()
     try:
-        with _silent_opencv():
-            read, pages = cv2.imreadmulti(str(path), indices.start, len(indices), flags=cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:
-        raise AcouslicError(f"{path}: frames could not be decoded: {error.err}") from error
-    if not read or len(pages) != len(indices):
+        with (
+            _DirectoryFile(path) as file,
+            tifffile.TiffFile(file, is_ndpi=False, is_lsm=False, is_scanimage=False) as tiff,
+        ):
+            pages, first = _read_pages(tiff, path, most_pages, file.total_bytes)
+            spacing_mm = _pixel_spacing(path, first)
+    except (AcouslicError, MemoryError):
+        raise
+    except OSError as error:
+        raise AcouslicError(f"{path} could not be read: {error.strerror or error}") from None
+    except Exception as error:
+        # A parser of a hundred private tags meets damaged ones with every kind of exception.
+        raise AcouslicError(f"{path} is damaged: its directories cannot be read ({type(error).__name__})") from None
+    planes, _, rows, columns, channels = pages[0].layout.shape
+    colours = planes * channels
+    header = SourceHeader(
+        path,
+        len(pages),
+        rows,
+        columns,
+        pixel_type="uint8" if pages[0].layout.dtype == bool else pages[0].layout.dtype.name,
+        pixel_bytes=max(page.layout.dtype.itemsize * page.layout.shape[0] * page.layout.shape[4] for page in pages),
+        spacing_mm=spacing_mm,
+        spacing_is_resolution=True,
+        notes=(colour_note(path),) if colours > 1 or pages[0].layout.palette is not None else (),
+    )
+    return TiffStack(header, pages)
+
+
+class _DirectoryFile(io.FileIO):
+    """A file of which only as much may be read as directories can need."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "rb")
+        self._path = path
+        self.total_bytes = os.fstat(self.fileno()).st_size
+        self._left = self.total_bytes + _SPARE_DIRECTORY_BYTES
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= _MOST_VALUE_BYTES:
+            raise AcouslicError(f"{self._path} is damaged: a tag that takes more than {_MOST_VALUE_BYTES:,} bytes")
+        self._left -= size
+        if self._left < 0:
+            raise AcouslicError(f"{self._path} is damaged: its directories take more bytes than the file has")
+        return super().read(size) or b""
+
+
+def _read_pages(tiff: "TiffFile", path: Path, most_pages: int, file_bytes: int) -> tuple[tuple[Page, ...], "TiffPage"]:
+    """All pages, checked, and the first directory."""
+    pages: list[Page] = []
+    layouts: dict[object, Layout] = {}
+    seen: set[int] = set()
+    for number, page in enumerate(tiff.pages):
+        assert isinstance(page, load_tifffile().TiffPage), "frames are only made where they are asked for"
+        if page.offset in seen:
+            raise AcouslicError(f"{path}: its chain of pages leads in a circle")
+        if number == most_pages:
+            raise AcouslicError(f"{path} chains more than {most_pages} pages")
+        seen.add(page.offset)
+        rows, columns = (pages[0].layout.shape if pages else page.shaped)[2:4]
+        if (page.imagelength, page.imagewidth) != (rows, columns):
+            raise AcouslicError(
+                f"{path}: expected all frames to be {rows} x {columns} as the first, got {page.imagelength} x "
+                f"{page.imagewidth} in frame {number} (counted from 0)"
+            )
+        pages.append(checked_page(page, path, number, file_bytes, layouts))
+    if not pages:
+        raise AcouslicError(f"{path} is a TIFF without a page, or its first one lies beyond its end")
+    _check_chain_ends(tiff, path)
+    first = tiff.pages.first
+    if len(pages) == 1:
+        pages = _undeclared_pages(pages[0], first, path, most_pages, file_bytes)
+    return tuple(pages), first
+
+
+def _check_chain_ends(tiff: "TiffFile", path: Path) -> None:
+    """tifffile takes a chain that leads out of the file for one that ends there."""
+    place = tiff.pages.next_page_offset
+    if place is not None:
+        tiff.filehandle.seek(place)
+        pointer = tiff.filehandle.read(tiff.tiff.offsetsize)
+        if len(pointer) == tiff.tiff.offsetsize and not any(pointer):
+            return
+    raise AcouslicError(f"{path} is damaged or cut off: its chain of pages leads in a circle or beyond its end")
+
+
+def _undeclared_pages(only: Page, directory: "TiffPage", path: Path, most_pages: int, file_bytes: int) -> list[Page]:
+    """The pages of a file that has one directory for all of them: ImageJ's above 4 GB, and tifffile's truncated ones.
+
+    Their number stands in the description; their pixels follow each other without a gap.
+    """
+    count = _described_pages(directory, path)
+    if count == 1:
+        return [only]
+    if count > most_pages:
+        raise AcouslicError(f"{path} announces {count} frames, more than {most_pages}")
+    if not only.contiguous:
+        raise AcouslicError(f"{path} announces {count} frames, but has a single page that is compressed or tiled")
+    first, page_bytes = only.segments[0].offset, only.segments[0].least_bytes
+    if first + count * page_bytes > file_bytes:
         raise AcouslicError(
-            f"{path}: frames {indices.start} to {indices.stop - 1} (counted from 0) could not be decoded; the file is "
-            "truncated, damaged or compressed in an unusual way"
+            f"{path} announces {count} frames of {page_bytes:,} bytes, but only {file_bytes - first:,} bytes of pixels "
+            "are there; the file is truncated"
         )
-    if any(page.ndim != 2 for page in pages):
-        raise AcouslicError(f"{path}: expected one grey channel, got colour")
-    return list(pages)
+    places = range(first, first + count * page_bytes, page_bytes)
+    return [replace(only, segments=(Segment(place, page_bytes, page_bytes, page_bytes),)) for place in places]
+
+
+def _described_pages(directory: "TiffPage", path: Path) -> int:
+    """How many frames the description of the only directory announces; 1 where it announces none."""
+    tifffile = load_tifffile()
+    if (text := directory.imagej_description) is not None:
+        count = tifffile.tifffile.imagej_description_metadata(text).get("images", 1)
+        if type(count) is not int or count < 1:
+            raise AcouslicError(f"{path}: its ImageJ description must state a number of images")
+        return count
+    if (text := directory.shaped_description) is not None:
+        described = tifffile.tifffile.shaped_description_metadata(text)
+        shape = described.get("shape") if isinstance(described, dict) else None
+        if isinstance(shape, list | tuple) and all(type(size) is int and size > 0 for size in shape):
+            return max(1, math.prod(shape) // math.prod(directory.shape))
+    return 1
+
+
+def _decoded(page: Page, file: io.FileIO, path: Path, frame_index: int) -> NDArray[Any]:
+    """The pixels of a page, as `Layout.shape`."""
+    layout = page.layout
+    if page.contiguous:
+        stored = _read(file, page.segments[0], path)
+        return np.frombuffer(stored, layout.stored_dtype).reshape(layout.shape)
+    pixels = np.empty(layout.shape, layout.dtype)
+    for number, segment in enumerate(page.segments):
+        damage = f"{path}: frame {frame_index} (counted from 0) is damaged: its strip or tile {number}"
+        stored = _read(file, segment, path)
+        try:
+            content = _inflated(stored, segment, layout, damage)
+            part, (plane, _, row, column, _), _ = layout.decode(content, number, jpegtables=page.jpeg_tables)
+            place = pixels[plane, 0, row : row + part.shape[1], column : column + part.shape[2]]
+            place[...] = part[0, : place.shape[0], : place.shape[1]]
+        except (AcouslicError, MemoryError):
+            raise
+        except Exception as error:
+            # Each codec has exceptions of its own.
+            raise AcouslicError(f"{damage} cannot be decoded ({type(error).__name__})") from None
+    return pixels
+
+
+def _read(file: io.FileIO, segment: Segment, path: Path) -> bytes:
+    stored = os.pread(file.fileno(), segment.stored_bytes, segment.offset)
+    if len(stored) != segment.stored_bytes:
+        raise AcouslicError(f"{path} ends before its pixels do: it was changed while it was read, or is damaged")
+    return stored
+
+
+def _inflated(stored: bytes, segment: Segment, layout: Layout, damage: str) -> bytes:
+    """What tifffile's function takes: a segment's bytes without the compression that is bytes alone.
+
+    Raises AcouslicError, opened by `damage`, where they are not as many as the segment has pixels for, or where a JPEG
+    within the segment is of another size or cut off.
+    """
+    if layout.decompress is not None:
+        # One byte more than is right shows what is too much, and bounds the memory that a small strip can ask for.
+        content = layout.decompress(stored, out=segment.most_bytes + 1)
+        if not segment.least_bytes <= len(content) <= segment.most_bytes:
+            raise AcouslicError(f"{damage} does not decode to the {segment.least_bytes:,} bytes of its pixels")
+        return bytes(content[: segment.least_bytes])
+    if layout.compression == JPEG:
+        _, rows, columns, _ = load_tifffile().tifffile.jpeg_shape(stored)
+        if rows * columns * layout.shape[4] * layout.dtype.itemsize > segment.most_bytes:
+            raise AcouslicError(f"{damage} holds a JPEG of {rows} x {columns} pixels")
+        if not stored.rstrip(b"\0").endswith(_JPEG_ENDS_WITH):
+            raise AcouslicError(f"{damage} holds a JPEG that is cut off")
+    elif layout.compression == NONE:
+        return stored[: segment.least_bytes]
+    return stored
+
+
+def _grey(pixels: NDArray[Any], layout: Layout, path: Path, frame_index: int) -> NDArray[Any]:
+    """The picture (rows, columns) in the pixels of a page: one channel, black where it is dark."""
+    planes = pixels[:, 0]
+    values = planes[0] if layout.shape[0] == 1 else np.moveaxis(planes[..., 0], 0, -1)
+    if layout.dtype == bool:
+        values = values * np.uint8(255)
+    if layout.palette is not None:
+        indices = values[..., 0] // (255 if layout.dtype == bool else 1)
+        # A palette has 16 bits a colour.
+        values = (layout.palette[:, indices] >> 8).astype(np.uint8).transpose(1, 2, 0)
+    grey = one_channel(values, path, frame_index)
+    if layout.photometric == WHITE_IS_ZERO:
+        if not np.issubdtype(grey.dtype, np.unsignedinteger):
+            raise AcouslicError(f"{path}: white is zero is not understood of pixels of type {grey.dtype.name}")
+        grey = np.iinfo(grey.dtype).max - grey
+    return grey
 
 
 _MM_OF_RESOLUTION_UNIT = {2: 25.4, 3: 10.0}
 """Inch and centimetre. Without a unit a resolution says how the axes relate, not how large a pixel is."""
 
 
-def _pixel_spacing(path: Path) -> tuple[float, float]:
-    """(column, row) in mm; 1 where the first page has no resolution, a zero one or no unit for it.
+def _pixel_spacing(path: Path, page: "TiffPage") -> tuple[float, float]:
+    """(row, column) in mm; 1 where the first page has no resolution, a zero one or no unit for it.
 
     As SimpleITK has it, which keeps single precision.
     """
-    # Here, because a container that starts for one .mha has no use for it.
-    import tifffile
-
-    try:
-        with tifffile.TiffFile(path) as file:
-            tags = file.pages.first.tags
-            unit_mm = _MM_OF_RESOLUTION_UNIT.get(tags.valueof("ResolutionUnit", 2))
-            found = [tags.get(name) for name in ("XResolution", "YResolution")]
-            resolutions = [None if tag is None else (tag.value, int(tag.dtype), tag.count) for tag in found]
-    except (tifffile.TiffFileError, OSError, ValueError, KeyError, IndexError, TypeError, struct.error) as error:
-        raise AcouslicError(f"{path} is not a TIFF that can be read: {error}") from error
-    dots = [_dots(path, *resolution) for resolution in resolutions if resolution is not None]
+    unit_mm = _MM_OF_RESOLUTION_UNIT.get(page.tags.valueof("ResolutionUnit", 2))
+    found = [page.tags.get(name) for name in ("XResolution", "YResolution")]
+    dots = [_dots(path, tag.value, int(tag.dtype), tag.count) for tag in found if tag is not None]
     if unit_mm is None or len(dots) < 2 or 0 in dots:
         return 1.0, 1.0
     column_mm, row_mm = unit_mm / dots[0], unit_mm / dots[1]
     if not all(math.isfinite(value) and value > 0 for value in (column_mm, row_mm)):
         raise AcouslicError(f"{path}: expected a positive resolution, got pixels of {row_mm} x {column_mm} mm")
-    return column_mm, row_mm
+    return row_mm, column_mm
 
 
 _RATIONAL = 5
@@ -114,13 +289,3 @@ def _dots(path: Path, value: object, kind: int, count: int) -> float:
         if kind != _RATIONAL and isinstance(numbers[0], int | float):
             return float(numbers[0])
     raise AcouslicError(f"{path}: expected a resolution that is a number, got {value!r:.60}")
-
-
-@contextmanager
-def _silent_opencv() -> Iterator[None]:
-    """OpenCV prints a warning for every tag it does not know to stderr, which the platform shows to the user."""
-    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    try:
-        yield
-    finally:
-        cv2.utils.logging.setLogLevel(level)

@@ -18,7 +18,7 @@ import numpy as np
 
 from acouslic.errors import AcouslicError
 from acouslic.release import SWEEP_COLUMNS, Release, read_circumferences
-from acouslic.sockets import STACK_SUFFIXES
+from acouslic.sockets import SOCKET_SUFFIXES
 from acouslic.stack import open_stack
 from acouslic.write import write_bytes
 from evaluation.inputs.case_truth import CaseTruth
@@ -163,7 +163,7 @@ def subjects_json(subjects: Mapping[str, str]) -> dict[str, Any]:
 
 def _official_source(folder: Path, subject_id: str | None) -> TruthSource:
     masks = folder / MASKS_FOLDER
-    paths = sorted(item for item in masks.glob("*") if item.suffix.lower() in STACK_SUFFIXES)
+    paths = sorted(item for item in masks.glob("*") if item.suffix.lower() in SOCKET_SUFFIXES)
     if len(paths) != 1:
         raise AcouslicError(f"{masks} must hold exactly one label stack, found {len(paths)}")
     index_path = folder / INDEX_FILE

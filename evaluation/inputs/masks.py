@@ -6,13 +6,11 @@ import numpy as np
 
 from acouslic.errors import AcouslicError
 from acouslic.reading.metaimage import read_header
-from acouslic.reading.tiff_directory import tiff_page_sizes
 from acouslic.sockets import NO_FRAME
 from acouslic.stack import StackHeader, open_stack
 from evaluation.inputs.case_truth import CaseTruth
 from evaluation.inputs.safe_path import MASK_SUFFIXES
 
-TIFF_SUFFIXES = (".tif", ".tiff")
 UINT8_TYPES = ("MET_UCHAR", "uint8")
 _SPACING_TOLERANCE = 0.01
 
@@ -29,9 +27,9 @@ def read_predicted_mask(path: Path, truth: CaseTruth, frame_number: int) -> np.n
     if frame_number >= truth.frames:
         raise AcouslicError(f"{what}: the frame number {frame_number} is outside -1..{truth.frames - 1}")
     try:
-        if path.suffix.lower() in TIFF_SUFFIXES:
-            _check_tiff_pages(path, truth, what)
-        reader = open_stack(path, allow_single_frame_2d=True)
+        if path.suffix.lower() not in MASK_SUFFIXES:
+            raise AcouslicError(f"{what}: the mask {path.name} must be one file: {', '.join(MASK_SUFFIXES)}")
+        reader = open_stack(path, most_frames=truth.frames)
         _check_header(reader.header, truth, what)
         single = reader.header.frames == 1
         mask = np.zeros((truth.rows, truth.columns), dtype=bool)
@@ -49,16 +47,6 @@ def read_predicted_mask(path: Path, truth: CaseTruth, frame_number: int) -> np.n
     return mask
 
 
-def _check_tiff_pages(path: Path, truth: CaseTruth, what: str) -> None:
-    """The libraries that decode a TIFF trust its directories; this does not."""
-    sizes = tiff_page_sizes(path, truth.frames)
-    if len(sizes) not in (1, truth.frames) or set(sizes) != {(truth.rows, truth.columns)}:
-        found = " and ".join(f"{rows} x {columns}" for rows, columns in sorted(set(sizes))[:2])
-        raise AcouslicError(
-            f"{what}: the mask {path.name} has {len(sizes)} frames of {found or 'no'} pixels; {_expected_size(truth)}"
-        )
-
-
 def _expected_size(truth: CaseTruth) -> str:
     return f"expected the input's {truth.frames} of {truth.rows} x {truth.columns}, or one frame of that size"
 
@@ -66,13 +54,13 @@ def _expected_size(truth: CaseTruth) -> str:
 def _check_header(header: StackHeader, truth: CaseTruth, what: str) -> None:
     mask = f"{what}: the mask {header.path.name}"
     suffix = header.path.suffix.lower()
-    if suffix not in MASK_SUFFIXES:
-        raise AcouslicError(f"{mask} must be one file: {', '.join(MASK_SUFFIXES)}")
     if suffix == ".mha" and read_header(header.path).pixel_path != header.path:
         raise AcouslicError(f"{mask} names another file as its pixels; write it as one file (ElementDataFile = LOCAL)")
     got, expected = (header.frames, header.rows, header.columns), (truth.frames, truth.rows, truth.columns)
     if got not in (expected, (1, *expected[1:])):
         raise AcouslicError(f"{mask} has {got[0]} frames of {got[1]} x {got[2]} pixels; {_expected_size(truth)}")
+    if header.notes:
+        raise AcouslicError(f"{mask} is stored in colour; expected one grey channel")
     if header.pixel_type not in UINT8_TYPES:
         raise AcouslicError(f"{mask} has pixels of type {header.pixel_type}; expected unsigned 8-bit integers (uint8)")
     if suffix == ".mha" and truth.spacing_mm is not None:

@@ -4,10 +4,10 @@ import stat
 from pathlib import Path, PurePosixPath
 
 from acouslic.errors import AcouslicError
-from acouslic.sockets import STACK_SUFFIXES
+from acouslic.sockets import SOCKET_SUFFIXES
 from evaluation.inputs.strict_json import shown
 
-MASK_SUFFIXES = tuple(suffix for suffix in STACK_SUFFIXES if suffix != ".mhd")
+MASK_SUFFIXES = tuple(suffix for suffix in SOCKET_SUFFIXES if suffix != ".mhd")
 """A mask is one file: a `.mhd` names a second one."""
 
 _LONGEST_NAME, _LONGEST_PATH = 200, 1000

@@ -14,7 +14,7 @@ import tifffile
 
 from acouslic.errors import AcouslicError
 from acouslic.reading.metaimage import header_text
-from acouslic.reading.tiff import read_tiff_header
+from acouslic.reading.tiff import open_tiff
 from acouslic.stack import open_stack, read_stack
 
 FRAMES = np.random.default_rng(0).integers(0, 128, (21, 20, 30)).astype(np.uint8)
@@ -77,7 +77,7 @@ def test_tiff_pixel_size_is_simpleitks(
 
     theirs = SimpleITK.ReadImage(str(path)).GetSpacing()
 
-    assert read_tiff_header(path).element_spacing[:2] == pytest.approx(theirs[:2], rel=1e-7)
+    assert open_tiff(path).header.spacing_mm == pytest.approx(theirs[1::-1], rel=1e-7)
 
 
 ASCII, SHORT, FLOAT = 2, 3, 11
@@ -104,7 +104,7 @@ def test_tiff_resolution_as_a_plain_number_is_read(tmp_path: Path, kind: int, va
     path = _tiff_with_resolution(tmp_path / "x.tif", kind, 1, value)
 
     assert SimpleITK.ReadImage(str(path)).GetSpacing()[:2] == pytest.approx((mm, mm))
-    assert read_tiff_header(path).element_spacing[:2] == (mm, mm)
+    assert open_tiff(path).header.spacing_mm == (mm, mm)
 
 
 @pytest.mark.parametrize(
@@ -141,11 +141,11 @@ def test_tiff_without_a_scanners_resolution_is_assumed(tmp_path: Path, options: 
 
 
 def test_tiff_of_the_wrong_kind_is_refused(tmp_path: Path) -> None:
-    """One page, colour, values past 255 and pages of several sizes each have their sentence."""
+    """Colour, values past 255 and pages of several sizes each have their sentence."""
     colour = np.zeros((5, 20, 30, 3), np.uint8)
+    colour[3, 4, 5, 1] = 1
 
-    assert "single 2-D image of 20 x 30" in _refused(_tiff(tmp_path / "a.tif", FRAMES[0]))
-    assert "got colour" in _refused(_tiff(tmp_path / "b.tif", colour, photometric="rgb"))
+    assert "got colour in frame 3" in _refused(_tiff(tmp_path / "b.tif", colour, photometric="rgb"))
     assert "got 300 (uint16) in frame 4" in _refused(_tiff(tmp_path / "e.tif", _with(FRAMES.astype("u2"), 4, 300)))
     with tifffile.TiffWriter(tmp_path / "f.tif") as writer:
         writer.write(FRAMES[0], metadata=None)
@@ -181,12 +181,15 @@ def test_reading_a_tiff_leaves_stderr_clean(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "kind"),
     [
-        ("x.nii", bytes(344) + b"n+1\0", "NIfTI"),
-        ("x.nii.gz", b"\x1f\x8b\x08", "NIfTI"),
+        ("x.img", bytes(344) + b"ni1\0", "half a NIfTI"),
+        ("x.gz", b"\x1f\x8b\x08", "gzip"),
         ("x.dcm", bytes(128) + b"DICM", "DICOM"),
         ("x", bytes(128) + b"DICM", "DICOM"),
-        ("x.png", b"\x89PNG\r\n\x1a\n", "PNG"),
-        ("x.jpg", b"\xff\xd8\xff\xe0", "JPEG"),
+        ("renamed.jpg", b"\x89PNG\r\n\x1a\n", "PNG"),
+        ("renamed.png", b"\xff\xd8\xff\xe0", "JPEG"),
+        ("renamed.nii", b"NRRD0004\n", "NRRD"),
+        ("renamed.nii.gz", bytes(344) + b"n+1\0", "NIfTI"),
+        ("renamed.nrrd", b"hello", "no NRRD"),
         ("x.zip", b"PK\x03\x04", "zip"),
         ("x.txt", b"hello", "no image of a known kind"),
         ("renamed.mha", bytes(344) + b"n+1\0", "NIfTI"),

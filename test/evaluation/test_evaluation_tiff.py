@@ -1,4 +1,4 @@
-"""The page directories of a TIFF, read before any library is let near them."""
+"""A submitted mask that is a TIFF: its directories are checked before any of its pixels is decoded."""
 
 import io
 import random
@@ -11,7 +11,7 @@ import pytest
 import tifffile
 
 from acouslic.errors import AcouslicError
-from acouslic.reading.tiff_directory import tiff_page_sizes
+from acouslic.reading.tiff import open_tiff
 from evaluation.inputs.case_truth import CaseTruth
 from evaluation.inputs.masks import read_predicted_mask
 
@@ -55,9 +55,19 @@ def test_pages_of_every_form(tmp_path: Path, truth: CaseTruth, options: dict[str
     """Classic and 64-bit, both byte orders: the pages' sizes, and the mask of the chosen one."""
     path = tmp_path / "mask.tif"
     path.write_bytes(tiff(**options))
-    assert tiff_page_sizes(path, FRAMES) == [(ROWS, COLUMNS)] * FRAMES
+    header = open_tiff(path, FRAMES).header
+    assert (header.frames, header.rows, header.columns) == (FRAMES, ROWS, COLUMNS)
     assert np.array_equal(read_predicted_mask(path, truth, 3), MASK == 1)
     assert not read_predicted_mask(path, truth, 2).any()
+
+
+def test_a_mask_in_colour(tmp_path: Path, truth: CaseTruth) -> None:
+    """Also one whose channels are equal: a mask has one."""
+    path = tmp_path / "mask.tif"
+    stack = np.repeat(np.zeros((FRAMES, ROWS, COLUMNS, 1), np.uint8), 3, axis=-1)
+    tifffile.imwrite(path, stack, photometric="rgb", metadata=None)
+    with pytest.raises(AcouslicError, match="is stored in colour; expected one grey channel"):
+        read_predicted_mask(path, truth, 3)
 
 
 def test_a_chain_in_a_circle(tmp_path: Path, truth: CaseTruth) -> None:
@@ -78,9 +88,9 @@ def test_other_numbers_of_pages(tmp_path: Path, truth: CaseTruth, frames: int) -
     path.write_bytes(tiff(frames))
     with pytest.raises(AcouslicError, match=r"case case: the mask"):
         read_predicted_mask(path, truth, 1)
-    assert len(tiff_page_sizes(path, frames)) == frames
+    assert open_tiff(path, frames).header.frames == frames
     with pytest.raises(AcouslicError, match="more than 1 pages"):
-        tiff_page_sizes(path, 1)
+        open_tiff(path, 1)
 
 
 def test_a_later_page_of_another_size(tmp_path: Path, truth: CaseTruth) -> None:
@@ -92,7 +102,7 @@ def test_a_later_page_of_another_size(tmp_path: Path, truth: CaseTruth) -> None:
             struct.pack_into("<HII", content, place + 2, 4, 1, 60_000)
     path = tmp_path / "mask.tif"
     path.write_bytes(content)
-    with pytest.raises(AcouslicError, match="6 frames of 20 x 30 and 60000 x 60000 pixels"):
+    with pytest.raises(AcouslicError, match="20 x 30 as the first, got 60000 x 60000 in frame 1"):
         read_predicted_mask(path, truth, 3)
 
 

@@ -1,0 +1,89 @@
+"""What every reader hands over: a header that has been checked, and then the frames one after another."""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from acouslic.errors import AcouslicError
+
+MAX_STACK_BYTES = 8 << 30
+"""Of decoded pixels in the file's own type. No sweep comes near this; a header that asks for more is damaged."""
+MAX_FRAME_BYTES = 512 << 20
+"""Likewise of one frame."""
+
+
+@dataclass(frozen=True)
+class SourceHeader:
+    """What is known of the frames in a file before any of them is decoded."""
+
+    path: Path
+    frames: int
+    rows: int
+    columns: int
+    pixel_type: str
+    """As the file names it: `MET_SHORT` in a MetaImage, elsewhere a numpy name such as `uint8`."""
+    pixel_bytes: int
+    """Of one decoded pixel, all channels together."""
+    spacing_mm: tuple[float, float] | None
+    """(row, column) as the file states it; None where it states none."""
+    frame_spacing: float = 1.0
+    """The third spacing of the file. It is a time or nothing, never millimetres."""
+    spacing_is_resolution: bool = False
+    """Whether the spacing was written as dots per inch, which many writers fill in without knowing it."""
+    notes: tuple[str, ...] = ()
+    """Sentences on how the file was read, for log and results."""
+
+    def __post_init__(self) -> None:
+        if 0 in (self.frames, self.rows, self.columns):
+            raise AcouslicError(f"{self.path} holds no pixels: {self.frames} frames of {self.rows} x {self.columns}")
+        frame_bytes = self.rows * self.columns * self.pixel_bytes
+        if frame_bytes > MAX_FRAME_BYTES or frame_bytes * self.frames > MAX_STACK_BYTES:
+            raise AcouslicError(
+                f"{self.path}: {self.frames} x {self.rows} x {self.columns} pixels of {self.pixel_bytes} bytes are "
+                f"more than the {MAX_STACK_BYTES:,} bytes allowed for a stack, or the {MAX_FRAME_BYTES:,} for a frame"
+            )
+
+
+class FrameSource(Protocol):
+    """A file whose header has been read."""
+
+    @property
+    def header(self) -> SourceHeader:
+        """What the file says of its frames."""
+
+    def frames(self) -> Generator[NDArray[Any], None, None]:
+        """Each frame in order, (rows, columns), in the file's own number type, valid until the next one.
+
+        Opens the file anew. Raises AcouslicError as soon as the pixels are damaged or end.
+        """
+
+
+def one_channel(pixels: NDArray[Any], path: Path, frame_index: int) -> NDArray[Any]:
+    """The grey picture (rows, columns) in pixels (rows, columns, channels) whose colours are equal.
+
+    One channel is grey, two are grey and opacity, three are colours, four are colours and opacity. Raises AcouslicError
+    where the colours differ anywhere, or a pixel is not opaque.
+    """
+    channels = pixels.shape[2]
+    colours = channels - (channels in (2, 4))
+    if channels not in (1, 2, 3, 4) or any((pixels[..., 0] != pixels[..., k]).any() for k in range(1, colours)):
+        raise AcouslicError(
+            f"{path}: expected one grey channel, got colour in frame {frame_index} (counted from 0); "
+            "save the frames in grey"
+        )
+    if colours < channels:
+        opaque = np.iinfo(pixels.dtype).max if np.issubdtype(pixels.dtype, np.integer) else 1
+        if (pixels[..., -1] != opaque).any():
+            raise AcouslicError(
+                f"{path}: frame {frame_index} (counted from 0) has transparent pixels; save the frames in grey"
+            )
+    return pixels[..., 0]
+
+
+def colour_note(path: Path) -> str:
+    """The one sentence about grey frames that are stored in colour."""
+    return f"{path.name} stores grey frames in colour; its channels are equal, and one of them is used"

@@ -1,0 +1,262 @@
+"""TIFF: how pixels may be stored, and what is refused although a library would make do with it."""
+
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK
+import tifffile
+
+from acouslic.errors import AcouslicError
+from acouslic.reading.tiff import open_tiff
+from acouslic.stack import open_stack, read_stack
+
+FRAMES = np.random.default_rng(0).integers(0, 200, (6, 48, 64)).astype(np.uint8)
+FRAMES[:, :, :32] = np.arange(32)
+
+
+def _tiff(path: Path, frames: np.ndarray = FRAMES, **options: Any) -> Path:
+    tifffile.imwrite(path, frames, **({"photometric": "minisblack", "metadata": None} | options))
+    return path
+
+
+def _refused(path: Path) -> str:
+    with pytest.raises(AcouslicError) as caught:
+        read_stack(path)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def _parts(path: Path) -> list[tuple[int, int]]:
+    """(offset, bytes) of every strip or tile of the file."""
+    with tifffile.TiffFile(path) as file:
+        return [pair for page in file.pages for pair in zip(page.dataoffsets, page.databytecounts, strict=True)]
+
+
+def _change_tag(path: Path, code: int, new: bytes, *, page: int = 0, at: int = 8) -> None:
+    """Overwrite bytes of the directory entry of a tag: its value from 8 on, its code from 0 on."""
+    with tifffile.TiffFile(path) as file:
+        offset = file.pages[page].tags[code].offset
+    content = bytearray(path.read_bytes())
+    content[offset + at : offset + at + len(new)] = new
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib", "lzw", "packbits", "zstd", "lzma"])
+@pytest.mark.parametrize("layout", [{}, {"rowsperstrip": 7}, {"tile": (32, 48)}, {"byteorder": ">"}])
+@pytest.mark.parametrize("dtype", ["u1", "u2"])
+def test_every_compression_in_every_layout(
+    tmp_path: Path, dtype: str, layout: dict[str, Any], compression: str | None
+) -> None:
+    """Whole pages, strips whose last one is shorter, tiles that reach beyond the page, both byte orders."""
+    path = _tiff(tmp_path / "x.tif", FRAMES.astype(dtype), compression=compression, **layout)
+
+    assert np.array_equal(read_stack(path).frames, FRAMES)
+
+
+@pytest.mark.parametrize("predictor", [True, False])
+@pytest.mark.parametrize("dtype", ["u1", "u2", "f4"])
+def test_predictors_are_undone(tmp_path: Path, dtype: str, predictor: bool) -> None:
+    """Horizontal differences, and those of floating point numbers."""
+    path = _tiff(tmp_path / "x.tif", FRAMES.astype(dtype), compression="zlib", predictor=predictor, rowsperstrip=11)
+
+    assert np.array_equal(read_stack(path).frames, FRAMES)
+
+
+def test_jpeg_is_decoded_as_by_simpleitk(tmp_path: Path) -> None:
+    """Grey JPEG within strips, and one that is cut off."""
+    path = _tiff(tmp_path / "x.tif", compression="jpeg", rowsperstrip=16)
+    assert np.array_equal(read_stack(path).frames, SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path))))
+    offset, length = _parts(path)[-1]
+    content = bytearray(path.read_bytes())
+    content[offset + length - 2 : offset + length] = b"ab"
+    path.write_bytes(content)
+    assert "frame 5 (counted from 0) is damaged: its strip or tile 2 holds a JPEG that is cut off" in _refused(path)
+
+
+def test_black_and_white_is_read_as_before(tmp_path: Path) -> None:
+    """One bit a pixel is 0 or 255, in either meaning of white."""
+    bits = FRAMES > 60
+    assert np.array_equal(read_stack(_tiff(tmp_path / "a.tif", bits)).frames, bits * np.uint8(255))
+    path = _tiff(tmp_path / "b.tif", ~bits, photometric="miniswhite")
+    assert np.array_equal(read_stack(path).frames, bits * np.uint8(255))
+
+
+@pytest.mark.parametrize(
+    ("options", "planar"),
+    [({}, False), ({"compression": "zlib", "rowsperstrip": 10}, False), ({"planarconfig": "separate"}, True)],
+)
+def test_grey_in_colour_is_read_with_a_note(tmp_path: Path, options: dict[str, Any], planar: bool) -> None:
+    """RGB pixel by pixel or plane by plane; real colour is refused and its frame named."""
+    axis = 1 if planar else -1
+    colour = np.stack([FRAMES] * 3, axis=axis)
+    stack = read_stack(_tiff(tmp_path / "x.tif", colour, photometric="rgb", **options))
+    assert np.array_equal(stack.frames, FRAMES)
+    assert stack.header.notes == (
+        "x.tif stores grey frames in colour; its channels are equal, and one of them is used",
+    )
+    np.moveaxis(colour, axis, -1)[4, 3, 3, 2] ^= 1
+    assert "got colour in frame 4" in _refused(_tiff(tmp_path / "y.tif", colour, photometric="rgb", **options))
+
+
+def test_a_grey_palette_is_read(tmp_path: Path) -> None:
+    """Colours of a palette in place of pixels: the greys it stands for, and real colours refused."""
+    greys = np.arange(255, -1, -1, dtype=np.uint16) * 257
+    path = _tiff(tmp_path / "x.tif", photometric="palette", colormap=np.stack([greys] * 3))
+    assert np.array_equal(read_stack(path).frames, 255 - FRAMES)
+    colours = np.stack([greys, greys, np.zeros_like(greys)])
+    assert "got colour" in _refused(_tiff(tmp_path / "y.tif", photometric="palette", colormap=colours))
+
+
+@pytest.mark.parametrize("writer", ["imagej", "shaped"])
+def test_one_directory_for_all_frames(tmp_path: Path, writer: str) -> None:
+    """ImageJ above 4 GB, and tifffile when asked to, write one directory and say the number of frames in words."""
+    path = tmp_path / "x.tif"
+    if writer == "imagej":
+        description = f"ImageJ=1.54f\nimages={len(FRAMES)}\nslices={len(FRAMES)}\n"
+        tifffile.imwrite(path, FRAMES[0], photometric="minisblack", metadata=None, description=description)
+        with path.open("ab") as file:
+            start = _parts(path)[0][0]
+            file.truncate(start + FRAMES[0].nbytes)
+            file.seek(0, os.SEEK_END)
+            file.write(FRAMES[1:].tobytes())
+    else:
+        tifffile.imwrite(path, FRAMES, photometric="minisblack", truncate=True)
+    with tifffile.TiffFile(path) as file:
+        assert len(file.pages) == 1
+
+    assert np.array_equal(read_stack(path).frames, FRAMES)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert "announces 6 frames" in _refused(path)
+
+
+def test_one_directory_that_is_compressed_cannot_stand_for_many(tmp_path: Path) -> None:
+    """A description that announces more than there is room for is refused, not read as one frame."""
+    description = "ImageJ=1.54f\nimages=840\n"
+    assert "compressed or tiled" in _refused(
+        _tiff(tmp_path / "x.tif", FRAMES[0], compression="zlib", description=description)
+    )
+    assert "truncated" in _refused(_tiff(tmp_path / "y.tif", FRAMES[0], description=description))
+
+
+@pytest.mark.parametrize("layout", [{}, {"rowsperstrip": 16}, {"tile": (32, 32)}])
+@pytest.mark.parametrize("compression", ["zlib", "lzw", "lzma"])
+def test_damage_within_any_strip_or_tile_is_refused(tmp_path: Path, compression: str, layout: dict[str, Any]) -> None:
+    """Noise in place of most of its bytes, and another length than its pixels have, wherever in the file."""
+    path = _tiff(tmp_path / "x.tif", compression=compression, **layout)
+    whole, rng = path.read_bytes(), np.random.default_rng(1)
+    for offset, length in _parts(path)[:: 5 if layout else 1]:
+        content = bytearray(whole)
+        content[offset + length // 3 : offset + length] = rng.bytes(length - length // 3)
+        path.write_bytes(content)
+        assert "is damaged: its strip or tile" in _refused(path)
+
+
+def test_a_strip_that_inflates_to_too_much_takes_no_memory(tmp_path: Path) -> None:
+    """A strip of a few megabytes that inflates to a gigabyte is refused after the bytes that its page has."""
+    compressor = zlib.compressobj()
+    start = compressor.compress(b"")
+    bomb = start + (compressor.compress(bytes(1 << 20)) + compressor.flush(zlib.Z_FULL_FLUSH)) * 1024
+    path = _tiff(tmp_path / "x.tif", FRAMES, compression="zlib")
+    content = path.read_bytes()
+    path.write_bytes(content + bomb)
+    _change_tag(path, 273, struct.pack("<I", len(content)), page=3)
+    _change_tag(path, 279, struct.pack("<I", len(bomb)), page=3)
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from acouslic.stack import read_stack\n"
+        f"try: read_stack(Path({str(path)!r}))\n"
+        "except Exception as error: print(type(error).__name__, 'frame 3' in str(error))\n"
+        "print(int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) // 1024)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=_root(), capture_output=True, text=True, check=True)
+    kind, frame, peak_mib = run.stdout.split()
+    assert (kind, frame) == ("AcouslicError", "True")
+    assert int(peak_mib) < 400
+
+
+def _root() -> Path:
+    return Path(__file__).resolve().parents[2]
+
+
+def test_pages_of_another_size_are_refused_before_any_is_decoded(tmp_path: Path) -> None:
+    """The header alone tells: opening is enough."""
+    path = tmp_path / "x.tif"
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(FRAMES[0], photometric="minisblack", metadata=None)
+        writer.write(np.zeros((480, 640), np.uint8), photometric="minisblack", metadata=None, compression="zlib")
+    with pytest.raises(AcouslicError, match="to be 48 x 64 as the first, got 480 x 640 in frame 1"):
+        open_stack(path)
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    """A sentence, not SIGBUS: nothing is mapped into memory."""
+    path = _tiff(tmp_path / "x.tif", np.concatenate([FRAMES] * 20))
+    chunks = open_stack(path).iter_chunks(4)
+    next(chunks)
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(AcouslicError, match="was changed while it was read"):
+        for _ in chunks:
+            pass
+
+
+@pytest.mark.parametrize(
+    ("code", "at", "new", "message"),
+    [
+        (273, 8, struct.pack("<I", 1 << 31), "frame 2 (counted from 0): strip or tile 0 is said to be"),
+        (273, 8, struct.pack("<I", 0), "the file is truncated or damaged"),
+        (279, 8, struct.pack("<I", 0), "the file is truncated or damaged"),
+        (279, 8, struct.pack("<I", 48 * 64 - 1), "the file is truncated or damaged"),
+        (278, 8, struct.pack("<I", 10), "needs 5 strips or tiles, but its directory lists 1"),
+        (278, 8, struct.pack("<I", 0), "its strips have no rows"),
+        (262, 0, struct.pack("<H", 265), "does not say what its values mean"),
+        (262, 8, struct.pack("<H", 5), "got colour"),
+        (277, 8, struct.pack("<H", 7), "got 7"),
+        (258, 8, struct.pack("<H", 12), "expected pixels of 8 bits, got 12"),
+        (259, 8, struct.pack("<H", 34712), "its compression (34712) is not read here"),
+    ],
+)
+def test_directories_that_cannot_be_are_refused(tmp_path: Path, code: int, at: int, new: bytes, message: str) -> None:
+    """What tifffile would mend, fill in or leave out: places outside the file, missing strips, unknown forms."""
+    path = _tiff(tmp_path / "x.tif")
+    _change_tag(path, code, new, page=2, at=at)
+
+    with pytest.raises(AcouslicError) as caught:
+        open_tiff(path)
+    assert message in str(caught.value)
+
+
+def test_tags_that_take_more_than_directories_need_are_not_read(tmp_path: Path) -> None:
+    """A list of 100 million strips in a sparse file is refused before it is read."""
+    path = _tiff(tmp_path / "x.tif")
+    _change_tag(path, 273, struct.pack("<II", 100_000_000, 8), at=4)
+    os.truncate(path, 1 << 30)
+
+    with pytest.raises(AcouslicError, match="a tag that takes more than"):
+        open_tiff(path)
+
+
+def test_time_grows_with_the_number_of_pages(tmp_path: Path) -> None:
+    """Every page is visited a constant number of times."""
+    reads = []
+    for pages in (50, 200):
+        path = _tiff(tmp_path / "x.tif", np.zeros((pages, 8, 8), np.uint8), compression="zlib")
+        count = 0
+
+        def spy(event: str, _: object) -> None:
+            nonlocal count
+            count += event == "call"
+
+        sys.setprofile(lambda _frame, event, arg: spy(event, arg))
+        try:
+            read_stack(path)
+        finally:
+            sys.setprofile(None)
+        reads.append(count)
+    assert reads[1] < 4.5 * reads[0]
