@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 
 from acouslic.printable import printable
 
-_OPENS_A_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What a spreadsheet calculates instead of showing it (OWASP, CSV injection). `=HYPERLINK(...)` sends what is beside it
-elsewhere."""
+_OPENS_A_FORMULA = ("=", "+", "-", "@")
+"""What a spreadsheet calculates instead of showing it (OWASP, CSV injection): `=HYPERLINK(...)` sends what is beside it
+elsewhere. A tab or a carriage return before it counts too, but those are escaped."""
 _GUARD = "'"
 """The sign that spreadsheets themselves use for "this is text"."""
 
@@ -36,5 +36,5 @@ def _cell(value: object) -> object:
         return str(value).lower()
     if not isinstance(value, str):
         return value
-    guard = _GUARD if value.startswith((*_OPENS_A_FORMULA, _GUARD)) else ""
-    return guard + printable(value)
+    text = printable(value)
+    return _GUARD + text if text.startswith((*_OPENS_A_FORMULA, _GUARD)) else text

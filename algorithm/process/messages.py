@@ -65,7 +65,7 @@ def complain(sentence: str) -> None:
 def _shortage(error: BaseException) -> str | None:
     """What the machine, not the program, is short of; None where it is something else."""
     said = str(error)
-    if isinstance(error, ImportError) and any(words in said for words in _NO_ROOM_FOR_LIBRARIES):
+    if isinstance(error, ImportError | OSError) and any(words in said for words in _NO_ROOM_FOR_LIBRARIES):
         return (
             f"the main memory does not hold the program's libraries ({said}): give the program more, or raise its "
             "limit of address space (ulimit -v)"

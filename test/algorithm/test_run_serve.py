@@ -2,13 +2,17 @@
 
 import concurrent.futures
 import http.client
+import itertools
 import shutil
+import socket
+import statistics
 import threading
 import time
 
 import numpy as np
 import pytest
 
+from algorithm import serve as serve_module
 from algorithm.serve import Service
 
 
@@ -179,3 +183,82 @@ def test_every_case_runs_in_one_thread(platform_case, speckle):
 def test_other_paths_and_methods(method, path, status, platform_case):
     """Unknown paths are 404, wrong methods 405, nothing redirects."""
     assert ask(Service(platform_case.input_dir, platform_case.output_dir), method, path)[0] == status
+
+
+@pytest.fixture
+def in_process(platform_case, speckle, monkeypatch):
+    """A server in this process whose cases end when `release` is set: `(service, port, release)`."""
+    monkeypatch.setattr(serve_module, "_IDLE_S", 1)
+    platform_case.write_sweep(speckle())
+    release = threading.Event()
+
+    class Pipeline:
+        def run_stream(self, *_, **__):
+            assert release.wait(60)
+
+    service = Service(platform_case.input_dir, platform_case.output_dir)
+    service.pipeline = Pipeline()
+    server = serve_module.create_server(service, 0)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    yield service, server.effective_port, release
+    release.set()
+    server.asyncore.close_all(server._map, ignore_all=True)
+    server.task_dispatcher.shutdown()
+    thread.join(10)
+
+
+def request(port, method, path, timeout_s=60):
+    """Status and seconds of one request over a connection of its own."""
+    start = time.monotonic()
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
+    try:
+        connection.request(method, path)
+        response = connection.getresponse()
+        response.read()
+        return response.status, time.monotonic() - start
+    finally:
+        connection.close()
+
+
+def test_under_load_health_answers_and_what_is_too_much_is_told_so(in_process):
+    """Ten invokes and 150 silent connections: five invokes are taken, five answered 503 at once, and health answers
+    meanwhile; when the case ends, the five get their 201."""
+    _, port, release = in_process
+    idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(150)]
+    with concurrent.futures.ThreadPoolExecutor(10) as pool:
+        invoked = [pool.submit(request, port, "POST", "/invoke") for _ in range(10)]
+        refused = list(itertools.islice(concurrent.futures.as_completed(invoked, timeout=30), 5))
+        answered = [request(port, "GET", "/health") for _ in range(20)]
+        assert {future.result()[0] for future in refused} == {503}
+        assert sum(future.done() for future in invoked) == 5
+        assert {status for status, _ in answered} == {200}
+        assert statistics.median(seconds for _, seconds in answered) < 0.1
+        release.set()
+        assert sorted(future.result()[0] for future in invoked) == [201] * 5 + [503] * 5
+    for connection in idle:
+        connection.close()
+
+
+def test_a_silent_connection_is_dropped(in_process):
+    """The server closes it; a connection that waits for its invoke stays."""
+    _, port, release = in_process
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, socket.create_connection(("127.0.0.1", port)) as silent:
+        invoked = pool.submit(request, port, "POST", "/invoke")
+        silent.settimeout(20)
+        assert silent.recv(1) == b""
+        assert not invoked.done()
+        release.set()
+        assert invoked.result()[0] == 201
+
+
+def test_a_large_body_is_refused_unread(in_process):
+    """One of 300 MB is answered 413 when only its size has been said; one of 64 kB is none of our business."""
+    _, port, _ = in_process
+    for size, status in ((300_000_000, b"413"), (65_537, b"413"), (65_536, b"404")):
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.settimeout(20)
+            connection.sendall(f"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n".encode())
+            if size == 65_536:
+                connection.sendall(bytes(size))
+            assert connection.recv(100).split()[1] == status
