@@ -1,5 +1,8 @@
 """Shape and order of a case, as the challenge defines them (ACOUSLIC-AI release 1.1)."""
 
+import itertools
+from collections.abc import Sequence
+
 SWEEPS_PER_CASE = 6
 FRAMES_PER_SWEEP = 140
 FRAMES_PER_CASE = SWEEPS_PER_CASE * FRAMES_PER_SWEEP
@@ -25,3 +28,16 @@ def sweep_index(frame_index: int, frame_count: int) -> int:
     if not 0 <= frame_index < frame_count:
         raise ValueError(f"frame {frame_index} is outside 0..{frame_count - 1}")
     return frame_index // len(sweep_ranges(frame_count)[0])
+
+
+def consecutive_ranges(lengths: Sequence[int]) -> list[range]:
+    """The frames of each sweep where their numbers of frames are known: disjoint ranges from 0 on, in order."""
+    return list(itertools.starmap(range, itertools.pairwise(itertools.accumulate(lengths, initial=0))))
+
+
+def index_of_sweep(frame_index: int, sweeps: Sequence[range]) -> int:
+    """Which of `sweeps` (0, 1, ...) holds a frame."""
+    for index, sweep in enumerate(sweeps):
+        if frame_index in sweep:
+            return index
+    raise ValueError(f"frame {frame_index} is in none of {len(sweeps)} sweeps")

@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 
 from acouslic.errors import AcouslicError
-from acouslic.geometry import SPACING_MM
+from acouslic.geometry import SPACING_MM, consecutive_ranges, sweep_ranges
 from acouslic.reading.kinds import kind_of
 from acouslic.reading.metaimage import MetaImageHeader, read_header, source_header
 from acouslic.reading.metaimage_list import MetaImageList
 from acouslic.reading.pixel_stream import PixelSource, open_pixels
-from acouslic.reading.source import FrameSource, SourceHeader, one_channel
+from acouslic.reading.source import FrameSource, SourceFile, SourceHeader, one_channel
 
 CHUNK_FRAMES = 16
 _PLAUSIBLE_MM = (0.05, 2.0)
@@ -53,6 +53,15 @@ class StackHeader:
     """The file's third spacing, handed on to the mask. It is a time or nothing, never millimetres."""
     notes: tuple[str, ...] = ()
     """Further sentences for log and results, on how the file was read."""
+    sweep_lengths: tuple[int, ...] = ()
+    """Frames of each sweep, where the file or folder tells them apart; else empty, and `sweeps` is the challenge's."""
+    sources: tuple[SourceFile, ...] = ()
+    """The DICOM files that the frames come from, in the order of the frames; empty for every other kind."""
+
+    @property
+    def sweeps(self) -> list[range]:
+        """The frames of each sweep, in order: disjoint ranges that cover all frames."""
+        return consecutive_ranges(self.sweep_lengths) if self.sweep_lengths else sweep_ranges(self.frames)
 
 
 @dataclass(frozen=True)
@@ -134,6 +143,8 @@ def open_stack(path: Path, *, opener: OpenPixels = open_pixels, most_frames: int
         found.pixel_type,
         found.frame_spacing,
         notes=found.notes,
+        sweep_lengths=found.sweep_lengths,
+        sources=found.sources,
     )
     return StackReader(header, source, opener)
 

@@ -15,7 +15,6 @@ import torch
 
 from acouslic.errors import AcouslicError
 from acouslic.fov import field_of_view
-from acouslic.geometry import sweep_ranges
 from acouslic.stack import StackHeader
 from algorithm.engine.batches import choose_batch_frames
 from algorithm.engine.device import choose_device, choose_precision, keep_exact_sums, set_cpu_threads
@@ -129,6 +128,7 @@ class Pipeline:
             wait_for=resized.fill,
             blank=resized.blank,
             progress=progress,
+            sweeps=header.sweeps,
         )
         scored = time.monotonic()
         result = self._conclude(case, header, resized, scores, age)
@@ -166,7 +166,7 @@ class Pipeline:
         """Choose, outline and judge the frame of a scored case."""
         manifest = self.ensemble.manifest
         blank = resized.blank()
-        judged = self._judge(scores, blank)
+        judged = self._judge(scores, header.sweeps, blank)
         notes = [*([] if header.spacing_note is None else [header.spacing_note]), *header.notes]
         outline = self._outline(resized, header, judged, blank)
         suitable = True
@@ -209,10 +209,9 @@ class Pipeline:
             growth=growth,
         )
 
-    def _judge(self, scores: FrameScores, blank: np.ndarray) -> FrameJudgement:
+    def _judge(self, scores: FrameScores, sweeps: list[range], blank: np.ndarray) -> FrameJudgement:
         """The frames in their case. A black frame shows nothing, whatever a network makes of it: 0."""
         presence = np.where(blank, 0.0, scores.presence_probability)
-        sweeps = sweep_ranges(len(blank))
         return judge_frames(presence, scores.optimality_probability, sweeps, self.ensemble.manifest.selection)
 
     def _outline(
@@ -220,7 +219,7 @@ class Pipeline:
     ) -> Outline:
         """The best frame that can be outlined; of black frames only, the best guess with an empty mask."""
         selection = self.ensemble.manifest.selection
-        sweeps = sweep_ranges(header.frames)
+        sweeps = header.sweeps
         if blank.all():
             (guess,) = choose_candidates(judged.presence, sweeps, 1)
             return Outline(guess, np.zeros((header.rows, header.columns), dtype=bool), None, None, None)
@@ -228,7 +227,7 @@ class Pipeline:
         candidates = choose_candidates(np.where(blank, -1.0, judged.quality), sweeps, selection.candidates)
         candidates = [index for index in candidates if not blank[index]]
         fov = field_of_view(header.rows, header.columns)
-        return outline_best(self.ensemble, resized.frames, candidates, fov, header.spacing_mm)
+        return outline_best(self.ensemble, resized.frames, candidates, fov, header.spacing_mm, sweeps)
 
     def _log(self, result: CaseResult, reused_frames: int, timings: RunTimings) -> None:
         for note in result.notes:

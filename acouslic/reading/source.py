@@ -17,6 +17,19 @@ MAX_FRAME_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
+class SourceFile:
+    """One DICOM file of a stack. No name of a patient, only what results may refer to."""
+
+    path: Path
+    frames: int
+    """All of them, in the file's order; the frames of the next file follow."""
+    study_instance_uid: str
+    series_instance_uid: str
+    sop_class_uid: str
+    sop_instance_uid: str
+
+
+@dataclass(frozen=True)
 class SourceHeader:
     """What is known of the frames in a file before any of them is decoded."""
 
@@ -36,6 +49,10 @@ class SourceHeader:
     """Whether the spacing was written as dots per inch, which many writers fill in without knowing it."""
     notes: tuple[str, ...] = ()
     """Sentences on how the file was read, for log and results."""
+    sweep_lengths: tuple[int, ...] = ()
+    """Frames of each sweep, where the file tells them apart; else empty."""
+    sources: tuple[SourceFile, ...] = ()
+    """The DICOM files of the frames, in the frames' order; empty for every other kind."""
 
     def __post_init__(self) -> None:
         if 0 in (self.frames, self.rows, self.columns):

@@ -47,18 +47,19 @@ def score_case(
     wait_for: Callable[[int], None] = _nothing,
     blank: Callable[[], NDArray[np.bool_]] | None = None,
     progress: Callable[[float], None] = _nothing,
+    sweeps: Sequence[range] | None = None,
 ) -> FrameScores:
     """Score the frames of one case: uint8 (F, S, S) on the ensemble's device, F at least 1, S its image size.
 
     `wait_for(stop)` is called before frames below `stop` are looked at, so that `frames` may still be filling up;
     `blank()` says, once all are there, which (F,) hold nothing and are not worth refining; `progress(share)` is called
-    after each batch with the share of the work that is done. Where memory runs out the batch is
-    halved; AcouslicError where one frame is too many.
+    after each batch with the share of the work that is done; `sweeps` are the frames of each sweep, by default as the
+    challenge has them. Where memory runs out the batch is halved; AcouslicError where one frame is too many.
     """
     run = Batches(ensemble, frames, batch_frames, wait_for)
     if config.mode == "exhaustive":
         return _score_exhaustively(run, progress)
-    return _score_gated(run, config, blank, progress)
+    return _score_gated(run, config, sweep_ranges(len(frames)) if sweeps is None else sweeps, blank, progress)
 
 
 def gate_frames(sweeps: Sequence[range], stride: int) -> NDArray[np.int64]:
@@ -123,11 +124,11 @@ def _score_exhaustively(run: Batches, progress: Callable[[float], None]) -> Fram
 def _score_gated(
     run: Batches,
     config: ScoringConfig,
+    sweeps: Sequence[range],
     blank: Callable[[], NDArray[np.bool_]] | None,
     progress: Callable[[float], None],
 ) -> FrameScores:
     count, selection = len(run.frames), run.ensemble.manifest.selection
-    sweeps = sweep_ranges(count)
     start = time.monotonic()
     at = gate_frames(sweeps, config.stride)
     gate_presence, gate_optimality = run.gate(at, lambda share: progress(share / 3))

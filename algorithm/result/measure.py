@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from acouslic.ellipse import Ellipse, circumference_mm
-from acouslic.geometry import sweep_index, sweep_ranges
+from acouslic.geometry import index_of_sweep, sweep_ranges
 from algorithm.frames.preprocess import mask_to_frame, normalise
 from algorithm.model.manifest import Manifest
 from algorithm.process.memory import is_out_of_memory
@@ -50,21 +50,28 @@ class Outline:
 
 
 def outline_best(
-    ensemble: Segmenter, frames: Tensor, candidates: Sequence[int], fov: Mask, spacing_mm: tuple[float, float]
+    ensemble: Segmenter,
+    frames: Tensor,
+    candidates: Sequence[int],
+    fov: Mask,
+    spacing_mm: tuple[float, float],
+    sweeps: Sequence[range] | None = None,
 ) -> Outline:
     """The first of `candidates` (frame indices, at least one) whose mask has an ellipse, outlined and measured.
 
     `frames` are the case's square images, uint8 (F, S, S), `fov` (rows, columns) is the field of view of a frame and
-    `spacing_mm` its (row, column) spacing. Where no candidate has an ellipse, the first is returned without one.
+    `spacing_mm` its (row, column) spacing; `sweeps` are the frames of each sweep, by default as the challenge has them.
+    Where no candidate has an ellipse, the first is returned without one.
     """
     selection = ensemble.manifest.selection
+    sweeps = sweep_ranges(len(frames)) if sweeps is None else sweeps
     outlines = []
     for frame_index in candidates:
         (probability,) = _segment(ensemble, frames, [frame_index], fov)
         mask, ellipse = _clean(probability.mean(0), ensemble, fov)
         if ellipse is not None:
             value_mm = circumference_mm(ellipse, spacing_mm)
-            sweep = sweep_ranges(len(frames))[sweep_index(frame_index, len(frames))]
+            sweep = sweeps[index_of_sweep(frame_index, sweeps)]
             reach = selection.neighbour_frames
             near = range(max(sweep.start, frame_index - reach), min(sweep.stop, frame_index + reach + 1))
             others = _segment(ensemble, frames, [index for index in near if index != frame_index], fov)

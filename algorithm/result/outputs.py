@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from acouslic.ellipse import Ellipse
 from acouslic.errors import AcouslicError
-from acouslic.geometry import sweep_index, sweep_ranges
+from acouslic.geometry import index_of_sweep
 from acouslic.sockets import CIRCUMFERENCE_FILE, FRAME_NUMBER_FILE, NO_FRAME, SCORES_FILE, SEGMENTATION_FILE
 from acouslic.stack import StackHeader
 from acouslic.write import check_outputs, write_bytes, write_json, write_mask_stack
@@ -63,7 +63,7 @@ class CaseResult:
     @property
     def sweep_number(self) -> int | None:
         """The chosen frame's sweep, counted from 1."""
-        return None if self.frame_index is None else 1 + sweep_index(self.frame_index, self.header.frames)
+        return None if self.frame_index is None else 1 + index_of_sweep(self.frame_index, self.header.sweeps)
 
 
 def prepare_output(output_dir: Path) -> None:
@@ -138,7 +138,7 @@ def write_result(result: CaseResult, output_dir: Path) -> None:
 def scores_json(result: CaseResult) -> dict[str, Any]:
     """The content of `frame-quality-scores.json`. All frame numbers count from 0 over the whole stack."""
     positive = result.presence_probability >= result.thresholds.presence
-    sweeps = sweep_ranges(result.header.frames)
+    sweeps = result.header.sweeps
     optimality = result.optimality_probability
     return {
         "schema_version": SCHEMA_VERSION,

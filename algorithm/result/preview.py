@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acouslic.errors import AcouslicError
-from acouslic.geometry import sweep_ranges
 from acouslic.stack import open_stack
 from acouslic.write import write_bytes
 from algorithm.result.outputs import CaseResult
@@ -105,7 +104,7 @@ def _draw_title(picture: Picture, result: CaseResult, shown: int) -> None:
     verdict, colour = ("suitable", _MASK) if result.suitable else ("not suitable", _WARNING)
     width = cv2.getTextSize(verdict, cv2.FONT_HERSHEY_SIMPLEX, 0.7, 2)[0][0]
     _write(picture, verdict, (WIDTH_PX - _MARGIN_PX - width, 42), 0.7, colour, 2)
-    sweeps = sweep_ranges(result.header.frames)
+    sweeps = result.header.sweeps
     sweep = next(number for number, frames in enumerate(sweeps, start=1) if shown in frames)
     parts = [f"frame {shown}", f"sweep {sweep} of {len(sweeps)}"]
     parts.append(
@@ -141,7 +140,7 @@ def _draw_chart(picture: Picture, result: CaseResult, shown: int, top: int) -> N
         _write(picture, "mask", (right - 190, top + 28), 0.5, _MASK, 1)
     if result.ellipse is not None:
         _write(picture, "measured ellipse", (right - 130, top + 28), 0.5, _ELLIPSE, 1)
-    for number, sweep in enumerate(sweep_ranges(count), start=1):
+    for number, sweep in enumerate(result.header.sweeps, start=1):
         if number % 2:
             cv2.rectangle(picture, (x_of(sweep.start), upper), (x_of(sweep.stop), lower), _STRIPE, -1)
         _write(picture, f"sweep {number}", (x_of(sweep.start) + 4, lower + 18), 0.45, _FAINT, 1)

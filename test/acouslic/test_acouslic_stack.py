@@ -5,6 +5,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ import SimpleITK
 import tifffile
 
 from acouslic.errors import AcouslicError
+from acouslic.geometry import index_of_sweep
 from acouslic.reading.metaimage import header_text
 from acouslic.reading.tiff import open_tiff
-from acouslic.stack import open_stack, read_stack
+from acouslic.stack import StackHeader, open_stack, read_stack
 
 FRAMES = np.random.default_rng(0).integers(0, 128, (21, 20, 30)).astype(np.uint8)
 
@@ -311,3 +313,15 @@ def test_a_tiff_that_is_cut_off_is_refused(tmp_path: Path, writer: str) -> None:
         path.write_bytes(content[:kept])
         with pytest.raises(AcouslicError):
             read_stack(path)
+
+
+def test_sweeps_are_the_headers_where_it_tells_them_apart() -> None:
+    """Lengths of any kind become ranges; without them the challenge's sweeps hold."""
+    header = StackHeader(Path("x"), 300, 20, 30, (0.28, 0.28), None, "uint8")
+
+    assert header.sweeps == [range(140), range(140, 280), range(280, 300)]
+    told = replace(header, sweep_lengths=(1, 250, 49))
+    assert told.sweeps == [range(1), range(1, 251), range(251, 300)]
+    assert [index_of_sweep(frame, told.sweeps) for frame in (0, 1, 250, 251, 299)] == [0, 1, 1, 2, 2]
+    with pytest.raises(ValueError, match="in none of 3 sweeps"):
+        index_of_sweep(300, told.sweeps)
