@@ -63,15 +63,19 @@ fi
 echo
 echo "Results are in $output:"
 echo "  results.csv                               one line a case"
+echo "  index.html                                all cases to sort and filter; leads to the page of each"
+echo "  <case>/report.html                        the sweeps to look through, the measurement, and why"
 echo "  <case>/preview.png                        the chosen frame with mask and ellipse"
 echo "  <case>/fetal-abdomen-frame-number.json    the frame, counted from 0"
 echo "  <case>/fetal-abdominal-circumference.json the measurement in mm, and how sure it is"
 echo "  <case>/frame-quality-scores.json          every frame's probabilities, every sweep's best frame"
 echo "  <case>/images/.../output.mha              the mask, as a stack of the input's shape"
-previews=("$output"/*/preview.png)
-if [ -f "${previews[0]}" ]; then
-    echo "Look at: ${previews[0]}"
+pages=("$output"/*/report.html)
+page=$output/index.html
+[ ${#pages[@]} -ne 1 ] || page=${pages[0]}
+if [ -f "$page" ]; then
+    echo "Look at: $page"
     if [ -t 1 ] && [ -n "${DISPLAY:-}${WAYLAND_DISPLAY:-}" ] && command -v xdg-open >/dev/null; then
-        xdg-open "${previews[0]}" >/dev/null 2>&1 &
+        xdg-open "$page" >/dev/null 2>&1 &
     fi
 fi

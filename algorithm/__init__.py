@@ -10,6 +10,7 @@ and the `pipeline` that all of them share. The rooms follow the data, and each m
     engine      square frames become each member's logits, embeddings and masks
     judgement   logits become probabilities and candidates
     result      candidates become one outline, its circumference and the files of the case
+    page        results become pages to read
 """
 
 from typing import TYPE_CHECKING

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -67,6 +68,8 @@ def _run(arguments: Sequence[str] | None, interrupts: Interrupts, program: str) 
 
     parser = make_parser(program)
     parsed = parser.parse_args(arguments)
+    if parsed.command == "amend":
+        return _amend(parsed, interrupts)
     model_dir = parsed.model or Path(os.environ.get("MODEL_DIR", "/opt/ml/model"))
     if parsed.command == "predict":
         if parsed.part_id >= parsed.num_parts:
@@ -93,11 +96,23 @@ def _predict(parsed: argparse.Namespace, model_dir: Path, interrupts: Interrupts
         batch_frames=parsed.batch_frames,
         verbose=parsed.verbose,
         age=parsed.gestational_age,
+        page=parsed.page,
         resume=parsed.resume,
         num_parts=parsed.num_parts,
         part_id=parsed.part_id,
     )
     return predict(parsed.sweeps, settings, interrupts)
+
+
+def _amend(parsed: argparse.Namespace, interrupts: Interrupts) -> int:
+    with interrupts.held():
+        from algorithm.amend import amend
+
+    amended = amend(parsed.case_dir, parsed.correction)
+    with interrupts.held():
+        logging.getLogger(__name__).info("the amended result is in %s; the original is as it was", amended)
+        interrupts.end()
+    return 0
 
 
 def _run_one_case(

@@ -14,6 +14,7 @@ COMMANDS = {
     "exec": "analyse INPUT_DIR, once",
     "serve": "an HTTP server that analyses INPUT_DIR on request",
     "predict": "analyse any number of sweep stacks",
+    "amend": "take a measurement by hand, saved from report.html, up beside the result",
 }
 """One line of help by command; `acouslic --help` shows them too."""
 PORT = 4743
@@ -53,6 +54,7 @@ def make_parser(program: str = "algorithm") -> argparse.ArgumentParser:
     commands.add_parser("exec", parents=[common], help=COMMANDS["exec"])
     _serve(commands.add_parser("serve", parents=[common], help=COMMANDS["serve"]))
     _predict(commands.add_parser("predict", parents=[common], help=COMMANDS["predict"]))
+    _amend(commands.add_parser("amend", help=COMMANDS["amend"]))
     return parser
 
 
@@ -69,6 +71,7 @@ def _predict(predict: argparse.ArgumentParser) -> None:
         metavar="WEEKS",
         help="such as 28w3d, of all cases: adds the circumference's centile (INTERGROWTH-21st); no diagnosis",
     )
+    predict.add_argument("--no-page", dest="page", action="store_false", help="write no report.html and no index.html")
     predict.add_argument("--verbose", action="store_true", help="log timings and notes of each case")
     many = predict.add_argument_group("many cases")
     many.add_argument(
@@ -80,6 +83,11 @@ def _predict(predict: argparse.ArgumentParser) -> None:
     many.add_argument(
         "--part-id", type=not_negative, default=0, metavar="K", help="the part that this command does, from 0"
     )
+
+
+def _amend(amend: argparse.ArgumentParser) -> None:
+    amend.add_argument("case_dir", type=Path, metavar="CASE_DIR", help="the folder of the case that was corrected")
+    amend.add_argument("correction", type=Path, metavar="CORRECTION", help="the .json that the browser saved")
 
 
 def positive(text: str) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from acouslic.errors import AcouslicError
 from acouslic.sockets import STACK_SUFFIXES, SWEEP_FOLDER, SweepInput, case_name, find_sweep_input
-from algorithm.result.table import RESULTS_FILE
+from algorithm.result.table import INDEX_FILE, RESULTS_FILE
 
 _RELEASE_FOLDER = "images/stacked_fetal_ultrasound"
 
@@ -28,7 +28,7 @@ def find_sweeps(paths: Sequence[Path]) -> list[SweepInput]:
         if count > 1:
             double = ", ".join(str(sweep.path) for sweep in sweeps if sweep.case == case)
             raise AcouslicError(f"{count} stacks would write to the same folder {case!r}: {double}; rename all but one")
-        if case in ("", ".", "..", RESULTS_FILE):
+        if case in ("", ".", "..", RESULTS_FILE, INDEX_FILE):
             raise AcouslicError(f"a stack's name gives the case name {case!r}, which no folder can have: rename it")
     return sweeps
 

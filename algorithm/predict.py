@@ -16,6 +16,8 @@ from acouslic.sockets import SweepInput
 from acouslic.write import check_writable
 from algorithm.case_list import find_sweeps
 from algorithm.frames.frame_stream import FrameStream
+from algorithm.page.case_page import write_case_page
+from algorithm.page.cohort_page import write_index
 from algorithm.process.interrupts import Interrupts
 from algorithm.process.messages import complain, explain
 from algorithm.process.timing import process_age_s
@@ -24,7 +26,7 @@ from algorithm.result.growth import GestationalAge
 from algorithm.result.outputs import PREVIEW_FILE, prepare_output
 from algorithm.result.preview import write_preview
 from algorithm.result.record import Maker, recorded_row, write_record
-from algorithm.result.table import RESULTS_FILE, ResultRow, ResultTable
+from algorithm.result.table import INDEX_FILE, RESULTS_FILE, ResultRow, ResultTable
 
 if TYPE_CHECKING:
     from algorithm.pipeline import Pipeline
@@ -44,6 +46,8 @@ class PredictSettings:
     verbose: bool = False
     age: GestationalAge | None = None
     """Of the pregnancy, for all cases, where it is known."""
+    page: bool = True
+    """Write a page for each case, and one for all."""
     resume: bool = False
     """Skip what is complete and was made of the same file by the same model and version."""
     num_parts: int = 1
@@ -53,9 +57,16 @@ class PredictSettings:
     @property
     def table_path(self) -> Path:
         """Each part has a table of its own: they run at once."""
-        if self.num_parts == 1:
-            return self.output_dir / RESULTS_FILE
-        return self.output_dir / f"results.part-{self.part_id}-of-{self.num_parts}.csv"
+        return self._of_part(RESULTS_FILE)
+
+    @property
+    def index_path(self) -> Path:
+        """The page of all cases; each part has one of its own, too."""
+        return self._of_part(INDEX_FILE)
+
+    def _of_part(self, name: str) -> Path:
+        path = self.output_dir / name
+        return path if self.num_parts == 1 else path.with_stem(f"{path.stem}.part-{self.part_id}-of-{self.num_parts}")
 
     def maker(self) -> Maker:
         """What makes the results; raises AcouslicError where there is no model."""
@@ -84,6 +95,8 @@ def predict(paths: Sequence[Path], settings: PredictSettings, interrupts: Interr
             _one_after_another(waiting, settings, maker, table, interrupts)
         with interrupts.held():
             table.write()
+            if settings.page:
+                write_index(settings.index_path, table.rows)
             interrupts.end()
     except KeyboardInterrupt:
         done = sum(not row.error for row in table.rows)
@@ -114,6 +127,8 @@ def analyse_case(
             prepare_output(folder)
             result = pipeline.run_stream(stream, folder, sweep.case, age=settings.age, progress=progress)
             write_preview(result, folder / PREVIEW_FILE)
+            if settings.page:
+                write_case_page(result, folder)
             row = ResultRow.of(result, time.monotonic() - start)
             write_record(folder, sweep.path, maker, row)
         return row

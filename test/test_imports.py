@@ -32,7 +32,7 @@ BANNED = {
 
 ROOMS = {
     "acouslic": ("reading",),
-    "algorithm": ("process", "model", "frames", "engine", "judgement", "result"),
+    "algorithm": ("process", "model", "frames", "engine", "judgement", "result", "page"),
     "training": ("phantom", "recipe", "release", "frames", "network", "learn", "export"),
     "evaluation": ("inputs", "metrics", "report"),
 }

@@ -317,5 +317,5 @@ def test_run_measures_a_real_sweep(repository, tmp_path):
     (stack,) = (tmp_path / "release" / "images" / "stacked_fetal_ultrasound").iterdir()
     ended = run(repository / "run.sh", str(stack), str(tmp_path / "results"))
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert f"Look at: {tmp_path}/results/{stack.stem}/preview.png" in ended.stdout
-    assert (tmp_path / "results" / stack.stem / "preview.png").is_file()
+    assert f"Look at: {tmp_path}/results/{stack.stem}/report.html" in ended.stdout
+    assert (tmp_path / "results" / stack.stem / "report.html").is_file()

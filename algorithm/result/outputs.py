@@ -25,6 +25,8 @@ SCHEMA_VERSION = 1
 INTERVAL_OF = "members and neighbouring frames"
 PREVIEW_FILE = "preview.png"
 RECORD_FILE = "case.json"
+REPORT_FILE = "report.html"
+_FOR_PEOPLE = (PREVIEW_FILE, REPORT_FILE, RECORD_FILE)
 _PROBABILITY_DECIMALS = 6
 
 
@@ -85,7 +87,7 @@ def prepare_output(output_dir: Path) -> None:
 def remove_results(output_dir: Path) -> None:
     """Remove the files of a result, whole or partial, and their folder if it is empty then. The frame number, which
     says that a result is complete, goes first. Raises AcouslicError where a file cannot be removed."""
-    for name in (FRAME_NUMBER_FILE, SEGMENTATION_FILE, SCORES_FILE, CIRCUMFERENCE_FILE, PREVIEW_FILE, RECORD_FILE):
+    for name in (FRAME_NUMBER_FILE, SEGMENTATION_FILE, SCORES_FILE, CIRCUMFERENCE_FILE, *_FOR_PEOPLE):
         path = output_dir / name
         for leftover in (path, path.with_name(f".{path.stem}.partial{path.suffix}")):
             try:
@@ -161,7 +163,6 @@ def scores_json(result: CaseResult) -> dict[str, Any]:
 
 def circumference_json(result: CaseResult) -> dict[str, Any]:
     """The content of `fetal-abdominal-circumference.json`."""
-    ellipse = result.ellipse
     return {
         "schema_version": SCHEMA_VERSION,
         "suitable": result.suitable,
@@ -170,16 +171,19 @@ def circumference_json(result: CaseResult) -> dict[str, Any]:
         "circumference_mm": result.circumference_mm,
         "interval_mm": None if result.interval_mm is None else list(result.interval_mm),
         "interval_of": INTERVAL_OF,
-        "ellipse": None
-        if ellipse is None
-        else {
-            "centre_px": list(ellipse.centre_px),
-            "semi_axes_px": list(ellipse.semi_axes_px),
-            "angle_degrees": ellipse.angle_degrees,
-        },
+        "ellipse": None if result.ellipse is None else ellipse_json(result.ellipse),
         "spacing_mm": list(result.header.spacing_mm),
         "growth": None if result.growth is None else growth_json(result.growth),
         "notes": list(result.notes),
+    }
+
+
+def ellipse_json(ellipse: Ellipse) -> dict[str, Any]:
+    """An ellipse in pixels, as `acouslic.ellipse.Ellipse` has it."""
+    return {
+        "centre_px": list(ellipse.centre_px),
+        "semi_axes_px": list(ellipse.semi_axes_px),
+        "angle_degrees": ellipse.angle_degrees,
     }
 
 

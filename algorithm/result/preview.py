@@ -62,6 +62,11 @@ def draw_preview(result: CaseResult, frame: NDArray[np.uint8], shown: int) -> Pi
     return picture
 
 
+def crop_frame(picture: Picture) -> Picture:
+    """Of a picture that `write_preview` wrote, the part with the frame and its outlines."""
+    return picture[_TITLE_PX:-_CHART_PX]
+
+
 def _read_frame(path: Path, frame_index: int) -> NDArray[np.uint8]:
     for indices, frames in open_stack(path).iter_chunks():
         if frame_index in indices:

@@ -50,17 +50,30 @@ def test_a_bad_case_does_not_stop_the_others(folder_of_stacks, tiny_model, run_a
             "frame-quality-scores.json",
             "images/fetal-abdomen-segmentation/output.mha",
             "preview.png",
+            "report.html",
             "case.json",
         }
         picture = cv2.imread(str(output / case / "preview.png"))
         assert picture.shape[1] == 1000
     assert not (output / "b").exists()
+    index = (output / "index.html").read_text()
+    assert all(f'href="{case}/report.html"' in index for case in "ac")
+    assert 'href="b/report.html"' not in index
     with (output / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["case"] for row in rows] == ["a", "b", "c"]
     assert [bool(row["error"]) for row in rows] == [False, True, False]
     assert rows[0]["suitable"] in ("true", "false")
     assert 0 <= int(rows[0]["frame_number"]) < 24
+
+
+def test_pages_are_left_out_where_nobody_wants_them(folder_of_stacks, tiny_model, run_algorithm, tmp_path):
+    """`--no-page`: the other files as ever, no page of the case and none of all cases."""
+    output = tmp_path / "results"
+    options = ["--output", output, "--model", tiny_model, "--device", "cpu", "--no-page"]
+    assert run_algorithm("predict", folder_of_stacks / "a.mha", *options).code == 0
+    assert (output / "a" / "preview.png").is_file()
+    assert list(output.rglob("*.html")) == []
 
 
 def test_the_model_folder_is_the_environments_by_default(folder_of_stacks, tiny_model, run_algorithm, tmp_path):
