@@ -1,4 +1,4 @@
-"""Two runs on the same cases: the paired difference of each figure, with an interval resampled by subject.
+"""Two runs on the same cases: the paired difference of each figure, with an interval over subjects.
 
 `python -m evaluation compare RUN_A RUN_B`, each a folder that an evaluation wrote. Only `per_case.csv` and
 `metrics.json` are read, so neither submission nor ground truth is needed any more.
@@ -18,8 +18,8 @@ import numpy as np
 from acouslic.errors import AcouslicError
 from acouslic.table import plain_cell
 from evaluation.inputs.strict_json import read_strict_json, shown
-from evaluation.metrics.bootstrap import RESAMPLES, paired_f1_interval, paired_mean_interval, resample_weights, units_of
 from evaluation.metrics.frame_f1 import PROTOCOLS, TARGETS, ConfusionCounts, Rule
+from evaluation.metrics.intervals import RESAMPLES, paired_f1_interval, paired_mean_interval, units_of
 from evaluation.metrics.summary import F1_PREFIX, SELECTION_NAME, counts_prefix
 
 COMPARED_MEANS = ("score", "wfss", "DiceCoefficientSoft", "nae_circumference")
@@ -79,9 +79,9 @@ class Difference:
     cases: int
     value_a: float
     value_b: float
-    lower: float
-    upper: float
-    """95 % interval of B - A."""
+    lower: float | None
+    upper: float | None
+    """95 % interval of B - A; None where a single subject cannot give one."""
     better: int | None
     worse: int | None
     """Cases in which B is better or worse than A; None for F1, which is of pooled frames."""
@@ -140,14 +140,14 @@ def compare_runs(run_a: RunCases, run_b: RunCases, resamples: int = RESAMPLES) -
     Raises AcouslicError where the runs do not have the same cases, subjects or reference frames.
     """
     cases = _common_cases(run_a, run_b)
-    weights = resample_weights(units_of([run_a.subject(case) for case in cases]), resamples)
-    differences = [_mean_difference(run_a, run_b, cases, name, weights) for name in COMPARED_MEANS]
+    units = units_of([run_a.subject(case) for case in cases])
+    differences = [_mean_difference(run_a, run_b, cases, name, units, resamples) for name in COMPARED_MEANS]
     rules: tuple[Rule, ...] = ("own_threshold", "selection")
     for rule in rules:
         for target in TARGETS:
             for protocol in PROTOCOLS:
                 name = f"{SELECTION_NAME[target] if rule == 'selection' else F1_PREFIX[target]}_{protocol}"
-                difference = _f1_difference(run_a, run_b, cases, name, counts_prefix(target, rule, protocol), weights)
+                difference = _f1_difference(run_a, run_b, cases, name, counts_prefix(target, rule, protocol), units)
                 if difference is not None:
                     differences.append(difference)
     return differences
@@ -186,25 +186,25 @@ def _means(run: RunCases, cases: Sequence[str], column: str) -> np.ndarray:
 
 
 def _mean_difference(
-    run_a: RunCases, run_b: RunCases, cases: Sequence[str], name: str, weights: np.ndarray
+    run_a: RunCases, run_b: RunCases, cases: Sequence[str], name: str, units: np.ndarray, resamples: int
 ) -> Difference:
     values_a, values_b = _means(run_a, cases, name), _means(run_b, cases, name)
-    interval = paired_mean_interval(values_a, values_b, weights)
+    interval = paired_mean_interval(values_a, values_b, units, resamples)
     gain = values_a - values_b if name in SMALLER_IS_BETTER else values_b - values_a
     return Difference(
         name=name,
         cases=len(cases),
         value_a=float(values_a.mean()),
         value_b=float(values_b.mean()),
-        lower=interval.lower,
-        upper=interval.upper,
+        lower=None if interval is None else interval.lower,
+        upper=None if interval is None else interval.upper,
         better=int(np.sum(gain > 0)),
         worse=int(np.sum(gain < 0)),
     )
 
 
 def _f1_difference(
-    run_a: RunCases, run_b: RunCases, cases: Sequence[str], name: str, prefix: str, weights: np.ndarray
+    run_a: RunCases, run_b: RunCases, cases: Sequence[str], name: str, prefix: str, units: np.ndarray
 ) -> Difference | None:
     both: list[tuple[int, ConfusionCounts, ConfusionCounts]] = []
     for index, case in enumerate(cases):
@@ -213,16 +213,16 @@ def _f1_difference(
             both.append((index, counts_a, counts_b))
     all_a, all_b = [a for _, a, _ in both], [b for _, _, b in both]
     value_a, value_b = sum(all_a, ConfusionCounts()).f1, sum(all_b, ConfusionCounts()).f1
-    interval = paired_f1_interval(all_a, all_b, weights[:, [index for index, _, _ in both]])
-    if value_a is None or value_b is None or interval is None:
+    interval = paired_f1_interval(all_a, all_b, units[[index for index, _, _ in both]])
+    if value_a is None or value_b is None:
         return None
     return Difference(
         name=name if len(both) == len(cases) else f"{name}_of_scored_cases",
         cases=len(both),
         value_a=value_a,
         value_b=value_b,
-        lower=interval.lower,
-        upper=interval.upper,
+        lower=None if interval is None else interval.lower,
+        upper=None if interval is None else interval.upper,
         better=None,
         worse=None,
     )
@@ -237,11 +237,14 @@ def comparison_table(run_a: RunCases, run_b: RunCases, differences: Sequence[Dif
         f"{'':44} {'cases':>5} {'A':>8} {'B':>8} {'B - A':>8}   95 % interval        B better / worse",
     ]
     for item in differences:
-        clear = "*" if item.lower > 0 or item.upper < 0 else " "
+        clear, around = " ", "-"
+        if item.lower is not None and item.upper is not None:
+            clear = "*" if item.lower > 0 or item.upper < 0 else " "
+            around = f"{item.lower:+.4f} to {item.upper:+.4f}"
         cases = "" if item.better is None else f"{item.better:>8} / {item.worse}"
         lines.append(
             f"{item.name:44} {item.cases:>5} {item.value_a:8.4f} {item.value_b:8.4f} {item.difference:+8.4f} "
-            f"{clear} {item.lower:+.4f} to {item.upper:+.4f}   {cases}".rstrip()
+            f"{clear} {around:18}   {cases}".rstrip()
         )
     lines += ["", "* the interval leaves out 0. nae_circumference: smaller is better."]
     return "\n".join(lines)
@@ -252,7 +255,7 @@ def main(arguments: Sequence[str], say: Callable[[str], None] = print) -> None:
     parser = argparse.ArgumentParser(prog="acouslic evaluate compare", description="Compare two evaluated runs.")
     parser.add_argument("run_a", type=Path, help="folder with metrics.json and per_case.csv of the first run")
     parser.add_argument("run_b", type=Path, help="the same of the second run; differences are second - first")
-    parser.add_argument("--resamples", type=int, default=RESAMPLES, help="bootstrap resamples (default %(default)s)")
+    parser.add_argument("--resamples", type=int, default=RESAMPLES, help="bootstrap resamples (%(default)s)")
     options = parser.parse_args(arguments)
     if not 1 <= options.resamples <= _MOST_RESAMPLES:
         raise AcouslicError(f"--resamples must be from 1 to {_MOST_RESAMPLES:,}, got {options.resamples}")

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import cv2
+import SimpleITK
 
 from acouslic.errors import AcouslicError
 from evaluation.case_evaluation import CaseTask, evaluate_case
@@ -105,6 +106,7 @@ def _start_worker(progress: Any, parent_pid: int) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     cv2.setNumThreads(1)
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     limit_own_memory()
     threading.Thread(target=_end_with_parent, args=(parent_pid,), daemon=True).start()
 

@@ -1,17 +1,16 @@
 """The official metrics of a case and of a submission, exactly.
 
 Source: the official evaluation method of ACOUSLIC-AI, commit ebf14b3, as described by the challenge; checked against
-its own output on constructed cases. Where it looks at whole stacks, this looks at annotated frames only. The measures
-that it takes from SimpleITK, a library of 260 MB, are computed here, and checked against that library in the tests.
+its own output on constructed cases. Where it looks at whole stacks, this looks at annotated frames only. Overlaps and
+Hausdorff distances are SimpleITK's, as there.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt
+import SimpleITK
 
 from acouslic.ellipse import circumference_mm, fit_ellipse
 from acouslic.fov import field_of_view
@@ -164,47 +163,34 @@ def normalised_absolute_error(reference_ac_mm: float | None, predicted_ac_mm: fl
 
 
 def label_overlap(reference: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """The overlap measures of two bool masks (R, C) by name, equal to SimpleITK's LabelOverlapMeasuresImageFilter with
-    the reference as its source, its answers to empty images included.
+    """The overlap measures of two bool masks (R, C) by name: SimpleITK's, with the reference as source, its answers to
+    empty images (infinity and 1.797e308) included.
 
     So "false negatives" are the prediction's pixels outside the reference, and "false positives" the other way round.
     Never cropped: the false positive error divides by the pixels of the image that are not predicted.
     """
-    in_reference, in_prediction = int(np.count_nonzero(reference)), int(np.count_nonzero(predicted))
-    in_both = int(np.count_nonzero(reference & predicted))
-    in_either = in_reference + in_prediction - in_both
-    union_overlap = _ratio(in_both, in_either)
-    # From the union overlap, as there: two empty images give 1.797e308 for that one, and infinity for this.
-    mean_overlap = 2 * union_overlap / (1 + union_overlap)
-    values = (
-        _ratio(in_prediction - in_both, in_prediction),
-        _ratio(in_reference - in_both, reference.size - in_prediction if in_either else 0),
-        mean_overlap,
-        union_overlap,
-        _ratio(2 * (in_reference - in_prediction), in_reference + in_prediction),
-        union_overlap,
-        mean_overlap,
-    )
-    return dict(zip(OVERLAP_METRICS, values, strict=True))
-
-
-def _ratio(numerator: int, denominator: int) -> float:
-    """SimpleITK's quotient, which is the largest number where it would divide by zero."""
-    return numerator / denominator if denominator else sys.float_info.max
+    measures = SimpleITK.LabelOverlapMeasuresImageFilter()
+    measures.Execute(_image(reference), _image(predicted))
+    return {name: getattr(measures, f"Get{name}")() for name in OVERLAP_METRICS}
 
 
 def hausdorff_distance_px(reference: np.ndarray, predicted: np.ndarray) -> float:
-    """The Hausdorff distance in pixels of two bool masks (R, C), neither of them empty; equal to SimpleITK's.
+    """The Hausdorff distance in pixels of two bool masks (R, C), neither of them empty: SimpleITK's.
 
-    Computed in the box around both masks: the exact Euclidean distances between their pixels do not depend on what
-    lies around them.
+    Computed in the box around both masks, in a fifth of the time: the exact Euclidean distances between their pixels do
+    not depend on what lies around them.
     """
     rows = np.flatnonzero((reference | predicted).any(axis=1))
     columns = np.flatnonzero((reference | predicted).any(axis=0))
     box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-    one, other = reference[box], predicted[box]
-    to_one, to_other = distance_transform_edt(~one), distance_transform_edt(~other)
-    return float(max(to_other[one].max(), to_one[other].max()))
+    distance = SimpleITK.HausdorffDistanceImageFilter()
+    distance.Execute(_image(reference[box]), _image(predicted[box]))
+    return float(distance.GetHausdorffDistance())
+
+
+def _image(mask: np.ndarray) -> SimpleITK.Image:
+    """A mask as an image of 0 and 1 with pixels of size 1, whatever the spacing of its file."""
+    return SimpleITK.GetImageFromArray(mask.astype(np.uint8))
 
 
 def aggregate(cases: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:

@@ -15,13 +15,13 @@ from evaluation.metrics.agreement import (
     frame_choices,
     sweep_table,
 )
-from evaluation.metrics.bootstrap import RESAMPLES, Interval, f1_interval, mean_interval, resample_weights, units_of
 from evaluation.metrics.calibration import calibration
 from evaluation.metrics.case_result import CaseResult
 from evaluation.metrics.frame_f1 import (
     PROTOCOLS,
     RULES,
     TARGETS,
+    ConfusionCounts,
     Rule,
     Target,
     case_counts,
@@ -30,6 +30,7 @@ from evaluation.metrics.frame_f1 import (
     score_metrics,
     selection_metrics,
 )
+from evaluation.metrics.intervals import RESAMPLES, f1_interval, f1_without_extremes, mean_interval, units_of
 
 CASE_MEANS = {
     "score": lambda result: result.score,
@@ -86,27 +87,35 @@ def scored_suffix(results: Sequence[CaseResult], target: Target) -> str:
 def intervals(results: Sequence[CaseResult], resamples: int = RESAMPLES) -> dict[str, Any]:
     """95 % intervals: of the means in `CASE_MEANS`, and of F1 at the own threshold by target and protocol.
 
-    `units` is what was drawn: subjects, each with all its cases, and the cases whose subject is unknown.
-    Keys of F1: `frame_f1_annotated_sweeps`, `selection_f1_all_frames` and so on, with `summarise`'s suffix.
+    `units` are the subjects, each with all its cases, and the cases whose subject is unknown; `resamples` belong to the
+    means. Keys of F1: `frame_f1_annotated_sweeps`, `selection_f1_all_frames` and so on, with `summarise`'s suffix; each
+    also has the F1 `without_worst_case` and `without_best_case`.
     """
     units = units_of([result.subject_id for result in results])
-    weights = resample_weights(units, resamples)
-    found: dict[str, Interval | None] = {}
+    found: dict[str, Any] = {"units": len(set(units.tolist())), "resamples": resamples}
     for name, value_of in CASE_MEANS.items():
         values = np.array([value_of(result) for result in results], dtype=float)
-        found[name] = mean_interval(values, weights)
+        interval = mean_interval(values, units, resamples)
+        if interval is not None:
+            found[name] = interval.metrics()
     rules: tuple[Rule, ...] = ("own_threshold", "selection")
     for target in TARGETS:
         for protocol in PROTOCOLS:
             for rule in rules:
-                counts = [case_counts(result, target, rule, protocol) for result in results]
-                scored = [index for index, case in enumerate(counts) if case is not None]
                 name = SELECTION_NAME[target] if rule == "selection" else F1_PREFIX[target]
                 suffix = "" if rule == "selection" else scored_suffix(results, target)
-                known = [case for case in counts if case is not None]
-                found[f"{name}_{protocol}{suffix}"] = f1_interval(known, weights[:, scored])
-    named = {name: interval.metrics() for name, interval in found.items() if interval is not None}
-    return {"units": len(set(units.tolist())), "resamples": resamples} | named
+                f1 = _f1_with_interval([case_counts(result, target, rule, protocol) for result in results], units)
+                if f1:
+                    found[f"{name}_{protocol}{suffix}"] = f1
+    return found
+
+
+def _f1_with_interval(counts: Sequence[ConfusionCounts | None], units: np.ndarray) -> dict[str, float]:
+    scored = [index for index, case in enumerate(counts) if case is not None]
+    known = [case for case in counts if case is not None]
+    interval, extremes = f1_interval(known, units[scored]), f1_without_extremes(known)
+    without = {} if extremes is None else {"without_worst_case": extremes[0], "without_best_case": extremes[1]}
+    return {} if interval is None else interval.metrics() | without
 
 
 def per_case_columns(result: CaseResult) -> dict[str, str | int | float | None]:

@@ -12,9 +12,9 @@ import pytest
 from acouslic.errors import AcouslicError
 from acouslic.geometry import FRAMES_PER_CASE
 from evaluation.compare import compare_runs, main, read_run
-from evaluation.metrics.bootstrap import resample_weights, units_of
 from evaluation.metrics.case_result import CaseResult
-from evaluation.metrics.frame_f1 import pooled_counts
+from evaluation.metrics.frame_f1 import ConfusionCounts, case_counts
+from evaluation.metrics.intervals import mean_interval, paired_f1_interval, units_of
 from evaluation.outputs import write_outputs
 
 Build = Callable[..., CaseResult]
@@ -55,28 +55,26 @@ def write_run(folder: Path, results: Sequence[CaseResult]) -> Path:
     return folder
 
 
-def test_the_differences_are_those_of_a_plain_loop(make_case_result: Build, tmp_path: Path) -> None:
-    """Score, NAE and F1: B - A, and its percentiles over resamples of subjects drawn for both runs at once."""
+def test_the_differences_are_those_of_the_cases(make_case_result: Build, tmp_path: Path) -> None:
+    """Score, NAE and F1: B - A, with the paired interval over subjects."""
     first, second = build_cases(make_case_result, 1, noise=0.6), build_cases(make_case_result, 2, noise=0.55)
     run_a, run_b = read_run(write_run(tmp_path / "a", first)), read_run(write_run(tmp_path / "b", second))
     found = {item.name: item for item in compare_runs(run_a, run_b, resamples=100)}
-    weights = resample_weights(units_of([result.subject_id for result in first]), 100)
-    draws = [[case for case in range(len(first)) for _ in range(row[case])] for row in weights]
-
-    def f1(results: list[CaseResult], cases: list[int]) -> float:
-        value = pooled_counts([results[case] for case in cases], "presence", "own_threshold", "all_frames").f1
-        assert value is not None
-        return value
-
-    differences_f1 = [f1(second, cases) - f1(first, cases) for cases in draws]
+    units = units_of([result.subject_id for result in first])
+    counts_a, counts_b = (
+        [case_counts(result, "presence", "own_threshold", "all_frames") or ConfusionCounts() for result in results]
+        for results in (first, second)
+    )
     item = found["frame_f1_all_frames"]
-    assert item.value_a == pytest.approx(f1(first, list(range(12))), abs=1e-12)
-    assert (item.lower, item.upper) == pytest.approx(np.percentile(differences_f1, [2.5, 97.5]), abs=1e-12)
+    f1 = paired_f1_interval(counts_a, counts_b, units)
+    assert f1 is not None
+    assert (item.difference, item.lower, item.upper) == pytest.approx((f1.estimate, f1.lower, f1.upper), abs=1e-12)
+    assert item.value_a == pytest.approx(sum(counts_a, ConfusionCounts()).f1, abs=1e-12)
     gains = np.array([b.score - a.score for a, b in zip(first, second, strict=True)])
     item = found["score"]
-    assert item.difference == pytest.approx(gains.mean(), abs=1e-12)
-    means = [gains[cases].mean() for cases in draws]
-    assert (item.lower, item.upper) == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=1e-12)
+    mean = mean_interval(gains, units, 100)
+    assert mean is not None
+    assert (item.difference, item.lower, item.upper) == pytest.approx((gains.mean(), mean.lower, mean.upper), abs=1e-12)
     assert (item.better, item.worse) == (int((gains > 0).sum()), int((gains < 0).sum()))
     nae = np.array(
         [b.official["nae_circumference"] - a.official["nae_circumference"] for a, b in zip(first, second, strict=True)]
