@@ -11,7 +11,6 @@ from acouslic.write import write_text
 from evaluation.metrics.case_result import CaseResult
 from evaluation.metrics.official import CASE_METRICS, aggregate
 from evaluation.metrics.summary import per_case_columns, summarise
-from evaluation.report.page import write_report
 
 METRICS_FILE = "metrics.json"
 PER_CASE_FILE = "per_case.csv"
@@ -23,6 +22,9 @@ def write_outputs(output_dir: Path, results: Sequence[CaseResult], notes: Mappin
 
     `notes` are further entries of `metrics.json`. Raises AcouslicError where a file cannot be written.
     """
+    # Here, not above: matplotlib and the templates are for whoever writes a report, not for the workers.
+    from evaluation.report.page import write_report
+
     ordered = sorted(results, key=lambda result: result.case)
     metrics = submission_metrics(ordered) | dict(notes)
     check_metrics(metrics)

@@ -3,9 +3,9 @@
 Cases of one subject are alike, so whole subjects count as one; a case without a known subject stands for itself.
 
 Means get scipy's bootstrap (BCa, fixed seed: the same cases give the same interval). The F1 of pooled frames is a ratio
-of sums that one or two cases dominate. There the percentiles of a bootstrap cover the truth in only 78 % of test sets
-of 12 cases and 86 % of 40, and miss upwards. So F1 gets a jackknife over subjects on the logit scale, with Student's t
-at the effective number of subjects, which falls where few of them carry the spread: 86 % and 96 %
+of sums that one or two cases dominate. There the percentiles of a bootstrap cover the truth in only 74 % of test sets
+of 12 cases and 88 % of 40, and miss upwards. So F1 gets a jackknife over subjects on the logit scale, with Student's t
+at the effective number of subjects, which falls where few of them carry the spread: 86 % and 95 %
 (`bench/interval_coverage.py`). With 12 cases no method can know of the rare bad case that none of the 12 shows.
 """
 

@@ -2,39 +2,21 @@
 
 import base64
 import hashlib
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from string import Template
 from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from acouslic.write import write_text
 from evaluation.metrics.case_result import CaseResult
-from evaluation.report.markup import plural, section
-from evaluation.report.sections import (
-    calibration_section,
-    cases_section,
-    circumference_section,
-    frames_section,
-    notices,
-    score_section,
-    sweeps_section,
-    worst_section,
-)
-from evaluation.report.tables import official_table
+from evaluation.metrics.summary import scored_suffix
+from evaluation.report import pictures, plots, tables, text
 
-TITLE = "Fetal abdomen in blind sweeps: evaluation"
 PICTURES, OUTLINES = 12, 6
 """Of the worst cases, and of the poorest outlines among the others."""
-_SECTIONS = (
-    ("score", "Score"),
-    ("circumference", "Circumference"),
-    ("frames", "Frames"),
-    ("calibration", "Calibration"),
-    ("sweeps", "Sweeps"),
-    ("worst", "Worst cases"),
-    ("official", "Official metrics"),
-    ("cases-section", "All cases"),
-)
 
 
 def write_report(path: Path, results: Sequence[CaseResult], metrics: Mapping[str, Any]) -> None:
@@ -47,34 +29,53 @@ def write_report(path: Path, results: Sequence[CaseResult], metrics: Mapping[str
 
 
 def report_page(results: Sequence[CaseResult], metrics: Mapping[str, Any]) -> str:
-    """The page as text. Of each case it holds a table row and two dots, of the worst a picture."""
+    """The page as text. Of each case it holds a table row and some marks, of the worst a picture."""
     worst = sorted(results, key=lambda result: (result.score, result.case))[:PICTURES]
     poor_outlines = _poor_outlines(results, {result.case for result in worst})
     anchors = {result.case: f"case-{index}" for index, result in enumerate([*worst, *poor_outlines], start=1)}
-    sections = [
-        notices(results, metrics),
-        score_section(results, metrics),
-        circumference_section(results, metrics),
-        frames_section(results, metrics),
-        calibration_section(results, metrics),
-        sweeps_section(metrics),
-        worst_section(worst, poor_outlines, anchors, len(results)),
-        section("official", "Official metrics", official_table(metrics)),
-        cases_section(results, anchors),
-    ]
+    suffix = scored_suffix(results, "presence")
     style, script = _part("page.css"), _part("page.js")
-    return Template(_part("page.html")).substitute(
-        title=TITLE,
-        lead=_lead(metrics),
-        navigation="".join(f'<a href="#{anchor}">{name}</a>' for anchor, name in _SECTIONS),
-        sections="\n".join(part for part in sections if part),
-        footer="Intervals are 95 % percentile intervals of "
-        f"{metrics['intervals']['resamples']:,} resamples of {_units(metrics)}.",
+    template = _environment().get_template("page.html")
+    return template.render(
+        results=results,
+        metrics=metrics,
+        intervals=defaultdict(lambda: None, metrics["intervals"]),
+        shares=[(kind, name, share_of(_means(metrics))) for kind, _, name, share_of in plots.SHARES],
+        frame_f1=metrics.get(f"frame_f1{suffix}"),
+        calibration=metrics.get(f"calibration{suffix}"),
+        suffix=suffix,
+        worst=worst,
+        poor_outlines=poor_outlines,
+        anchors=anchors,
+        plots=plots,
+        tables=tables,
+        pictures=pictures,
+        units=_units(metrics),
         style=style,
         style_hash=_content_hash(style),
         script=script,
         script_hash=_content_hash(script),
     )
+
+
+def _environment() -> Environment:
+    """Templates that escape markup and show characters that do not print, in whatever they are given."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=["jinja2.ext.do"],
+        finalize=lambda value: text.visible(value) if type(value) is str else value,
+    )
+    environment.filters |= {"number": text.number, "percent": text.percent, "interval": text.interval}
+    environment.filters |= {"cut": text.visible, "plural": text.plural}
+    return environment
+
+
+def _means(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {name: metrics[name]["mean"] for name in ("nae_circumference", "DiceCoefficientSoft", "wfss")}
 
 
 def _poor_outlines(results: Sequence[CaseResult], shown: set[str]) -> list[CaseResult]:
@@ -87,29 +88,21 @@ def _poor_outlines(results: Sequence[CaseResult], shown: set[str]) -> list[CaseR
     return sorted(outlined, key=lambda result: (result.official["DiceCoefficient"], result.case))[:OUTLINES]
 
 
-def _lead(metrics: Mapping[str, Any]) -> str:
-    cases = plural(metrics["case_count"], "case")
-    subjects = f" of {plural(metrics['subjects'], 'subject')}" if metrics["subjects"] else ""
-    return (
-        f"{cases}{subjects}, scored by the rules of the ACOUSLIC-AI challenge, with frame classification beside them."
-    )
-
-
 def _units(metrics: Mapping[str, Any]) -> str:
-    """What was resampled, in words."""
+    """What the intervals are over, in words."""
     units = metrics["intervals"]["units"]
     if not metrics["subjects"]:
-        return plural(units, "case")
+        return text.plural(units, "case")
     if units == metrics["subjects"]:
-        return f"{plural(units, 'subject')}, each with all its cases"
+        return f"{text.plural(units, 'subject')}, each with all its cases"
     return f"{units:,} subjects and cases of unknown subject"
 
 
-def _part(name: str) -> str:
-    """A file of the page, which lies beside this module."""
-    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+def _part(name: str) -> Markup:
+    """A file of the page, which lies beside this module: markup of our own."""
+    return Markup(Path(__file__).with_name(name).read_text(encoding="utf-8"))
 
 
-def _content_hash(text: str) -> str:
+def _content_hash(part: str) -> str:
     """What a content security policy knows a script or style by."""
-    return base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
+    return base64.b64encode(hashlib.sha256(part.encode("utf-8")).digest()).decode("ascii")

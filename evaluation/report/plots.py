@@ -1,115 +1,223 @@
-"""The report's plots of all cases: score parts, agreement of circumferences, F1 by protocol, calibration."""
+"""The report's plots of all cases: scores, agreement of circumferences, F1 by protocol, curves, calibration."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from matplotlib.collections import PolyCollection
+from matplotlib.ticker import MaxNLocator
+from sklearn.metrics import precision_recall_curve
+
 from evaluation.metrics.agreement import LIMITS_SD, ac_error_mm
 from evaluation.metrics.case_result import CaseResult
-from evaluation.report.axes import Axes, drawing, nice_ticks, padded_range
-from evaluation.report.markup import escape, interval, number, plural
+from evaluation.metrics.frame_f1 import PROTOCOLS, has_scores, pooled
+from evaluation.report.svg import AMBER, BLUE, INK, ORANGE, TEAL, inline_svg, new_plot
+from evaluation.report.text import interval, number, plural
 
 OBSERVER_VARIABILITY = 0.09
 """Of the circumference between human observers."""
 SHARES = (
-    ("circumference", "half of 1 − NAE", lambda official: 0.5 * (1 - official["nae_circumference"])),
-    ("dice", "a quarter of soft Dice", lambda official: 0.25 * official["DiceCoefficientSoft"]),
-    ("wfss", "a quarter of WFSS", lambda official: 0.25 * official["wfss"]),
+    ("circumference", BLUE, "half of 1 − NAE", lambda official: 0.5 * (1 - official["nae_circumference"])),
+    ("dice", TEAL, "a quarter of soft Dice", lambda official: 0.25 * official["DiceCoefficientSoft"]),
+    ("wfss", AMBER, "a quarter of WFSS", lambda official: 0.25 * official["wfss"]),
 )
-"""What the score is the sum of: class, name, share of a case (or of the means)."""
+"""What the score is the sum of: class, colour, name, share of a case (or of the means)."""
+PROTOCOL_WORDS = {"annotated_sweeps": "annotated sweeps", "all_frames": "all frames"}
 _UNIT_TICKS = (0, 0.2, 0.4, 0.6, 0.8, 1.0)
 _MOST_BARS_APART = 60
-
-
-def score_bar(means: Mapping[str, float]) -> str:
-    """The score as one bar from 0 to 1, made of its three shares."""
-    width, height, left = 1000.0, 74.0, 0.0
-    parts = [f'<rect class="rest" x="0" y="0" width="{width}" height="44" rx="6"/>']
-    for kind, _, share_of in SHARES:
-        share = share_of(means)
-        size = max(0.0, share) * width
-        parts.append(f'<rect class="share-{kind}" x="{left:.1f}" y="0" width="{size:.1f}" height="44"/>')
-        if size > 70:
-            parts.append(f'<text class="on-bar" x="{left + 12:.1f}" y="29">{number(share)}</text>')
-        left += size
-    for tick in (0, 0.25, 0.5, 0.75, 1):
-        place = "start" if tick == 0 else "end" if tick == 1 else "mid"
-        parts.append(f'<text class="tick {place}" x="{tick * width:.0f}" y="66">{tick:g}</text>')
-    described = ", ".join(f"{name} {number(share_of(means))}" for _, name, share_of in SHARES)
-    return drawing("".join(parts), f"The score is the sum of {described}", width, height, "bar")
+_CURVE_POINTS = 200
+_DASHES = (0, (5, 4))
 
 
 def case_bars(results: Sequence[CaseResult]) -> str:
     """Every case as a bar, worst first, made of the three shares of its score."""
     ordered = sorted(results, key=lambda result: (result.score, result.case))
-    axes = Axes(
-        (0, len(ordered)), (0, 1), "cases, worst first", "score", (), _UNIT_TICKS, width=1000, height=260, bottom=34
-    )
-    gap = 0.2 if len(ordered) <= _MOST_BARS_APART else 0.0
-    parts = [axes.frame()]
-    for index, result in enumerate(ordered):
-        left = axes.x(index + gap / 2)
-        width = max(0.5, axes.x(index + 1 - gap / 2) - left)
-        bars, base = [], 0.0
-        for kind, _, share_of in SHARES:
-            share = max(0.0, share_of(result.official))
-            top = axes.y(base + share)
-            size = f'width="{width:.1f}" height="{axes.y(base) - top:.1f}"'
-            bars.append(f'<rect class="share-{kind}" x="{left}" y="{top}" {size}/>')
-            base += share
-        parts.append(f"<g><title>{escape(result.case)}: {number(result.score)}</title>{''.join(bars)}</g>")
+    figure, axes = new_plot(1000, 260, bottom=34)
+    base, left = np.zeros(len(ordered)), np.arange(len(ordered)) - 0.5
+    width = 0.8 if len(ordered) <= _MOST_BARS_APART else 1
+    for kind, colour, _, share_of in SHARES:
+        top = base + [max(0.0, share_of(result.official)) for result in ordered]
+        corners = np.stack([[left, base], [left, top], [left + width, top], [left + width, base]]).transpose(2, 0, 1)
+        # One collection instead of 300 bars, which take matplotlib seconds.
+        axes.add_collection(PolyCollection(list(corners), color=colour, linewidth=0, gid=kind))
+        base = top
+    axes.grid(visible=False, axis="x")
+    axes.set(xlim=(-0.7, len(ordered) - 0.5), ylim=(0, 1), xticks=(), yticks=_UNIT_TICKS)
+    _label(axes, "cases, worst first", "score")
     description = f"Scores of {plural(len(ordered), 'case')}, sorted"
-    if ordered:
-        description += f", from {number(ordered[0].score)} to {number(ordered[-1].score)}"
-    return drawing("".join(parts), description, 1000, 260, "wide")
+    description += f", from {number(ordered[0].score)} to {number(ordered[-1].score)}"
+    texts = [f"{result.case}: {number(result.score)}" for result in ordered]
+    return inline_svg(figure, "case-bars", description, {kind: texts for kind, *_ in SHARES})
 
 
 def bland_altman(results: Sequence[CaseResult], agreement: Mapping[str, Any]) -> str:
     """Differences of the measured circumferences over their means, with bias and limits of agreement."""
     pairs = _measured(results)
     errors = agreement["error_mm"]
-    limits = [errors[name] for name in ("bias", "lower_limit", "upper_limit") if name in errors]
-    means = [(predicted + reference) / 2 for _, reference, predicted in pairs]
-    differences = [predicted - reference for _, reference, predicted in pairs]
-    x_range, y_range = padded_range(means), padded_range([0, *differences, *limits])
-    axes = Axes(
-        x_range,
-        y_range,
-        "mean of reference and prediction (mm)",
-        "prediction − reference (mm)",
-        nice_ticks(*x_range),
-        nice_ticks(*y_range, 6),
-    )
-    parts = [axes.frame(), axes.line((x_range[0], 0), (x_range[1], 0), "zero")]
-    for (result, reference, predicted), mean, difference in zip(pairs, means, differences, strict=True):
-        title = f"{escape(result.case)}: {number(difference, 1, sign=True)} mm ({_both(reference, predicted)})"
-        parts.append(axes.point(mean, difference, "dot", title))
+    means = np.array([(predicted + reference) / 2 for _, reference, predicted in pairs])
+    differences = np.array([predicted - reference for _, reference, predicted in pairs])
     names = {"upper_limit": f"+{LIMITS_SD} SD", "bias": "bias", "lower_limit": f"−{LIMITS_SD} SD"}
+    limits = [errors[name] for name in names if name in errors]
+    figure, axes = new_plot()
+    low, high = _padded(means)
+    axes.set(xlim=(low, high), ylim=_padded(np.array([0, *differences, *limits])))
+    axes.plot((low, high), (0, 0), color="#8795a3", linewidth=1.5, linestyle=_DASHES)
+    _dots(axes, means, differences)
     for name, label in names.items():
-        if name in errors:
-            parts.append(axes.line((x_range[0], errors[name]), (x_range[1], errors[name]), f"limit {name}"))
-            text = f"{label} {number(errors[name], 1, sign=True)} mm"
-            below = name == "lower_limit"
-            y = axes.y(errors[name]) + (15 if below else -6)
-            parts.append(f'<text class="note end halo" x="{axes.right_px - 4}" y="{y:.1f}">{text}</text>')
+        if name not in errors:
+            continue
+        style = "-" if name == "bias" else (0, (7, 4))
+        axes.plot((low, high), [errors[name]] * 2, color=ORANGE, linewidth=1.8, linestyle=style)
+        text = f"{label} {number(errors[name], 1, sign=True)} mm"
+        below = name == "lower_limit"
+        axes.annotate(
+            text,
+            (high, errors[name]),
+            (-4, -4 if below else 4),
+            textcoords="offset points",
+            ha="right",
+            va="top" if below else "bottom",
+            fontsize=13,
+            fontweight="bold",
+            color=INK,
+        )
+    _label(axes, "mean of reference and prediction (mm)", "prediction − reference (mm)")
+    texts = [
+        f"{result.case}: {number(predicted - reference, 1, sign=True)} mm ({_both(reference, predicted)})"
+        for result, reference, predicted in pairs
+    ]
     described = ", ".join(f"{label} {number(errors[name], 1)} mm" for name, label in names.items() if name in errors)
-    return drawing("".join(parts), f"Bland-Altman plot of {plural(len(pairs), 'case')}: {described}")
+    described = f"Bland-Altman plot of {plural(len(pairs), 'case')}: {described}"
+    return inline_svg(figure, "bland-altman", described, {"dots": texts})
 
 
 def circumference_scatter(results: Sequence[CaseResult]) -> str:
     """Predicted over reference circumferences, with the line of identity and the band of human variability."""
     pairs = _measured(results)
-    values = [value for _, reference, predicted in pairs for value in (reference, predicted)]
+    references, predictions = np.array([pair[1:] for pair in pairs]).T
     # Room around the values, so that the band fits even where all are alike.
-    low, high = 0.94 * min(values), 1.06 * max(values)
-    ticks = nice_ticks(low, high)
-    axes = Axes((low, high), (low, high), "reference circumference (mm)", "prediction (mm)", ticks, ticks)
-    corners = [(low, low * (1 + OBSERVER_VARIABILITY)), (high / (1 + OBSERVER_VARIABILITY), high), (high, high)]
-    corners += [(high, high * (1 - OBSERVER_VARIABILITY)), (low / (1 - OBSERVER_VARIABILITY), low), (low, low)]
-    band = " ".join(f"{axes.x(x)},{axes.y(y)}" for x, y in corners)
-    parts = [f'<polygon class="band" points="{band}"/>', axes.frame(), axes.line((low, low), (high, high), "zero")]
-    for result, reference, predicted in pairs:
-        parts.append(axes.point(reference, predicted, "dot", f"{escape(result.case)}: {_both(reference, predicted)}"))
-    return drawing("".join(parts), f"Predicted over reference circumference of {plural(len(pairs), 'case')}")
+    low, high = 0.94 * min(references.min(), predictions.min()), 1.06 * max(references.max(), predictions.max())
+    figure, axes = new_plot()
+    axes.set(xlim=(low, high), ylim=(low, high))
+    line = np.linspace(low, high, 100)
+    lower, upper = (np.clip(line * (1 + sign * OBSERVER_VARIABILITY), low, high) for sign in (-1, 1))
+    axes.fill_between(line, lower, upper, color="#e3efe9", linewidth=0)
+    axes.plot((low, high), (low, high), color="#8795a3", linewidth=1.5, linestyle=_DASHES)
+    _dots(axes, references, predictions)
+    _label(axes, "reference circumference (mm)", "prediction (mm)")
+    texts = [f"{result.case}: {_both(reference, predicted)}" for result, reference, predicted in pairs]
+    described = f"Predicted over reference circumference of {plural(len(pairs), 'case')}"
+    return inline_svg(figure, "scatter", described, {"dots": texts})
+
+
+def f1_plot(frame_f1: Mapping[str, Any], intervals: Mapping[str, Any], suffix: str) -> str:
+    """F1 of presence in both protocols at three thresholds, the own one with its interval."""
+    figure, axes = new_plot(left=152, bottom=34, right=60)
+    labels: list[str] = []
+    described: list[str] = []
+    styles: dict[str, tuple[str, dict[str, Any]]] = {
+        "own threshold": ("at_own_threshold", {"color": BLUE}),
+        "threshold 0.5": ("at_half", {"markerfacecolor": "#9cbfe3", "markeredgecolor": BLUE}),
+        "best (optimistic)": ("at_best_threshold_optimistic", {"markerfacecolor": "white", "markeredgecolor": AMBER}),
+    }
+    for protocol, words in PROTOCOL_WORDS.items():
+        labels.append(words)
+        described.append(words)
+        for label, (key, style) in styles.items():
+            value = frame_f1[protocol].get(key, {}).get("f1")
+            around = intervals.get(f"frame_f1_{protocol}{suffix}") if key == "at_own_threshold" else None
+            row = len(labels)
+            if around:
+                ends = (around["lower"], around["upper"])
+                axes.plot(ends, (row, row), color=BLUE, alpha=0.45, linewidth=3, solid_capstyle="round")
+            if value is not None:
+                axes.plot(value, row, "o", markersize=12, markeredgewidth=1.8, clip_on=False, **style)
+            axes.text(1.07, row, number(value), va="center", fontsize=13, color=INK)
+            labels.append(label)
+            described.append(f"{label} {number(value)}" + (f" ({interval(around)})" if around else ""))
+    axes.set(xlim=(0, 1), ylim=(len(labels) - 0.5, -0.5), xticks=_UNIT_TICKS)
+    axes.grid(visible=False, axis="y")
+    axes.set_yticks(range(len(labels)), labels, color=INK, fontsize=13)
+    for text in axes.get_yticklabels():
+        text.set_fontweight("bold" if text.get_text() in PROTOCOL_WORDS.values() else "normal")
+    return inline_svg(figure, "f1", f"F1 of presence: {', '.join(described)}")
+
+
+def precision_recall_plot(results: Sequence[CaseResult], frame_f1: Mapping[str, Any]) -> str:
+    """Precision over recall of presence in both protocols; a dot is the submission's own threshold."""
+    figure, axes = new_plot()
+    scored = [result for result in results if has_scores(result, "presence")]
+    described = []
+    for protocol, colour in zip(PROTOCOLS, (TEAL, BLUE), strict=True):
+        truth, score = pooled(scored, "presence", protocol)
+        if not truth.any():
+            continue
+        precision, recall, _ = precision_recall_curve(truth, score)
+        kept = np.flatnonzero(np.diff(recall, append=-1))  # the highest threshold for each recall
+        kept = kept[np.unique(np.linspace(0, len(kept) - 1, _CURVE_POINTS).astype(int))]
+        axes.plot(recall[kept], precision[kept], color=colour, linewidth=2, label=PROTOCOL_WORDS[protocol])
+        own = frame_f1[protocol]["at_own_threshold"]
+        if "precision" in own:
+            axes.plot(own["recall"], own["precision"], "o", color=colour, markersize=9, clip_on=False)
+        found = number(frame_f1[protocol]["average_precision"])
+        described.append(f"{PROTOCOL_WORDS[protocol]} average precision {found}")
+    axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xticks=_UNIT_TICKS, yticks=_UNIT_TICKS)
+    _label(axes, "recall", "precision")
+    if described:
+        axes.legend(loc="lower left", frameon=False, fontsize=13, labelcolor=INK)
+    return inline_svg(figure, "precision-recall", f"Precision over recall: {', '.join(described)}")
+
+
+def reliability_plot(calibration: Mapping[str, Any], name: str) -> str:
+    """Observed share of positive frames over the submitted probability, by bin; dots grow with their frames."""
+    bins = [values for values in calibration["reliability"].values() if values["frames"]]
+    largest = max(values["frames"] for values in bins)
+    figure, axes = new_plot()
+    axes.plot((0, 1), (0, 1), color="#8795a3", linewidth=1.5, linestyle=_DASHES)
+    points = [(values["mean_probability"], values["observed_fraction"]) for values in bins]
+    axes.plot(*np.array(points).T, color=BLUE, linewidth=2)
+    texts = []
+    for values, (probability, observed) in zip(bins, points, strict=True):
+        size = 2 * (4 + 7 * (values["frames"] / largest) ** 0.5)
+        axes.plot(probability, observed, "o", color=BLUE, markersize=size, clip_on=False, gid="dots")
+        texts.append(
+            f"{plural(values['frames'], 'frame')}: submitted {number(probability)}, observed {number(observed)}"
+        )
+    axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xticks=_UNIT_TICKS, yticks=_UNIT_TICKS)
+    _label(axes, "submitted probability", "observed share of frames")
+    described = ", ".join(f"{number(probability, 2)}: {number(observed, 2)}" for probability, observed in points)
+    described = f"Reliability, submitted probability: observed share, {described}"
+    return inline_svg(figure, f"reliability-{name}", described, {"dots": texts})
+
+
+def _label(axes: Any, x: str, y: str) -> None:
+    axes.set_xlabel(x, fontsize=13.5, color=INK, labelpad=6)
+    axes.set_ylabel(y, fontsize=13.5, color=INK, labelpad=6)
+    for axis in (axes.xaxis, axes.yaxis):
+        if len(axis.get_majorticklocs()) and tuple(axis.get_majorticklocs()) != _UNIT_TICKS:
+            axis.set_major_locator(MaxNLocator(6))
+
+
+def _dots(axes: Any, x: np.ndarray, y: np.ndarray) -> None:
+    axes.plot(
+        x,
+        y,
+        "o",
+        color=BLUE,
+        alpha=0.5,
+        markersize=8,
+        markeredgewidth=0.6,
+        markeredgecolor="white",
+        clip_on=False,
+        gid="dots",
+    )
+
+
+def _padded(values: np.ndarray) -> tuple[float, float]:
+    """The range of values, at least one, with a margin so that no dot sits on the edge."""
+    low, high = float(values.min()), float(values.max())
+    margin = 0.05 * (high - low) or 1.0
+    return low - margin, high + margin
 
 
 def _measured(results: Sequence[CaseResult]) -> list[tuple[CaseResult, float, float]]:
@@ -122,51 +230,3 @@ def _measured(results: Sequence[CaseResult]) -> list[tuple[CaseResult, float, fl
 
 def _both(reference_mm: float, predicted_mm: float) -> str:
     return f"reference {number(reference_mm, 1)} mm, prediction {number(predicted_mm, 1)} mm"
-
-
-def f1_plot(frame_f1: Mapping[str, Any], intervals: Mapping[str, Any], suffix: str) -> str:
-    """F1 of presence in both protocols at three thresholds, the own one with its interval."""
-    rows: list[tuple[str, str, float | None, Mapping[str, Any] | None]] = []
-    for protocol, heading in (("annotated_sweeps", "annotated sweeps"), ("all_frames", "all frames")):
-        values = frame_f1[protocol]
-        rows.append(("heading", heading, None, None))
-        for key, label, kind in (
-            ("at_own_threshold", "own threshold", "own"),
-            ("at_half", "threshold 0.5", "half"),
-            ("at_best_threshold_optimistic", "best (optimistic)", "best"),
-        ):
-            around = intervals.get(f"frame_f1_{protocol}{suffix}") if kind == "own" else None
-            rows.append((kind, label, values.get(key, {}).get("f1"), around))
-    row_height, left, width = 30.0, 190.0, 560.0
-    height = len(rows) * row_height + 40
-    axes = Axes((0, 1), (0, 1), "", "", _UNIT_TICKS, (), width=width - 60, height=height, left=left, bottom=34)
-    parts, described = [axes.frame()], []
-    for index, (kind, label, value, around) in enumerate(rows):
-        y = 14 + (index + 0.5) * row_height
-        parts.append(f'<text class="{"row-heading" if kind == "heading" else "row"}" x="4" y="{y + 5}">{label}</text>')
-        if kind == "heading":
-            described.append(label)
-            continue
-        if around:
-            ends = f'x1="{axes.x(around["lower"])}" x2="{axes.x(around["upper"])}"'
-            parts.append(f'<line class="whisker" {ends} y1="{y}" y2="{y}"/>')
-        if value is not None:
-            parts.append(f'<circle class="f1-{kind}" cx="{axes.x(value)}" cy="{y}" r="6"/>')
-        parts.append(f'<text class="row value" x="{width - 64}" y="{y + 5}">{number(value)}</text>')
-        described.append(f"{label} {number(value)}" + (f" ({interval(around)})" if around else ""))
-    return drawing("".join(parts), f"F1 of presence: {', '.join(described)}", width, height, "plot f1")
-
-
-def reliability_plot(calibration: Mapping[str, Any]) -> str:
-    """Observed share of positive frames over the submitted probability, by bin; dots grow with their frames."""
-    unit = (-0.03, 1.03)  # a margin for the dots at 0 and 1
-    axes = Axes(unit, unit, "submitted probability", "observed share of frames", _UNIT_TICKS, _UNIT_TICKS)
-    bins = [values for values in calibration["reliability"].values() if values["frames"]]
-    largest = max(values["frames"] for values in bins)
-    points = [(values["mean_probability"], values["observed_fraction"]) for values in bins]
-    parts = [axes.frame(), axes.line((0, 0), (1, 1), "zero"), axes.path(points, "reliability")]
-    for values, (probability, observed) in zip(bins, points, strict=True):
-        title = f"{plural(values['frames'], 'frame')}: submitted {number(probability)}, observed {number(observed)}"
-        parts.append(axes.point(probability, observed, "dot solid", title, 4 + 7 * (values["frames"] / largest) ** 0.5))
-    described = ", ".join(f"{number(probability, 2)}: {number(observed, 2)}" for probability, observed in points)
-    return drawing("".join(parts), f"Reliability, submitted probability: observed share, {described}")
