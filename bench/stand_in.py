@@ -9,7 +9,7 @@ there, and chooses by presence and optimality; `in context` also judges each fra
 `training export` does. Needs no decoder, so the published classifier stands beside a whole artifact. Masks and the
 official score come from the algorithm itself (`algorithm predict`, then `evaluation local`).
 
-Intervals resample subjects (`evaluation/metrics/bootstrap.py`). A run is scored once where --scores keeps what it
+Intervals are over subjects (`evaluation/metrics/intervals.py`). A run is scored once where --scores keeps what it
 said. The
 last line is a JSON object.
 """
@@ -31,8 +31,8 @@ from algorithm.judgement.select_frame import choose_candidates
 from algorithm.model.manifest import SelectionConfig
 from bench.figures.frame_choice import frame_worth
 from bench.figures.table import table
-from evaluation.metrics.bootstrap import Interval, f1_interval, mean_interval, resample_weights, units_of
 from evaluation.metrics.frame_f1 import ConfusionCounts, confusion_counts
+from evaluation.metrics.intervals import Interval, f1_interval, mean_interval, units_of
 from training.export.calibrate import Calibration, CaseJudgement, choose_thresholds, judge_cases, judge_in_context
 from training.export.trained_member import TrainedMember, read_member, rebuild_network, shared_tower
 from training.frames.dataset import FrameTable, table_of
@@ -94,14 +94,14 @@ def measure(reading: Reading, test: FrameTable) -> Figures:
         counts["annotated_sweeps"].append(confusion_counts(case.label[annotated] > 0, called[annotated]))
         chosen = choose_candidates(case.frames.quality, sweep_ranges(len(case.label)), 1)[0]
         worth.append(frame_worth(case.label, chosen))
-    weights = resample_weights(units_of([case.subject_id for case in test.cases]))
+    units = units_of([case.subject_id for case in test.cases])
     total = sum(counts["all_frames"], ConfusionCounts())
     return Figures(
-        f1_interval(counts["annotated_sweeps"], weights),
-        f1_interval(counts["all_frames"], weights),
+        f1_interval(counts["annotated_sweeps"], units),
+        f1_interval(counts["all_frames"], units),
         total.tp / max(1, total.tp + total.fp),
         total.tp / max(1, total.tp + total.fn),
-        mean_interval(np.array(worth), weights),
+        mean_interval(np.array(worth), units),
     )
 
 
