@@ -17,14 +17,13 @@ import os
 import shutil
 import stat
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from acouslic.errors import AcouslicError
@@ -42,6 +41,7 @@ from algorithm.model.manifest import (
 )
 from algorithm.model.strict_json import reason
 from algorithm.model.tower import Tower, check_state, linear_shapes, without_weights
+from algorithm.model.weight_files import FileTensors, read_tensors, refuse_damaged
 
 HEADS_FILE = "heads.safetensors"
 
@@ -66,49 +66,12 @@ class Artifact:
     members: tuple[MemberState, ...]
 
 
-class FileTensors(Mapping[str, Tensor]):
-    """The tensors of a safetensors file, mapped into memory a part at a time.
-
-    The pages of a mapping count as the process's memory as long as it lives. So the file is mapped anew after every
-    64 MiB of tensors, and who takes one after the other, as merging does, holds no more than that of the file.
-    Raises AcouslicError where the file is not safetensors.
-    """
-
-    MAPPED_BYTES = 1 << 26
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._names = list(self._map().keys())
-        self._mapped, self._taken_bytes = self._map(), 0
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        if self._taken_bytes > self.MAPPED_BYTES:
-            self._mapped, self._taken_bytes = self._map(), 0
-        tensor: Tensor = self._mapped.get_tensor(name)
-        self._taken_bytes += tensor.numel() * tensor.element_size()
-        return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def _map(self) -> safe_open:
-        try:
-            return safe_open(self.path, framework="pt")
-        except (OSError, SafetensorError) as error:
-            raise AcouslicError(f"{self.path} is not a readable safetensors file: {error}") from None
-
-
 def load_artifact(folder: Path, *, verify_hashes: bool = True) -> Artifact:
     """Read and check the artifact in `folder`; tensors are on the CPU, backed by the files.
 
     Raises AcouslicError, naming the file and field or tensor, for: a missing or wrong manifest, a file missing, too
-    many, of another size or sha256, not safetensors, a tensor missing, unknown or of another shape. Hashing runs in
-    threads beside the rest; without `verify_hashes` only the sizes are checked.
+    many, of another size or sha256, not safetensors, a tensor missing, unknown, of another shape or with NaN or
+    infinity in it. Hashing runs in threads beside the rest; without `verify_hashes` only the sizes are checked.
     """
     manifest = read_manifest(folder)
     _check_files(folder, manifest)
@@ -120,18 +83,26 @@ def load_artifact(folder: Path, *, verify_hashes: bool = True) -> Artifact:
                     _check_hash(folder / name, record, hash_file(folder / name))
                 else:
                     hashes[name] = pool.submit(hash_file, folder / name)
+
+        def check_hashes(names: Sequence[str]) -> None:
+            for name in names:
+                if name in hashes:
+                    _check_hash(folder / name, manifest.files[name], hashes[name].result())
+
         tower_state = FileTensors(folder / TOWER_FILE)
         with without_weights():
             expected = Tower(manifest.tower).state_dict()
         check_state(tower_state, expected, str(folder / TOWER_FILE))
+        # Beside the tower's hash, which keeps one core busy for longer.
+        damage = pool.submit(refuse_damaged, FileTensors(folder / TOWER_FILE), str(folder / TOWER_FILE))
         shapes = linear_shapes(manifest.tower)
-        members = tuple(
-            _read_member(folder / "members" / str(k), member, manifest.tower, shapes)
-            for k, member in enumerate(manifest.members)
-        )
-        for name, hashing in hashes.items():
-            _check_hash(folder / name, manifest.files[name], hashing.result())
-    return Artifact(folder, manifest, tower_state, members)
+        members = []
+        for k, member in enumerate(manifest.members):
+            check_hashes(_member_files(k, member))
+            members.append(_read_member(folder / "members" / str(k), member, manifest.tower, shapes))
+        check_hashes([TOWER_FILE])
+        damage.result()
+    return Artifact(folder, manifest, tower_state, tuple(members))
 
 
 def write_artifact(
@@ -269,19 +240,15 @@ def _read_member(
     folder: Path, member: MemberConfig, tower: TowerConfig, shapes: Mapping[str, tuple[int, int]]
 ) -> MemberState:
     adapter = read_adapter(folder, shapes) if member.adapter else None
-    heads = _read_tensors(folder / HEADS_FILE)
+    heads = read_tensors(folder / HEADS_FILE)
     with without_weights():
         expected = Heads(member, tower).state_dict()
     check_state(heads, expected, str(folder / HEADS_FILE))
+    refuse_damaged(heads, str(folder / HEADS_FILE))
+    for name, tensor in heads.items():
+        if name.endswith("running_var") and (tensor < 0).any():
+            raise AcouslicError(f"{folder / HEADS_FILE}: tensor {name!r} holds negative variances: the file is damaged")
     return MemberState(adapter, heads)
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, memory-mapped."""
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise AcouslicError(f"{path} is not a readable safetensors file: {error}") from None
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -15,10 +15,12 @@ from torch import Tensor
 from acouslic.errors import AcouslicError
 from algorithm.model.manifest import Count, Layers, Side, TowerConfig
 from algorithm.model.strict_json import check_bounds, convert, shown
+from algorithm.model.transformers_weights import TRANSFORMERS_PREFIX, state_from_transformers
 
 PREFIX = "visual."
 
-Square = Side | tuple[Side, Side]
+Square = Side | Annotated[list[Side], Meta(min_length=2, max_length=2)]
+"""A list: msgspec 0.22 crashes in the garbage collector where a bounded number and a fixed tuple make a union."""
 
 
 @dataclass(frozen=True)
@@ -124,31 +126,48 @@ def _check_options(vision: Mapping[str, Any]) -> None:
         raise AcouslicError(f"open_clip option vision_cfg.layers={shown(vision['layers'])}: a ResNet is not supported")
 
 
-def tower_state_from_open_clip(state: Mapping[str, Tensor], config: TowerConfig) -> dict[str, Tensor]:
-    """The tower's state dict out of open_clip's: a whole CLIP's (`visual.` keys; the rest is left out) or the visual
-    tower's own.
+def visual_state(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """The visual tower's tensors under open_clip's visual names, out of open_clip's state dict or transformers'.
+
+    A whole CLIP's (`visual.` or `vision_model.` keys; the text half is left out) or the visual tower's own. Raises
+    AcouslicError, naming the file by `where`, for a tower of timm inside open_clip.
+    """
+    if any(name.startswith((f"{PREFIX}trunk.", "trunk.")) for name in state):
+        raise AcouslicError(
+            f"{where} holds a network of timm inside open_clip (tensors {PREFIX}trunk.*), which is not supported: "
+            "expected open_clip's own vision transformer"
+        )
+    if any(name.startswith(TRANSFORMERS_PREFIX) for name in state):
+        return state_from_transformers(state, where)
+    if any(name.startswith(PREFIX) for name in state):
+        return {name.removeprefix(PREFIX): tensor for name, tensor in state.items() if name.startswith(PREFIX)}
+    return dict(state)
+
+
+def tower_state_from_open_clip(
+    state: Mapping[str, Tensor], config: TowerConfig, where: str = "the tower's weights"
+) -> dict[str, Tensor]:
+    """The tower's state dict out of what `visual_state` reads.
 
     Packed attention weights are split into views of the same storage. Whether the result fits `config` is checked by
     `tower.tower_from_state`; here only what the split needs.
     """
-    if any(name.startswith(PREFIX) for name in state):
-        visual = {name.removeprefix(PREFIX): tensor for name, tensor in state.items() if name.startswith(PREFIX)}
-    else:
-        visual = dict(state)
+    visual = visual_state(state, where)
     split: dict[str, Tensor] = {}
     for name, tensor in visual.items():
         root, packed, kind = name.partition("attn.in_proj_")
         if not packed:
             split[name] = tensor
             continue
-        if tensor.shape[0] != 3 * config.width:
-            raise AcouslicError(f"tensor {name!r} has {tensor.shape[0]} rows, expected {3 * config.width}")
+        if tensor.ndim == 0 or tensor.shape[0] != 3 * config.width:
+            rows = tensor.shape[0] if tensor.ndim else 0
+            raise AcouslicError(f"{where}: tensor {shown(name)} has {rows} rows, expected {3 * config.width}")
         for part, third in zip("qkv", tensor.chunk(3), strict=True):
             split[f"{root}attn.{part}_proj.{kind}"] = third
     return split
 
 
-def _side(value: int | tuple[int, int], name: str) -> int:
+def _side(value: int | list[int], name: str) -> int:
     """A side length that open_clip may give as one number or as two equal ones."""
     if isinstance(value, int):
         return value

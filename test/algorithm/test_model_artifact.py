@@ -316,6 +316,50 @@ def test_wrong_tensor_refused_by_name(name, tensor, artifact):
             load_artifact(artifact)
 
 
+@pytest.mark.parametrize(
+    ("name", "tensor", "value"),
+    [
+        ("tower.safetensors", "transformer.resblocks.3.attn.v_proj.bias", float("nan")),
+        ("tower.safetensors", "conv1.weight", float("-inf")),
+        ("members/1/heads.safetensors", "presence.weight", float("inf")),
+        ("members/0/heads.safetensors", "decoder.decoder9.block.2.running_var", float("nan")),
+        (
+            "members/0/adapter_model.safetensors",
+            "base_model.model.transformer.resblocks.2.mlp.c_fc.lora_B.weight",
+            float("nan"),
+        ),
+    ],
+)
+def test_weights_that_are_not_numbers_are_refused_by_name(name, tensor, value, artifact):
+    """With hashes in order, one NaN or infinity in tower, adapter, head or decoder is refused; numbers of an unusual
+    kind and negative variances too."""
+    tensors = load_file(artifact / name)
+    for index, (changed, message) in enumerate(
+        (
+            (
+                tensors[tensor].flatten().index_fill(0, torch.tensor([1]), value).reshape(tensors[tensor].shape),
+                "NaN or",
+            ),
+            (tensors[tensor].to(torch.float8_e5m2), "float8_e5m2, expected float32"),
+            (-tensors[tensor].abs(), "negative variances"),
+        )
+    ):
+        if index == 2 and not tensor.endswith("running_var"):
+            continue
+        save_file({**tensors, tensor: changed}, artifact / name)
+        resign(artifact)
+        with pytest.raises(AcouslicError, match=rf"{name}: tensor '{tensor}' .*{message}"):
+            load_artifact(artifact)
+
+
+def test_a_pointer_in_place_of_weights(artifact):
+    """A clone without Git LFS holds pointers: that is said, not that the file is damaged."""
+    (artifact / "tower.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    resign(artifact)
+    with pytest.raises(AcouslicError, match=r"tower\.safetensors is a Git LFS pointer, not the weights"):
+        load_artifact(artifact)
+
+
 class Explosive:
     """Leaves a trace when unpickled."""
 

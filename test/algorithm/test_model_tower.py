@@ -1,6 +1,8 @@
 """The tower against open_clip, and its own promises."""
 
 import importlib.util
+import json
+import re
 import sys
 import types
 from pathlib import Path
@@ -8,11 +10,15 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from acouslic.errors import AcouslicError
 from algorithm.model.manifest import TowerConfig
 from algorithm.model.open_clip_weights import tower_config_from_open_clip, tower_state_from_open_clip
 from algorithm.model.tower import Tower, linear_shapes, tower_from_state
+from algorithm.model.weight_files import read_tensors
+from training.network.tower_source import load_tower, read_weights
+from training.recipe.settings import TowerSource
 
 # method.md section 1: the visual half of FetalCLIP's configuration.
 FETALCLIP = {"embed_dim": 768, "vision_cfg": {"image_size": 224, "layers": 24, "width": 1024, "patch_size": 14}}
@@ -104,6 +110,109 @@ def test_tower_equals_open_clip_dinov2(shared: Path, monkeypatch: pytest.MonkeyP
     spec.loader.exec_module(script)
     config = {name: script.CONFIG[name] for name in ("embed_dim", "vision_cfg")}
     assert_equal_to_open_clip(config, torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1)))
+
+
+def transformers_layout(visual, *, whole):
+    """The state dict that transformers' CLIP has for the weights of open_clip's visual tower, after its source."""
+    state = visual.state_dict()
+    names = {
+        "class_embedding": "embeddings.class_embedding",
+        "conv1.weight": "embeddings.patch_embedding.weight",
+        "positional_embedding": "embeddings.position_embedding.weight",
+        "ln_pre": "pre_layrnorm",
+        "ln_post": "post_layernorm",
+        "ln_1": "layer_norm1",
+        "ln_2": "layer_norm2",
+        "attn.out_proj": "self_attn.out_proj",
+        "mlp.c_fc": "mlp.fc1",
+        "mlp.c_proj": "mlp.fc2",
+    }
+    written = {"visual_projection.weight": state.pop("proj").T.contiguous()}
+    for name, tensor in state.items():
+        layer = re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+?)(?:\.|_)(weight|bias)", name)
+        if layer and layer[2] == "attn.in_proj":
+            for letter, part in zip("qkv", tensor.chunk(3), strict=True):
+                written[f"vision_model.encoder.layers.{layer[1]}.self_attn.{letter}_proj.{layer[3]}"] = part
+        elif layer:
+            written[f"vision_model.encoder.layers.{layer[1]}.{names[layer[2]]}.{layer[3]}"] = tensor
+        elif name in names:
+            written[f"vision_model.{names[name]}"] = tensor
+        else:
+            root, _, kind = name.rpartition(".")
+            written[f"vision_model.{names[root]}.{kind}"] = tensor
+    if whole:
+        written["vision_model.embeddings.position_ids"] = torch.arange(17)[None]
+        written |= {"logit_scale": torch.zeros(()), "text_projection.weight": torch.zeros(8, 8)}
+        written["text_model.final_layer_norm.weight"] = torch.ones(8)
+    return written
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@torch.inference_mode()
+def test_transformers_layout_equals_open_clip(whole, tmp_path):
+    """A CLIP saved by transformers, whole or its visual half, with its config.json gives open_clip's outputs."""
+    visual = random_visual({**TINY, "quick_gelu": True})
+    save_file(
+        {key: value.clone() for key, value in transformers_layout(visual, whole=whole).items()},
+        tmp_path / "model.safetensors",
+    )
+    sizes = {"hidden_size": 48, "intermediate_size": 192, "num_attention_heads": 4, "num_hidden_layers": 3}
+    vision = {**sizes, "image_size": 56, "patch_size": 14, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+    content = {"model_type": "clip", "projection_dim": 24, "vision_config": vision}
+    if not whole:
+        content = {**vision, "model_type": "clip_vision_model", "projection_dim": 24}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    source = TowerSource(weights=str(tmp_path / "model.safetensors"), config=str(tmp_path / "config.json"))
+    loaded = load_tower(source, (40, 60), False)
+    images = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(1))
+    output = tower_from_state(loaded.config, loaded.state)(images).embedding
+    assert output.std() > 0.1
+    assert torch.allclose(output, visual(images), atol=1e-4, rtol=0)
+
+
+def test_other_networks_are_named(tmp_path):
+    """A timm trunk inside open_clip, another network of transformers, half a CLIP and a pointer of Git LFS."""
+    layout = transformers_layout(random_visual(TINY), whole=True)
+    config = tower_config_from_open_clip(TINY)
+    key = "vision_model.encoder.layers.1.self_attn.k_proj.weight"
+    for state, message in (
+        ({"visual.trunk.patch_embed.proj.weight": torch.zeros(1), "logit_scale": torch.zeros(())}, "network of timm"),
+        (
+            {**layout, "vision_model.head.probe": torch.zeros(1)},
+            r"'vision_model\.head\.probe' is in no CLIP of transformers",
+        ),
+        (
+            {name: tensor for name, tensor in layout.items() if name != "visual_projection.weight"},
+            "CLIPVisionModelWithProjection",
+        ),
+        (
+            {name: tensor for name, tensor in layout.items() if name != key},
+            r"layers\.1\.self_attn\.k_proj\.weight' is missing",
+        ),
+    ):
+        with pytest.raises(AcouslicError, match=f"^CLIP.*{message}"):
+            tower_state_from_open_clip(state, config, "CLIP")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1715194041\n"
+    for name in ("weights.pt", "model.safetensors"):
+        (tmp_path / name).write_text(pointer)
+        with pytest.raises(
+            AcouslicError, match=rf"{name} is a Git LFS pointer, not the weights: fetch them with `git lfs"
+        ):
+            read_weights(tmp_path / name)
+        with pytest.raises(AcouslicError, match=rf"{name} is a Git LFS pointer"):
+            read_tensors(tmp_path / name)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_numbers_are_not_trained_on(value, tmp_path):
+    """One NaN or infinity in a file of weights is refused by tensor, also in half precision; large sums are not."""
+    state = {"visual.proj": torch.full((300, 300), 6e4).half(), "visual.conv1.weight": torch.ones(3, 3).bfloat16()}
+    torch.save(state, tmp_path / "weights.pt")
+    assert set(read_weights(tmp_path / "weights.pt")) == set(state)
+    state["visual.conv1.weight"][1, 1] = value
+    torch.save(state, tmp_path / "weights.pt")
+    with pytest.raises(AcouslicError, match=r"'visual\.conv1\.weight' holds NaN or infinity \(1 of 9 numbers\)"):
+        read_weights(tmp_path / "weights.pt")
 
 
 @pytest.mark.parametrize(

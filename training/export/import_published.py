@@ -10,7 +10,6 @@ CLIP's mean and deviation, cubic resize without antialiasing, a decoder on block
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from algorithm.model.manifest import (
     Thresholds,
     TowerConfig,
 )
-from algorithm.model.open_clip_weights import PREFIX, tower_config_from_open_clip
+from algorithm.model.open_clip_weights import tower_config_from_open_clip, visual_state
 from training.export.published_checkpoint import (
     LORA_ALPHA,
     config_of_weights,
@@ -41,7 +40,7 @@ from training.export.published_checkpoint import (
     tower_state,
 )
 from training.learn.run_folder import made_by
-from training.network.tower_source import read_weights
+from training.network.tower_source import read_open_clip_config, read_weights
 
 
 def import_published(
@@ -62,7 +61,7 @@ def import_published(
     """
     base: dict[str, Tensor] = {}
     if weights is not None:
-        base = _visual_weights(weights)
+        base = visual_state(read_weights(weights), str(weights))
     read = []
     for path in checkpoints:
         checkpoint = read_published(path)
@@ -101,26 +100,12 @@ def import_published(
     return write_artifact(out, manifest, tower, states)
 
 
-def _visual_weights(path: Path) -> dict[str, Tensor]:
-    """The visual tower of an open_clip file, a whole CLIP's or its own."""
-    state = read_weights(path)
-    if not any(key.startswith(PREFIX) for key in state):
-        return state
-    return {key.removeprefix(PREFIX): tensor for key, tensor in state.items() if key.startswith(PREFIX)}
-
-
 def _tower_config(base: dict[str, Tensor], config_path: Path | None, where: str) -> TowerConfig:
     if not base:
         raise AcouslicError(f"{where} holds no tower, only what was trained: give the base weights with --weights")
     if config_path is None:
         return config_of_weights(base, where)
-    try:
-        content = json.loads(config_path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise AcouslicError(f"{config_path} is not a readable open_clip configuration: {error}") from None
-    if not isinstance(content, dict):
-        raise AcouslicError(f"{config_path} is not an open_clip configuration: expected a JSON object")
-    return tower_config_from_open_clip(content.get("model_cfg", content))
+    return tower_config_from_open_clip(read_open_clip_config(config_path), str(config_path))
 
 
 def _provenance(checkpoints: Sequence[Path], weights: Path | None, notes: list[str]) -> Provenance:

@@ -1,7 +1,6 @@
 """Where a run's visual tower comes from: a file of weights, open_clip's hub, or, on purpose, random numbers."""
 
 import hashlib
-import json
 import pickle
 import re
 from dataclasses import dataclass, replace
@@ -20,7 +19,10 @@ from acouslic.fov import field_of_view
 from algorithm.frames.preprocess import square_offsets
 from algorithm.model.manifest import PreprocessingConfig, TowerConfig
 from algorithm.model.open_clip_weights import tower_config_from_open_clip, tower_state_from_open_clip
+from algorithm.model.strict_json import convert, read_bounded, read_object, reason
 from algorithm.model.tower import Tower, check_state
+from algorithm.model.transformers_weights import model_config_of_transformers
+from algorithm.model.weight_files import refuse_damaged, refuse_lfs_pointer
 from training.recipe.settings import TowerSource
 
 HUB_PREFIX = "hf-hub:"
@@ -57,11 +59,9 @@ def load_tower(source: TowerSource, frame_shape: tuple[int, int], antialias: boo
     config = tower_config_from_open_clip(model_config)
     if source.kept_patches == "fan":
         config = replace(config, kept_patches=fan_patches(config, *frame_shape))
-    normalisation = model_config.get("preprocess") or {}
-    preprocessing = PreprocessingConfig(antialias=antialias)
-    if normalisation:
-        mean, std = (tuple(float(v) for v in normalisation[name]) for name in ("mean", "std"))
-        preprocessing = PreprocessingConfig(mean=mean, std=std, antialias=antialias)  # type: ignore[arg-type]
+    # Fields that are not there are CLIP's, as open_clip has it; the hub's form has others, which nothing here reads.
+    stated = convert(model_config.get("preprocess") or {}, PreprocessingConfig, Path(source.config or "preprocess_cfg"))
+    preprocessing = replace(stated, antialias=antialias)
     state = _random_state(config, source.random_seed) if source.random_init else _read_state(source, config)
     return LoadedTower(config, preprocessing, state, hash_state(state))
 
@@ -74,12 +74,16 @@ def read_model_config(source: TowerSource) -> dict[str, Any]:
         return FETALCLIP_CONFIG
     else:
         path = Path(source.config)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise AcouslicError(f"{path} is not a readable open_clip configuration: {error}") from None
-    if isinstance(content, dict) and "model_cfg" in content:  # the hub's form
+    return read_open_clip_config(path)
+
+
+def read_open_clip_config(path: Path) -> dict[str, Any]:
+    """open_clip's model configuration out of a file: its own, the hub's form around it, or transformers' of a CLIP."""
+    content = read_object(read_bounded(path, missing="give an open_clip configuration"), path)
+    if isinstance(content.get("model_cfg"), dict):  # the hub's form
         return content["model_cfg"] | {"preprocess": content.get("preprocess_cfg", {})}
+    if content.get("model_type") in ("clip", "clip_vision_model"):
+        return model_config_of_transformers(content, str(path))
     return content
 
 
@@ -131,21 +135,27 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` file or of a torch file, which is never allowed to run code."""
+    """The tensors of a `.safetensors` file or of a torch file, which is never allowed to run code.
+
+    Raises AcouslicError where it is neither, holds anything but tensors, or NaN or infinity in one of them.
+    """
+    refuse_lfs_pointer(path)
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise AcouslicError(f"{path} is missing: give a file of weights") from None
     except pickle.UnpicklingError as error:
         raise AcouslicError(_refusal(path, error)) from None
     except (OSError, RuntimeError, EOFError, ValueError, SafetensorError) as error:
-        raise AcouslicError(f"{path} is not a readable file of weights: {str(error).splitlines()[0]}") from None
+        raise AcouslicError(f"{path} is not a readable file of weights: {reason(error)}") from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
         raise AcouslicError(f"{path} is not a state dict: expected tensors by name")
+    refuse_damaged(content, str(path))
     return {name.removeprefix("module."): tensor for name, tensor in content.items()}
 
 
@@ -194,7 +204,7 @@ def _read_state(source: TowerSource, config: TowerConfig) -> dict[str, Tensor]:
             "no weights for the tower: give --tower.weights FILE, or --tower.random_init true to start from nothing"
         )
     path = _download(source.weights) if source.weights.startswith(HUB_PREFIX) else Path(source.weights)
-    state = tower_state_from_open_clip(read_weights(path), config)
+    state = tower_state_from_open_clip(read_weights(path), config, str(path))
     with torch.device("meta"):
         expected = Tower(config).state_dict()
     check_state(state, expected, str(path))
