@@ -2,14 +2,17 @@
 
 import json
 
+import open_clip
 import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from acouslic.errors import AcouslicError
+from algorithm.model.expressions import check_expression
 from algorithm.model.lora import build_adapter, merge, read_adapter, write_adapter
 from algorithm.model.manifest import TowerConfig
+from algorithm.model.open_clip_weights import tower_config_from_open_clip, tower_state_from_open_clip
 from algorithm.model.tower import Tower, linear_shapes, tower_from_state
 
 CONFIG = TowerConfig(56, 14, 32, 4, 4, 64, 16)
@@ -115,6 +118,145 @@ def test_every_factor_matters():
         changed = tensors[name].clone()
         changed[0, 0] += 0.5
         assert (embedding({**tensors, name: changed}) - expected).abs().max() > 1e-7, name
+
+
+OPEN_CLIP = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 56, "layers": 4, "width": 32, "head_width": 8, "patch_size": 14, "mlp_ratio": 2},
+}
+
+
+def adapted_attention(settings, tmp_path):
+    """open_clip's tower with a peft adapter on its nn.MultiheadAttention, saved to `tmp_path`; our tower's state."""
+    torch.manual_seed(0)
+    visual = open_clip.model._build_vision_tower(OPEN_CLIP["embed_dim"], OPEN_CLIP["vision_cfg"], False).eval()
+    config = tower_config_from_open_clip(OPEN_CLIP)
+    state = {name: tensor.clone() for name, tensor in tower_state_from_open_clip(visual.state_dict(), config).items()}
+    model = peft.get_peft_model(visual, peft.LoraConfig(**settings)).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(tmp_path)
+    return model, config, state
+
+
+def merged_tower(config, state, adapter):
+    """Our tower with an adapter merged."""
+    return tower_from_state(
+        config,
+        {name: merge(tensor, adapter.factors.get(name.removesuffix(".weight"))) for name, tensor in state.items()},
+    )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"r": 4, "lora_alpha": 8, "target_modules": ["attn"]},
+        {"r": 3, "lora_alpha": 5, "use_rslora": True, "target_modules": ["attn", "c_fc"]},
+        {
+            "r": 2,
+            "lora_alpha": 4,
+            "target_modules": ["attn", "c_fc"],
+            "rank_pattern": {r"resblocks\.1\.attn": 3, "c_fc": 5},
+            "alpha_pattern": {r"resblocks\.[01]\.attn": 7},
+            "exclude_modules": ["resblocks.2.attn"],
+        },
+    ],
+)
+@torch.inference_mode()
+def test_attention_adapter_equals_peft(settings, tmp_path):
+    """peft's adapter on nn.MultiheadAttention gives peft's forward, the doubled output included; and written as plain
+    LoRA it is the same adapter again."""
+    model, config, state = adapted_attention(settings, tmp_path)
+    images = torch.randn(2, 3, 56, 56)
+    expected = model(images)
+    adapter = read_adapter(tmp_path, linear_shapes(config))
+    assert (merged_tower(config, state, adapter)(images).embedding - expected).abs().max() < 1e-5
+    assert (tower_from_state(config, state)(images).embedding - expected).abs().max() > 0.01
+    (tmp_path / "plain").mkdir()
+    write_adapter(tmp_path / "plain", adapter)
+    again = read_adapter(tmp_path / "plain", linear_shapes(config))
+    assert (merged_tower(config, state, again)(images).embedding - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("version", "doubled"), [(None, 2), ("0.14.0", 2), ("0.21.2", 2), ("0.21.3.dev0", 1), ("0.22.0", 1), ("1.0", 1)]
+)
+def test_the_output_is_doubled_as_the_version_had_it(version, doubled, tmp_path):
+    """Only the update of out_proj, and only where peft added it twice."""
+    _, config, _ = adapted_attention({"r": 4, "lora_alpha": 8, "target_modules": ["attn"]}, tmp_path)
+    content = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**content, "peft_version": version}))
+    factors = read_adapter(tmp_path, linear_shapes(config)).factors
+    scalings = {name.rpartition(".")[2]: one.scaling for name, one in factors.items()}
+    assert scalings == {"q_proj": 2.0, "k_proj": 2.0, "v_proj": 2.0, "out_proj": 2.0 * doubled}
+
+
+def test_attention_adapter_that_is_incomplete(tmp_path):
+    """A tensor that is missing, of other rows, or of an attention that is no target is refused by name."""
+    _, config, _ = adapted_attention({"r": 4, "lora_alpha": 8, "target_modules": ["attn"]}, tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(path)
+    name = "base_model.model.transformer.resblocks.2.attn.lora_B.weight"
+    both = {key: tensor for key, tensor in tensors.items() if "resblocks.2." not in key}
+    for changed, message in (
+        (
+            {key: value for key, value in tensors.items() if key != name},
+            r"resblocks\.2\.attn\.lora_B\.weight' is missing",
+        ),
+        ({**tensors, name: torch.zeros(97, 4)}, r"resblocks\.2\.attn\.lora_B\.weight' is \(97, 4\)"),
+        ({**tensors, name: torch.zeros(99, 4)}, r"resblocks\.2\.attn\.q_proj\.lora_B\.weight' is \(33, 4\)"),
+        (both, r"resblocks\.2\.attn' is a target, but not adapted"),
+    ):
+        save_file(changed, path)
+        with pytest.raises(AcouslicError, match=message):
+            read_adapter(tmp_path, linear_shapes(config))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("target_modules", "(", "target_modules: '\\(' is not a regular expression"),
+        ("target_modules", "(a+)+$", "target_modules: .* could take for ever"),
+        ("target_modules", "(a|a.)*b", "target_modules: .* could take for ever"),
+        ("target_modules", ".*.*.*.*.*.*.*x", "target_modules: .* could take for ever"),
+        ("target_modules", "x" * 3000, "target_modules: .* has 3,000 characters"),
+        ("exclude_modules", "[", "exclude_modules: .* is not a regular expression"),
+        ("exclude_modules", 3, "exclude_modules must be text or an array or null, not 3"),
+        ("target_modules", ["c_fc", 3], r"target_modules\[1\] must be text, not 3"),
+        ("rank_pattern", {"c_fc": 1, "(": 2}, "rank_pattern: .* is not a regular expression"),
+        ("rank_pattern", {"c_fc": -1}, r"rank_pattern\['c_fc'\] must be an integer >= 1, not -1"),
+        ("rank_pattern", ["c_fc"], "rank_pattern must be an object or null, not an array of 1"),
+        ("alpha_pattern", {"c_fc": "4"}, r"alpha_pattern\['c_fc'\] must be a number, not '4'"),
+        ("alpha_pattern", {"(?P<a": 1}, "alpha_pattern: .* is not a regular expression"),
+        ("layers_to_transform", ["1"], r"layers_to_transform\[0\] must be an integer, not '1'"),
+        ("layers_pattern", ["(("], "layers_pattern: .* is not a regular expression"),
+        ("r", 10**30, "r must be an integer <= 65536"),
+        ("use_rslora", "yes", "use_rslora must be true or false or null, not 'yes'"),
+        ("peft_type", ["LORA"], "peft_type="),
+    ],
+)
+def test_hostile_configuration_is_one_sentence(field, value, message, tmp_path):
+    """Expressions that are none or would never end, wrong types and absurd numbers are refused by field."""
+    config, _ = saved(tmp_path)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, field: value}))
+    with pytest.raises(AcouslicError, match=message) as caught:
+        read_adapter(tmp_path, linear_shapes(CONFIG))
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        r".*\.(c_fc|c_proj)",
+        r"^(?!.*text).*(?:mlp|attn).*(?:c_fc|q_proj).*$",
+        r"(?:visual\.)?transformer\.resblocks\.(?:1[0-9]|2[0-3])\.mlp\.(?:c_fc|c_proj)",
+        r".*resblocks\.[\d]{1,2}\.(attn|mlp)\.(?P<layer>[a-z_]+)",
+    ],
+)
+def test_usual_expressions_are_accepted(expression):
+    """What people write as target_modules passes the check of expressions."""
+    check_expression(expression, "target_modules")
 
 
 def saved(tmp_path):
