@@ -48,10 +48,11 @@ def read_bounded(path: Path, *, missing: str = "mount or extract the whole artif
         raise AcouslicError(f"{path} is missing: {missing}") from None
     except (OSError, ValueError) as error:
         raise AcouslicError(f"{path} cannot be read: {reason(error)}") from None
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise AcouslicError(f"{path} is not a regular file")
     with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise AcouslicError(f"{path} is not a regular file")
         content = b"" if status.st_size > LIMIT_BYTES else file.read(LIMIT_BYTES + 1)
     if max(status.st_size, len(content)) > LIMIT_BYTES:
         raise AcouslicError(f"{path} has {status.st_size:,} bytes, more than the {LIMIT_BYTES:,} that such a file may")

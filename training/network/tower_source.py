@@ -140,6 +140,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises AcouslicError where it is neither, holds anything but tensors, or NaN or infinity in one of them.
     """
     refuse_lfs_pointer(path)
+    content: Any
     try:
         if path.suffix == ".safetensors":
             content = load_file(path)
