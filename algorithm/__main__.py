@@ -96,6 +96,7 @@ def _predict(parsed: argparse.Namespace, model_dir: Path, interrupts: Interrupts
         batch_frames=parsed.batch_frames,
         verbose=parsed.verbose,
         age=parsed.gestational_age,
+        dicom=parsed.dicom,
         page=parsed.page,
         resume=parsed.resume,
         num_parts=parsed.num_parts,

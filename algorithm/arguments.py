@@ -71,6 +71,11 @@ def _predict(predict: argparse.ArgumentParser) -> None:
         metavar="WEEKS",
         help="such as 28w3d, of all cases: adds the circumference's centile (INTERGROWTH-21st); no diagnosis",
     )
+    predict.add_argument(
+        "--dicom",
+        action="store_true",
+        help="for DICOM input: write a Segmentation and a structured report that refer to it, marked as research",
+    )
     predict.add_argument("--no-page", dest="page", action="store_false", help="write no report.html and no index.html")
     predict.add_argument("--verbose", action="store_true", help="log timings and notes of each case")
     many = predict.add_argument_group("many cases")

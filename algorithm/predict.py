@@ -22,6 +22,7 @@ from algorithm.process.interrupts import Interrupts
 from algorithm.process.messages import complain, explain
 from algorithm.process.timing import process_age_s
 from algorithm.result.case_folder import complete_or_absent, remove_leftovers
+from algorithm.result.dicom_objects import check_source, write_dicom
 from algorithm.result.growth import GestationalAge
 from algorithm.result.outputs import PREVIEW_FILE, prepare_output
 from algorithm.result.preview import write_preview
@@ -46,6 +47,8 @@ class PredictSettings:
     verbose: bool = False
     age: GestationalAge | None = None
     """Of the pregnancy, for all cases, where it is known."""
+    dicom: bool = False
+    """Write DICOM objects that refer to the source; a case that is no DICOM fails then."""
     page: bool = True
     """Write a page for each case, and one for all."""
     resume: bool = False
@@ -70,7 +73,9 @@ class PredictSettings:
 
     def maker(self) -> Maker:
         """What makes the results; raises AcouslicError where there is no model."""
-        return Maker.of(self.model_dir, {"gestational_age": None if self.age is None else str(self.age)})
+        return Maker.of(
+            self.model_dir, {"gestational_age": None if self.age is None else str(self.age), "dicom": self.dicom}
+        )
 
 
 def predict(paths: Sequence[Path], settings: PredictSettings, interrupts: Interrupts) -> int:
@@ -125,8 +130,12 @@ def analyse_case(
     try:
         with complete_or_absent(settings.output_dir / sweep.case, before_landing=before_landing) as folder:
             prepare_output(folder)
+            if settings.dicom:
+                check_source(stream.header)
             result = pipeline.run_stream(stream, folder, sweep.case, age=settings.age, progress=progress)
             write_preview(result, folder / PREVIEW_FILE)
+            if settings.dicom:
+                write_dicom(result, folder, maker)
             if settings.page:
                 write_case_page(result, folder)
             row = ResultRow.of(result, time.monotonic() - start)

@@ -1,0 +1,268 @@
+"""A result as DICOM objects beside its source: a Segmentation of the chosen frame, and a structured report.
+
+Both refer to the source's UIDs, belong to its study and patient, and say that they are research. They are made by
+highdicom, which is imported when the first one is written.
+"""
+
+import contextlib
+import copy
+import io
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from acouslic.ellipse import Ellipse
+from acouslic.errors import AcouslicError
+from acouslic.stack import StackHeader
+from acouslic.write import write_bytes
+from algorithm.result.outputs import DICOM_REPORT_FILE, DICOM_SEGMENTATION_FILE, CaseResult
+from algorithm.result.record import Maker
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+SERIES_DESCRIPTION = "RESEARCH fetal abdomen, not for diagnosis"
+_CONTENT_LABEL = "RESEARCH"
+_MANUFACTURER = "acouslic-fetal-abdomen (research software)"
+_SERIES_NUMBERS = (9001, 9002)
+_SINGLE_FRAME_ULTRASOUND = "1.2.840.10008.5.1.4.1.1.6.1"
+_NOT_OF_ONE_FRAME = (
+    "PixelData", "NumberOfFrames", "FrameTime", "FrameTimeVector", "FrameIncrementPointer", "FrameOfReferenceUID",
+    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "PixelSpacing", "PixelAspectRatio",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _SourceFrame:
+    """The frame of a DICOM file that a result is about."""
+
+    dataset: "Dataset"
+    """Of the file, without its pixels."""
+    frame_number: int
+    """In the file, counted from 1."""
+    is_one_of_many: bool
+    """Whether the file may hold several frames."""
+
+
+def check_source(header: StackHeader) -> None:
+    """Raises AcouslicError where a stack did not come from DICOM: then there is no patient, study or UID to refer to,
+    and invented ones would lead nowhere."""
+    if not header.sources:
+        raise AcouslicError(
+            f"{header.path.name} is no DICOM, so that no DICOM result can refer to it: leave out --dicom"
+        )
+
+
+def write_dicom(result: CaseResult, case_dir: Path, maker: Maker) -> None:
+    """Write `segmentation.dcm` and `measurement-report.dcm` into `case_dir`.
+
+    Without a mask there is no Segmentation, and without an ellipse no report. Raises AcouslicError where the stack did
+    not come from DICOM, the source lacks what DICOM requires, or a file cannot be written. No message holds a value of
+    the source: some are the patient's.
+    """
+    check_source(result.header)
+    if result.frame_index is None:
+        return
+    with _without_values_of(result.header):
+        source = _source_frame(result.header, result.frame_index)
+        if result.mask.any():
+            _write(case_dir / DICOM_SEGMENTATION_FILE, _segmentation(result, source, maker))
+        if result.ellipse is not None and result.circumference_mm is not None:
+            _write(case_dir / DICOM_REPORT_FILE, _report(result.ellipse, result.circumference_mm, source, maker))
+
+
+def _source_frame(header: StackHeader, frame_index: int) -> _SourceFrame:
+    import pydicom
+
+    first = 0
+    for source in header.sources:
+        if frame_index < first + source.frames:
+            dataset = pydicom.dcmread(source.path, stop_before_pixels=True)
+            if dataset.SOPInstanceUID != source.sop_instance_uid:
+                raise AcouslicError(f"{source.path} was changed while it was analysed: analyse it again")
+            return _SourceFrame(dataset, frame_index - first + 1, "NumberOfFrames" in dataset)
+        first += source.frames
+    raise AcouslicError(f"{header.path} no longer holds frame {frame_index}: analyse it again")
+
+
+def _segmentation(result: CaseResult, source: _SourceFrame, maker: Maker) -> "Dataset":
+    """A binary Segmentation of one frame, aligned with the source's pixels."""
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+
+    description = hd.seg.SegmentDescription(
+        segment_number=1,
+        segment_label="Fetal abdomen (research)",
+        segmented_property_category=codes.SCT.AnatomicalStructure,
+        segmented_property_type=codes.SCT.Abdomen,
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=_algorithm(maker),
+    )
+    segmentation = hd.seg.Segmentation(
+        source_images=[_as_single_frame(source)],
+        pixel_array=result.mask.astype(np.uint8)[np.newaxis],
+        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=[description],
+        series_instance_uid=hd.UID(),
+        series_number=_SERIES_NUMBERS[0],
+        sop_instance_uid=hd.UID(),
+        instance_number=1,
+        content_label=_CONTENT_LABEL,
+        content_description=SERIES_DESCRIPTION,
+        series_description=SERIES_DESCRIPTION,
+        **_equipment(maker),
+    )
+    # Without a frame of reference an image has to say how it lies, if only that nobody knows.
+    segmentation.PatientOrientation = source.dataset.get("PatientOrientation") or None
+    _refer_to_the_frame(segmentation, source)
+    return segmentation
+
+
+def _report(ellipse: Ellipse, circumference_mm: float, source: _SourceFrame, maker: Maker) -> "Dataset":
+    """A measurement report (TID 1500): the ellipse on the frame, and its circumference."""
+    import highdicom as hd
+    from highdicom.sr.coding import CodedConcept
+    from pydicom.sr.codedict import codes
+
+    algorithm = hd.sr.AlgorithmIdentification(name=_algorithm_name(maker), version=maker.version)
+    region = hd.sr.ImageRegion(
+        graphic_type=hd.sr.GraphicTypeValues.ELLIPSE,
+        graphic_data=_graphic_data(ellipse),
+        source_image=hd.sr.SourceImageForRegion(
+            referenced_sop_class_uid=source.dataset.SOPClassUID,
+            referenced_sop_instance_uid=source.dataset.SOPInstanceUID,
+            referenced_frame_numbers=[source.frame_number] if source.is_one_of_many else None,
+        ),
+    )
+    measured = hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=hd.sr.TrackingIdentifier(uid=hd.UID(), identifier="Fetal abdomen (research)"),
+        referenced_region=region,
+        finding_type=codes.SCT.Abdomen,
+        algorithm_id=algorithm,
+        measurements=[
+            hd.sr.Measurement(
+                name=CodedConcept("11979-2", "LN", "Abdominal Circumference"),
+                value=round(circumference_mm, 2),
+                unit=codes.UCUM.Millimeter,
+                algorithm_id=algorithm,
+            )
+        ],
+    )
+    device = hd.sr.ObserverContext(
+        observer_type=codes.DCM.Device,
+        observer_identifying_attributes=hd.sr.DeviceObserverIdentifyingAttributes(
+            uid=hd.UID(), name=_algorithm_name(maker), manufacturer_name=_MANUFACTURER
+        ),
+    )
+    content = hd.sr.MeasurementReport(
+        observation_context=hd.sr.ObservationContext(observer_device_context=device),
+        procedure_reported=CodedConcept("45036003", "SCT", "Ultrasonography"),
+        imaging_measurements=[measured],
+        title=codes.DCM.ImagingMeasurementReport,
+    )
+    return hd.sr.ComprehensiveSR(
+        evidence=[source.dataset],
+        content=content,
+        series_instance_uid=hd.UID(),
+        series_number=_SERIES_NUMBERS[1],
+        sop_instance_uid=hd.UID(),
+        instance_number=1,
+        is_complete=True,
+        is_final=False,
+        is_verified=False,
+        series_description=SERIES_DESCRIPTION,
+        **_equipment(maker),
+    )
+
+
+def _as_single_frame(source: _SourceFrame) -> "Dataset":
+    """The source as if the frame were all of it: highdicom segments an image without a frame of reference only where
+    it has one frame. `_refer_to_the_frame` says afterwards which one it is. The pixels' size stays with the source: a
+    Segmentation would have to state a slice's thickness beside it, and there is none."""
+    frame = copy.deepcopy(source.dataset)
+    for keyword in _NOT_OF_ONE_FRAME:
+        if keyword in frame:
+            delattr(frame, keyword)
+    frame.SOPClassUID = _SINGLE_FRAME_ULTRASOUND
+    return frame
+
+
+def _refer_to_the_frame(segmentation: "Dataset", source: _SourceFrame) -> None:
+    """Every reference to the source gets its real class, and those to the frame its number."""
+    from pydicom import Dataset
+
+    for element in list(segmentation.iterall()):
+        if element.VR != "SQ":
+            continue
+        for number, item in enumerate(element.value):
+            if item.get("ReferencedSOPInstanceUID") != source.dataset.SOPInstanceUID:
+                continue
+            # One item may stand in several sequences.
+            reference = Dataset()
+            reference.update(item)
+            reference.ReferencedSOPClassUID = source.dataset.SOPClassUID
+            if element.keyword == "SourceImageSequence" and source.is_one_of_many:
+                reference.ReferencedFrameNumber = source.frame_number
+            element.value[number] = reference
+
+
+def _graphic_data(ellipse: Ellipse) -> np.ndarray:
+    """The ends of the longer axis, then those of the shorter one, (4, 2): x and y from the corner of the first pixel,
+    where DICOM has its zero; ours is that pixel's centre."""
+    (first, second), angle = ellipse.semi_axes_px, np.deg2rad(ellipse.angle_degrees)
+    along = np.array([np.cos(angle), np.sin(angle)])
+    across = np.array([-along[1], along[0]])
+    longer, shorter = sorted(((first, along), (second, across)), key=lambda axis: -axis[0])
+    centre = np.array(ellipse.centre_px) + 0.5
+    return np.array([centre + sign * length * way for length, way in (longer, shorter) for sign in (-1, 1)])
+
+
+def _algorithm(maker: Maker) -> Any:
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+
+    return hd.AlgorithmIdentificationSequence(
+        name=_algorithm_name(maker), version=maker.version, family=codes.DCM.ArtificialIntelligence
+    )
+
+
+def _algorithm_name(maker: Maker) -> str:
+    return f"acouslic-fetal-abdomen, model {maker.model}"[:64]
+
+
+def _equipment(maker: Maker) -> dict[str, Any]:
+    return {
+        "manufacturer": _MANUFACTURER,
+        "manufacturer_model_name": _algorithm_name(maker),
+        "software_versions": maker.version,
+        "device_serial_number": maker.model_sha256[:16],
+    }
+
+
+def _write(path: Path, dataset: "Dataset") -> None:
+    content = io.BytesIO()
+    dataset.save_as(content, enforce_file_format=True)
+    write_bytes(path, content.getvalue())
+
+
+@contextlib.contextmanager
+def _without_values_of(header: StackHeader) -> Iterator[None]:
+    """Warnings and errors of pydicom and highdicom may quote values of the source: none of them goes further."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except AttributeError as error:
+        missing = f" {error.name}" if error.name else ""
+        raise AcouslicError(
+            f"{header.path.name} lacks{missing} what a DICOM result needs of it: leave out --dicom"
+        ) from None
+    except (TypeError, ValueError, KeyError, OSError) as error:
+        raise AcouslicError(
+            f"no DICOM result can be made for {header.path.name} ({type(error).__name__}): its header has values that "
+            "DICOM does not allow; leave out --dicom"
+        ) from None
