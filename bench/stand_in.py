@@ -2,12 +2,11 @@
 
     python bench/stand_in.py --cache TEST_CACHE --system NAME=RUN[,RUN...] [--system ...] [--scores FOLDER]
 
-A system is one run or the mean of several. Three ways to read its probabilities are compared, on the same frames:
-`plain` is the paper's (sigmoid of the logit, called positive from 0.5 on, the highest frame chosen); `smoothed`
-calibrates each run on its own validation cases, smooths within sweeps, calls positive from the threshold that was best
-there, and chooses by presence and optimality; `in context` also judges each frame against the best of its case, as
-`training export` does. Needs no decoder, so the published classifier stands beside a whole artifact. Masks and the
-official score come from the algorithm itself (`algorithm predict`, then `evaluation local`).
+A system is one run or the mean of several. Two ways to read its probabilities are compared, on the same frames: `plain`
+is the paper's (sigmoid of the logit, called positive from 0.5 on, the highest frame chosen); `half-way` is as `training
+export` has it (temperatures, smoothing, the case's own threshold, chosen by presence and optimality), fitted on the
+validation cases of all runs. Needs no decoder, so the published classifier stands beside a whole artifact. Masks and
+the official score come from the algorithm itself (`algorithm predict`, then `evaluation local`).
 
 Intervals are over subjects (`evaluation/metrics/intervals.py`). A run is scored once where --scores keeps what it
 said. The
@@ -33,14 +32,16 @@ from bench.figures.frame_choice import frame_worth
 from bench.figures.table import table
 from evaluation.metrics.frame_f1 import ConfusionCounts, confusion_counts
 from evaluation.metrics.intervals import Interval, f1_interval, mean_interval, units_of
-from training.export.calibrate import Calibration, CaseJudgement, choose_thresholds, judge_cases, judge_in_context
 from training.export.trained_member import TrainedMember, read_member, rebuild_network, shared_tower
 from training.frames.dataset import FrameTable, table_of
+from training.judge.calibrate import Calibration, CaseJudgement, judge_cases
+from training.judge.reading import read_cases
 from training.learn.out_of_fold import OutOfFold, read_out_of_fold, score_out_of_fold, write_out_of_fold
 from training.learn.run_folder import RunFolder
 from training.release.cache import Cache
 
 SELECTION = SelectionConfig()
+UNSMOOTHED = SelectionConfig(smoothing_sigma_frames=0.0, choice_sigma_frames=0.0)
 
 
 @dataclass(frozen=True)
@@ -54,20 +55,15 @@ class Reading:
 def read_plainly(scored: Sequence[OutOfFold]) -> Reading:
     """As in the paper, without calibration, smoothing or optimality; several runs are averaged."""
     scored = [replace(member, optimality_logit=member.optimality_logit[:0]) for member in scored]
-    cases = judge_cases(scored, [Calibration()] * len(scored), replace(SELECTION, smoothing_sigma_frames=0.0))
+    cases = judge_cases(scored, [Calibration()] * len(scored), UNSMOOTHED)
     return Reading(cases, 0.5)
 
 
-def read_as_exported(members: Sequence[TrainedMember], scored: Sequence[OutOfFold], *, context: bool) -> Reading:
-    """As an artifact of these members would be read, its context and threshold chosen on their validation cases."""
-    calibrations, selection = [member.calibration for member in members], SELECTION
-    validated = [member.scored for member in members]
-    if context:
-        selection, validation = judge_in_context(validated, calibrations, selection)
-    else:
-        validation = judge_cases(validated, calibrations, selection)
-    threshold = choose_thresholds(validation, mask_threshold=0.5).presence
-    return Reading(judge_cases(scored, calibrations, selection), threshold)
+def read_as_exported(members: Sequence[TrainedMember], scored: Sequence[OutOfFold]) -> Reading:
+    """As an artifact of these members would be read, its reading fitted on their validation cases."""
+    calibrations = [member.calibration for member in members]
+    selection, _ = read_cases(judge_cases([member.scored for member in members], calibrations, SELECTION), SELECTION)
+    return Reading(judge_cases(scored, calibrations, selection), 0.5)
 
 
 @dataclass(frozen=True)
@@ -142,8 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
         scored = [score_run(member, test, options.scores) for member in members]
         readings = {
             "plain": read_plainly(scored),
-            "smoothed": read_as_exported(members, scored, context=False),
-            "in context": read_as_exported(members, scored, context=True),
+            "half-way": read_as_exported(members, scored),
         }
         for way, reading in readings.items():
             figures = measure(reading, test)

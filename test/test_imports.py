@@ -33,7 +33,7 @@ BANNED = {
 ROOMS = {
     "acouslic": ("reading",),
     "algorithm": ("process", "model", "frames", "engine", "judgement", "result", "page"),
-    "training": ("phantom", "recipe", "release", "frames", "network", "learn", "export"),
+    "training": ("phantom", "recipe", "release", "frames", "network", "learn", "judge", "export"),
     "evaluation": ("inputs", "metrics", "report"),
 }
 """The rooms of each package, in the order of the data: a room may use itself and the rooms before it."""

@@ -18,6 +18,10 @@ COMMANDS = {
     "ensemble": ("training.ensemble", "raw release to a trained ensemble: prepare, split, fit every fold"),
     "table": ("training.table", "every row of the paper's table, five trials each"),
     "export": ("training.export.write_artifact", "trained members to an artifact"),
+    "calibrate": (
+        "training.export.calibrate_artifact",
+        "choose an artifact's temperatures, reading and thresholds on a cache's cases",
+    ),
     "precision": ("training.export.precision", "measure half precision on sweeps, for an artifact's manifest"),
     "import": ("training.export.import_published", "checkpoints of the published code to an artifact"),
     "pack": ("training.export.pack", "an artifact to model.tar.gz"),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from acouslic.geometry import sweep_ranges
 from algorithm.engine.batches import CPU_BATCH_FRAMES, Batches, Scorer
-from algorithm.judgement.select_frame import Values, frame_quality, in_context, judge_frames
+from algorithm.judgement.select_frame import Values, frame_quality, judge_frames, read_half_way
 from algorithm.model.manifest import ScoringConfig
 
 
@@ -141,7 +141,7 @@ def _score_gated(
         presence = np.where(blank(), 0.0, presence)
     smoothed = judge_frames(presence, optimality, sweeps, selection)
     indices = choose_refined(
-        in_context(presence, smoothed.presence_alone, selection.context),
+        read_half_way(presence, smoothed.presence_alone[presence > 0], selection.half_way),
         frame_quality(presence, optimality, selection.suboptimal_credit),
         smoothed.quality,
         sweeps,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from algorithm.model.manifest import CaseContext, SelectionConfig
+from algorithm.model.manifest import HalfWay, SelectionConfig
 
 Values = NDArray[np.float64]
 
@@ -16,8 +16,9 @@ CANDIDATE_DISTANCE_FRAMES = 5
 _KERNEL_SIGMAS = 4.0
 _TIE_DECIMALS = 9
 """Qualities that agree to this many decimals are ties: far below what a model can mean, far above rounding."""
-_LEAST_PROBABILITY = 1e-12
-"""Logits are taken of probabilities at least this far from 0 and 1."""
+_LEAST_PROBABILITY = 2.0**-24
+"""Logits are taken of probabilities at least this far from 0 and 1, so within +-16.6: beyond it a float32 probability
+is 1, and nobody knows how sure the network was."""
 
 
 @dataclass(frozen=True)
@@ -25,25 +26,30 @@ class FrameJudgement:
     """What is thought of each frame of a case, its neighbours and the rest of the case considered."""
 
     presence_alone: Values
-    """(F,) in 0..1: smoothed within sweeps. Which frame is best, and whether it is good enough, is read here."""
+    """(F,) in 0..1: smoothed within sweeps. Whether the chosen frame is good enough is read here."""
     presence: Values
-    """(F,) in 0..1: against the case's best frame, where the artifact has a context; else `presence_alone`. Which
-    frames are called positive is read here."""
+    """(F,) in 0..1: against the case's best frames, where the artifact says how; else `presence_alone`. Which frames
+    are called positive is read here."""
     optimality: Values | None
     """(F,) in 0..1: smoothed within sweeps; None without such a head."""
     quality: Values
-    """(F,) in 0..1: `frame_quality` of `presence_alone` and optimality."""
+    """(F,) in 0..1: `frame_quality` of presence and optimality smoothed more widely. Which frame is best is read
+    here."""
 
 
 def judge_frames(
     presence: Values, optimality: Values | None, sweeps: Sequence[range], selection: SelectionConfig
 ) -> FrameJudgement:
     """From what the members said of each frame, (F,) in 0..1, to what is thought of it in its case."""
-    alone = smooth_in_sweeps(presence, sweeps, selection.smoothing_sigma_frames)
-    if optimality is not None:
-        optimality = smooth_in_sweeps(optimality, sweeps, selection.smoothing_sigma_frames)
-    quality = frame_quality(alone, optimality, selection.suboptimal_credit)
-    return FrameJudgement(alone, in_context(alone, alone, selection.context), optimality, quality)
+
+    def smoothed(sigma_frames: float) -> tuple[Values, Values | None]:
+        of_optimality = None if optimality is None else smooth_in_sweeps(optimality, sweeps, sigma_frames)
+        return smooth_in_sweeps(presence, sweeps, sigma_frames), of_optimality
+
+    alone, optimality_alone = smoothed(selection.smoothing_sigma_frames)
+    quality = frame_quality(*smoothed(selection.choice_sigma_frames), selection.suboptimal_credit)
+    seen = presence > 0
+    return FrameJudgement(alone, read_half_way(alone, alone[seen], selection.half_way), optimality_alone, quality)
 
 
 def smooth_in_sweeps(probability: Values, sweeps: Sequence[range], sigma_frames: float) -> Values:
@@ -65,16 +71,31 @@ def smooth_in_sweeps(probability: Values, sweeps: Sequence[range], sigma_frames:
     return np.clip(smoothed, 0.0, 1.0)
 
 
-def in_context(presence: Values, smoothed: Values, context: CaseContext | None) -> Values:
-    """Presence of all frames of a case, (F,) in 0..1, judged against the best of the same, `smoothed`.
+def read_half_way(presence: Values, case: Values, half_way: HalfWay | None) -> Values:
+    """Presence of frames, any shape, in 0..1, as it is read in their case: 0.5 lies at the case's threshold.
 
-    A frame of 0 stays 0, and no frame overtakes another. Without a context presence is returned as it is.
+    `case` is the smoothed presence of those of the case's frames that show anything, (n,) in 0..1: black ones would
+    pull its median down. A frame of 0 stays 0, and no frame overtakes another. Without `half_way`, or where no frame
+    shows anything, presence is returned as it is.
     """
-    if context is None or not len(presence):
+    if half_way is None or not len(case):
         return presence
-    best = np.clip(presence_logit(smoothed).max(), *context.best_range)
-    judged = probability_of(context.slope * presence_logit(presence) + context.best_slope * best + context.offset)
-    return np.where(presence > 0, judged, 0.0)
+    read = probability_of(presence_logit(presence) - half_way_threshold(presence_logit(case), half_way))
+    return np.where(presence > 0, read, 0.0)
+
+
+def half_way_threshold(logit: Values, half_way: HalfWay) -> float:
+    """The logit from which on a frame of this case is positive; `logit` (n,) is of all its frames, n at least 1.
+
+    Of one frame, or where all are alike, it lies between 0 and that logit: the frame is judged as if it were alone.
+    """
+    top, median = top_and_median(logit, half_way.top_frames)
+    return (top - half_way.depth * (top - median)) / 2
+
+
+def top_and_median(logit: Values, top_frames: int) -> tuple[float, float]:
+    """The mean of the `top_frames` highest of (n,) logits, or of all where there are fewer, and the median of all."""
+    return float(np.sort(logit)[-top_frames:].mean()), float(np.median(logit))
 
 
 def presence_logit(probability: Values) -> Values:

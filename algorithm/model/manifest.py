@@ -16,7 +16,7 @@ from msgspec import Meta
 from acouslic.errors import AcouslicError
 from algorithm.model.strict_json import convert, read_bounded, read_object, refuse_other_fields, shown
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST_FILE = "manifest.json"
 TOWER_FILE = "tower.safetensors"
 
@@ -141,7 +141,7 @@ class Thresholds:
     """Operating points on the ensemble's probabilities, chosen on validation cases."""
 
     presence: Share = 0.5
-    """Of a frame, in context where there is one."""
+    """Of a frame, read half-way where the selection says so."""
     optimality: Share = 0.5
     mask: Share = 0.5
     suitable: Share = 0.5
@@ -165,7 +165,7 @@ class ScoringConfig:
     refine_ratio: Share = 0.5
     """A gated frame could win where its quality reaches this share of the best of the case."""
     refine_presence: tuple[Share, Share] = (0.1, 0.9)
-    """Frames whose gate probability, in context, lies between these are refined too: they decide F1."""
+    """Frames whose gate probability, as it is read, lies between these are refined too: they decide F1."""
     max_refined_fraction: Annotated[float, Meta(gt=0, le=1)] = 0.2
     """At most this share of the frames is refined, the best first."""
 
@@ -176,25 +176,21 @@ class ScoringConfig:
 
 
 @dataclass(frozen=True)
-class CaseContext:
-    """How the best frame of a case sets the scale for the others, fitted on validation cases by `training export`.
+class HalfWay:
+    """How a case sets the scale for its frames: half-way between an absolute threshold and one relative to its best.
 
-    logit(presence in context) = slope x logit(presence) + best_slope x clip(logit(best presence), best_range) + offset
+    A frame is positive where logit(presence) >= (top - depth x (top - median)) / 2; `top` is the mean of the case's
+    `top_frames` highest logits, `median` that of all its frames. Scaling all logits changes nothing. `select_frame.py`
+    follows it, `training export` and `training calibrate` choose the numbers on validation cases.
 
     A frame is judged against what the same probe shows of the same fetus elsewhere: a network that is sure of one
     patient's planes is sure of the frames beside them too, and one that doubts them doubts all.
     """
 
-    slope: Positive
-    best_slope: Finite
-    offset: Finite
-    best_range: tuple[Finite, Finite]
-    """Logits of the best frames that were seen in fitting: beyond them nothing is known of their effect."""
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for a range that is none."""
-        if self.best_range[0] > self.best_range[1]:
-            raise ValueError("best_range must be ascending")
+    depth: Share
+    """How far from top to median the relative threshold lies: the median over validation cases of where each case's
+    own best threshold lies."""
+    top_frames: Annotated[int, Meta(ge=1, le=10_000)] = 8
 
 
 @dataclass(frozen=True)
@@ -202,9 +198,11 @@ class SelectionConfig:
     """How the frame is chosen and outlined. `select_frame.py` and `segment.py` follow it."""
 
     smoothing_sigma_frames: Annotated[float, Meta(ge=0, le=10_000)] = 2.0
-    """Gaussian smoothing of probabilities along a sweep; 0 is none."""
-    context: CaseContext | None = None
-    """None judges each frame without a look at the rest of its case."""
+    """Gaussian smoothing of probabilities along a sweep, from which frames are called positive; 0 is none."""
+    choice_sigma_frames: Annotated[float, Meta(ge=0, le=10_000)] = 4.0
+    """The same, from which the frame is chosen: wider, because its neighbours show nearly the same plane."""
+    half_way: HalfWay | None = None
+    """None calls frames positive without a look at the rest of their case."""
     suboptimal_credit: Share = 0.6
     """What a suboptimal frame is worth where an optimal one exists: quality = presence x (credit + (1 - credit) x
     optimality), the expected WFSS of the frame."""

@@ -47,7 +47,7 @@ class CaseResult:
     circumference_mm: float | None
     interval_mm: tuple[float, float] | None
     presence_probability: Values
-    """(F,), smoothed within sweeps and, where the artifact has a context, judged against the case's best frame."""
+    """(F,), smoothed within sweeps and, where the artifact says how, judged against the case's best frames."""
     presence_alone_probability: Values
     """(F,), smoothed only: what `suitable` is judged by."""
     optimality_probability: Values | None

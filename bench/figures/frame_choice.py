@@ -16,7 +16,7 @@ class Choice:
 
     frame_index: int
     presence_probability: Values
-    """(F,), smoothed, and in context where there is one."""
+    """(F,), smoothed, and read half-way where the manifest says so."""
 
 
 def choose_frame(

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from acouslic.errors import AcouslicError
 from algorithm.model.artifact import hash_file, load_artifact, pack_artifact, write_artifact
-from algorithm.model.manifest import CaseContext, TowerConfig
+from algorithm.model.manifest import HalfWay, TowerConfig
 from bench.setting.random_artifact import write_random_artifact
 
 CONFIG = TowerConfig(56, 14, 32, 4, 4, 64, 16)
@@ -147,33 +147,31 @@ def test_unknown_schema_and_field_refused(artifact):
     change_manifest(artifact, lambda m: m["tower"].update(register_tokens=4))
     with pytest.raises(AcouslicError, match="unknown field 'register_tokens' in tower"):
         load_artifact(artifact)
-    change_manifest(artifact, lambda m: m.update(schema_version=3))
-    with pytest.raises(AcouslicError, match="schema_version is 3"):
+    change_manifest(artifact, lambda m: m.update(schema_version=4))
+    with pytest.raises(AcouslicError, match="schema_version is 4"):
         load_artifact(artifact)
 
 
-CONTEXT = {"slope": 2.0, "best_slope": -1.0, "offset": 0.5, "best_range": [-3.0, 2.0]}
-
-
-def test_a_context_is_read(artifact):
+def test_a_half_way_reading_is_read(artifact):
     """From JSON to numbers; the written artifact has none."""
-    assert load_artifact(artifact).manifest.selection.context is None
-    change_manifest(artifact, lambda m: m["selection"].update(context=CONTEXT))
-    assert load_artifact(artifact).manifest.selection.context == CaseContext(2.0, -1.0, 0.5, (-3.0, 2.0))
+    assert load_artifact(artifact).manifest.selection.half_way is None
+    change_manifest(artifact, lambda m: m["selection"].update(half_way={"depth": 0.25, "top_frames": 8}))
+    assert load_artifact(artifact).manifest.selection.half_way == HalfWay(0.25, 8)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"slope": 0.0}, "selection.context.slope must be a number > 0.0, not 0.0"),
-        ({"best_range": [2.0, -3.0]}, "in selection.context: best_range must be ascending"),
-        ({"best_range": [1.0, 2.0, 3.0]}, "selection.context.best_range must be"),
-        ({"best_slope": None}, "selection.context.best_slope must be a number, not null"),
+        ({"depth": 1.01}, r"selection.half_way.depth must be a number <= 1.0, not 1.01"),
+        ({"top_frames": 0}, "selection.half_way.top_frames must be an integer >= 1, not 0"),
+        ({"top_frames": 8.5}, "selection.half_way.top_frames must be an integer"),
+        ({"depth": None}, "selection.half_way.depth must be a number, not null"),
+        ({"slope": 1.0}, "unknown field 'slope' in selection.half_way"),
     ],
 )
-def test_a_context_that_makes_no_sense_is_refused(change, message, artifact):
+def test_a_half_way_reading_that_makes_no_sense_is_refused(change, message, artifact):
     """By field."""
-    change_manifest(artifact, lambda m: m["selection"].update(context=CONTEXT | change))
+    change_manifest(artifact, lambda m: m["selection"].update(half_way={"depth": 0.25, "top_frames": 8} | change))
     with pytest.raises(AcouslicError, match=message):
         load_artifact(artifact)
 

@@ -14,8 +14,9 @@ from acouslic.errors import AcouslicError
 from algorithm.engine.ensemble import GateScores, MemberScores
 from algorithm.frames.frame_stream import FrameStream
 from algorithm.model.manifest import (
-    CaseContext,
+    SCHEMA_VERSION,
     DecoderConfig,
+    HalfWay,
     Manifest,
     MemberConfig,
     PreprocessingConfig,
@@ -28,16 +29,16 @@ from algorithm.model.manifest import (
 from algorithm.pipeline import Pipeline
 from algorithm.result.measure import interval_around
 
-MEMBER = MemberConfig(adapter=False, presence=True, optimality=True, decoder=DecoderConfig((1, 1, 1, 1), 2, 2))
+MEMBER = MemberConfig(adapter=False, presence=True, optimality=True, decoder=DecoderConfig((1, 2, 3, 4), 2, 2))
 MANIFEST = Manifest(
-    schema_version=2,
+    schema_version=SCHEMA_VERSION,
     name="drawn",
-    tower=TowerConfig(image_size=112, patch_size=14, width=8, layers=2, heads=2, mlp_width=16, output_dim=4),
+    tower=TowerConfig(image_size=112, patch_size=14, width=8, layers=4, heads=2, mlp_width=16, output_dim=4),
     preprocessing=PreprocessingConfig(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
     members=(MEMBER, MEMBER),
     thresholds=Thresholds(),
     scoring=ScoringConfig(),
-    selection=SelectionConfig(smoothing_sigma_frames=0.0),
+    selection=SelectionConfig(smoothing_sigma_frames=0.0, choice_sigma_frames=0.0),
     provenance=Provenance("", "", "", "", ""),
 )
 
@@ -140,7 +141,7 @@ def test_the_files_say_what_the_result_says(platform_case):
     scores = read_json(platform_case, "frame-quality-scores.json")
     assert scores["frames"] == len(scores["presence_probability"]) == 150
     assert scores["presence_probability"][7] == pytest.approx(250 / 255, abs=1e-4)
-    assert scores["presence_alone_probability"] == scores["presence_probability"], "the artifact has no context"
+    assert scores["presence_alone_probability"] == scores["presence_probability"], "the artifact reads plainly"
     assert scores["optimality_probability"] is None
     assert scores["thresholds"] == {"presence": 0.5, "optimality": 0.5, "suitable": 0.5}
     assert scores["refined_frames"] == [[0, 149]]
@@ -167,14 +168,18 @@ def test_the_files_say_what_the_result_says(platform_case):
 
 
 def test_frames_are_judged_in_their_case_and_the_case_by_itself(platform_case):
-    """The best frame's 0.47 becomes 0.94 in context, which calls it positive, but does not make the case suitable."""
+    """The best frame's 0.47 is positive beside the dark ones, but that does not make the case suitable."""
     platform_case.write_sweep(drawn_stack(f7=(120, 92, 70, 40, 30), f12=(60, 92, 70, 40, 30)))
-    result = run(platform_case, context=CaseContext(2.0, -1.0, 2.875, (-1.0, 1.0)))
+    result = run(platform_case, half_way=HalfWay(depth=0.5, top_frames=1))
     assert (result.frame_index, result.suitable) == (7, False)
     assert "0.471, does not reach 0.5" in result.notes[-1]
-    logit = math.log(120 / 135)
+    logit, other = math.log(120 / 135), math.log(60 / 195)
     scores = read_json(platform_case, "frame-quality-scores.json")
-    assert scores["presence_probability"][7] == pytest.approx(1 / (1 + math.exp(-logit - 2.875)), abs=1e-4)
+    # The rest shows nothing: this frame is the top, and the median lies between the two.
+    threshold = (logit - 0.5 * (logit - (logit + other) / 2)) / 2
+    expected = 1 / (1 + math.exp(threshold - logit))
+    assert expected > 0.5
+    assert scores["presence_probability"][7] == pytest.approx(expected, abs=1e-4)
     assert scores["presence_alone_probability"][7] == pytest.approx(120 / 255, abs=1e-4)
     assert scores["sweeps"][0]["longest_run"] == [7, 7]
 
@@ -239,8 +244,8 @@ def test_black_frames_beside_others_have_no_probability(platform_case):
             return MemberScores(presence[None], torch.empty(0, len(images)))
 
     (path,) = platform_case.sweep_dir.iterdir()
-    for context in (None, CaseContext(1.8, -1.8, 1.1, (-14.0, 3.0))):
-        result = Pipeline(Dreamer(context=context), 8, 0.0, 0.0).run(path, platform_case.output_dir, "case 1")
+    for half_way in (None, HalfWay(0.3)):
+        result = Pipeline(Dreamer(half_way=half_way), 8, 0.0, 0.0).run(path, platform_case.output_dir, "case 1")
         assert (result.presence_probability[10:] == 0).all()
     assert result.frame_index < 10
 

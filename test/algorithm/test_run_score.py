@@ -14,8 +14,9 @@ from algorithm.engine.batches import KeptTrunks, choose_batch_frames
 from algorithm.engine.ensemble import GateScores, MemberScores
 from algorithm.judgement.score import choose_refined, gate_frames, interpolate_in_sweeps, score_case
 from algorithm.model.manifest import (
-    CaseContext,
+    SCHEMA_VERSION,
     DecoderConfig,
+    HalfWay,
     Manifest,
     MemberConfig,
     PreprocessingConfig,
@@ -26,17 +27,17 @@ from algorithm.model.manifest import (
     TowerConfig,
 )
 
-TOWER = TowerConfig(image_size=28, patch_size=14, width=8, layers=2, heads=2, mlp_width=16, output_dim=4)
-MEMBER = MemberConfig(adapter=False, presence=True, optimality=True, decoder=DecoderConfig((1, 1, 1, 1), 2, 2))
+TOWER = TowerConfig(image_size=28, patch_size=14, width=8, layers=4, heads=2, mlp_width=16, output_dim=4)
+MEMBER = MemberConfig(adapter=False, presence=True, optimality=True, decoder=DecoderConfig((1, 2, 3, 4), 2, 2))
 MANIFEST = Manifest(
-    schema_version=2,
+    schema_version=SCHEMA_VERSION,
     name="fake",
     tower=TOWER,
     preprocessing=PreprocessingConfig(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
     members=(MEMBER, MEMBER),
     thresholds=Thresholds(),
     scoring=ScoringConfig(),
-    selection=SelectionConfig(smoothing_sigma_frames=0.0),
+    selection=SelectionConfig(smoothing_sigma_frames=0.0, choice_sigma_frames=0.0),
     provenance=Provenance("", "", "", "", ""),
 )
 
@@ -135,19 +136,19 @@ def test_another_error_of_torch_is_not_taken_for_want_of_memory():
 
 
 def test_the_gate_finds_ambiguous_what_is_so_in_its_case():
-    """The gate says 0.9, 0.7 and 0.5: in context the second is the doubtful one, without it the third."""
+    """The gate says 0.9, 0.7 and 0.5: read half-way the second is the doubtful one, plainly the third."""
     levels = np.zeros(140, dtype=np.int64)
     levels[[20, 60, 100]] = np.round(255 * np.array([1.0, 0.8, 0.6]))
     config = ScoringConfig(
         mode="gated", stride=1, margin_frames=0, refine_ratio=1.0, refine_presence=(0.4, 0.6), max_refined_fraction=1.0
     )
     refined = {}
-    # 2 x logit(0.7) - logit(0.9) + 0.5 is 0: probability 0.5.
-    for name, context in (("alone", None), ("context", CaseContext(2.0, -1.0, 0.5025, (-9.0, 9.0)))):
-        selection = dataclasses.replace(MANIFEST.selection, context=context)
+    # (logit(0.9) - 0.3735 x (logit(0.9) - logit(0.7))) / 2 is logit(0.7): the second is read as 0.5.
+    for name, half_way in (("plain", None), ("half-way", HalfWay(0.3735, top_frames=1))):
+        selection = dataclasses.replace(MANIFEST.selection, half_way=half_way)
         ensemble = GreyEnsemble(dataclasses.replace(MANIFEST, selection=selection))
         refined[name] = np.flatnonzero(score_case(ensemble, grey_frames(levels), config).refined).tolist()
-    assert refined == {"alone": [20, 100], "context": [20, 60]}
+    assert refined == {"plain": [20, 100], "half-way": [20, 60]}
 
 
 def test_the_best_that_sets_the_scale_for_the_gate_is_the_smoothed_one():
@@ -155,14 +156,14 @@ def test_the_best_that_sets_the_scale_for_the_gate_is_the_smoothed_one():
     levels = np.zeros(140, dtype=np.int64)
     levels[80:120] = round(255 * 0.6)
     levels[[10, 130]] = [255, 0]
-    context = CaseContext(2.0, -1.0, 0.0, (-9.0, 9.0))
-    selection = dataclasses.replace(MANIFEST.selection, smoothing_sigma_frames=2.0, context=context)
+    half_way = HalfWay(0.2, top_frames=1)
+    selection = dataclasses.replace(MANIFEST.selection, smoothing_sigma_frames=2.0, half_way=half_way)
     ensemble = GreyEnsemble(dataclasses.replace(MANIFEST, selection=selection))
     config = ScoringConfig(
         mode="gated", stride=1, margin_frames=0, refine_ratio=1.0, refine_presence=(0.4, 0.6), max_refined_fraction=1.0
     )
-    # The gate says 0.5 on the plateau: 2 x logit(0.5) - logit(0.5) is 0 with the plateau as the best, and
-    # 2 x logit(0.5) - logit(0.9), probability 0.1, with the lone frame.
+    # The gate says 0.5 on the plateau. With the plateau as the best the threshold is logit(0.5), and it is read as
+    # 0.5; with the lone frame it would be 0.4 x logit(0.9), and it would be read as 0.29.
     refined = score_case(ensemble, grey_frames(levels), config).refined
     assert refined[82:118].all()
 

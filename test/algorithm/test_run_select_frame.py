@@ -6,13 +6,15 @@ import pytest
 from algorithm.judgement.select_frame import (
     choose_candidates,
     frame_quality,
-    in_context,
+    half_way_threshold,
     judge_frames,
     positive_runs,
+    presence_logit,
     probability_of,
+    read_half_way,
     smooth_in_sweeps,
 )
-from algorithm.model.manifest import CaseContext, SelectionConfig
+from algorithm.model.manifest import HalfWay, SelectionConfig
 
 TWO_SWEEPS = [range(20), range(20, 40)]
 
@@ -58,43 +60,100 @@ def test_quality_is_the_expected_credit():
     assert frame_quality(presence, None, 0.6) is presence
 
 
-def test_context_by_hand():
-    """Slope 3, best slope -2, offset 0.5: logits 2 and 0 under a best of 1 become 6 - 2 + 0.5 and 0 - 2 + 0.5."""
-    context = CaseContext(3.0, -2.0, 0.5, (-1.0, 1.0))
-    presence = probability_of(np.array([2.0, 0.0]))
-    expected = probability_of(np.array([4.5, -1.5]))
-    assert in_context(presence, probability_of(np.array([1.0, 0.0])), context) == pytest.approx(expected)
-    assert in_context(presence, presence, context) == pytest.approx(expected), "a best of 2 counts as 1"
-    low = probability_of(np.array([-2.0, -4.0]))
-    assert in_context(low, low, context) == pytest.approx(probability_of(np.array([-3.5, -9.5]))), "of -2 as -1"
-    assert in_context(presence, presence, None) is presence
-    assert in_context(np.array([]), np.array([]), context).shape == (0,)
+def test_half_way_by_hand():
+    """Top 4 (of the two best, 5 and 3), median 0, depth 1/4: relative threshold 3, half-way to the absolute 0: 1.5."""
+    half_way = HalfWay(depth=0.25, top_frames=2)
+    logit = np.array([5.0, 3.0, 0.0, -1.0, -2.0])
+    assert half_way_threshold(logit, half_way) == pytest.approx(1.5)
+    presence = probability_of(logit)
+    assert read_half_way(presence, presence, half_way) == pytest.approx(probability_of(logit - 1.5))
+    assert read_half_way(presence, presence, None) is presence
+    assert read_half_way(np.array([]), np.array([]), half_way).shape == (0,)
+    # The scale comes from the case, whichever frames are read.
+    assert read_half_way(presence[1:3], presence, half_way) == pytest.approx(probability_of(logit[1:3] - 1.5))
+
+
+def test_half_way_does_not_feel_the_scale_of_logits():
+    """A network that is twice as sure of everything calls the same frames positive; a shift does change them."""
+    half_way = HalfWay(depth=0.3)
+    logit = np.random.default_rng(1).normal(-2.0, 3.0, 200)
+    called = [logit * scale >= half_way_threshold(logit * scale, half_way) for scale in (0.2, 1.0, 2.0)]
+    assert 0 < called[0].sum() < 100
+    assert np.array_equal(called[0], called[1])
+    assert np.array_equal(called[1], called[2])
+    assert (logit + 3.0 >= half_way_threshold(logit + 3.0, half_way)).sum() != called[1].sum()
+
+
+def test_a_case_of_one_frame_is_read_plainly():
+    """Top and median are that frame: it is positive from 0.5 on, whatever the depth."""
+    for logit in (-0.01, 0.01):
+        presence = probability_of(np.array([logit]))
+        read = read_half_way(presence, presence, HalfWay(depth=0.7))
+        assert (read[0] >= 0.5) == (logit >= 0)
+
+
+def test_a_case_without_a_plane_has_no_positive_frame():
+    """Nothing above a logit of -2: half-way between 0 and what is seen from there nobody is."""
+    presence = probability_of(np.linspace(-8.0, -2.0, 300))
+    assert not (read_half_way(presence, presence, HalfWay(depth=0.3)) >= 0.5).any()
+
+
+def test_black_frames_do_not_set_the_scale():
+    """Five sweeps of six are black padding: the threshold stays that of the frames that show something."""
+    selection = SelectionConfig(half_way=HalfWay(depth=0.3))
+    sweeps = [range(start, start + 140) for start in range(0, 840, 140)]
+    presence = np.zeros(840)
+    presence[:140] = probability_of(3.0 - 12.0 * np.abs(np.linspace(-1, 1, 140)))
+    judged = judge_frames(presence, None, sweeps, selection).presence
+    alone = judge_frames(presence[:140], None, sweeps[:1], selection).presence
+    assert np.array_equal(judged[:140], alone)
+    assert (judged[140:] == 0).all()
 
 
 def test_no_frame_overtakes_another_and_nothing_stays_nothing():
     """Probabilities from 0 to 1 keep their order, without a warning, whatever the numbers; 0 stays 0."""
-    presence = np.array([0.0, 1e-11, 1e-8, 0.3, 0.999, 1 - 1e-8, 1.0])
-    for context in (CaseContext(2.0, -1.0, 0.0, (-9.0, 9.0)), CaseContext(90.0, -3.0, 50.0, (-90.0, 90.0))):
-        judged = in_context(presence, presence, context)
-        assert judged[0] == 0
-        assert (np.diff(judged) >= 0).all()
-        assert ((judged >= 0) & (judged <= 1)).all()
-    # Fitted to cases with nothing in them, the best of which sets a very low scale.
+    presence = np.array([0.0, 1e-11, 1e-6, 0.3, 0.999, 1 - 1e-6, 1.0])
+    for half_way in (HalfWay(0.0, 1), HalfWay(0.25), HalfWay(1.0, 100)):
+        read = read_half_way(presence, presence[1:], half_way)
+        assert read[0] == 0
+        assert (np.diff(read) >= 0).all()
+        assert ((read >= 0) & (read <= 1)).all()
     nothing = np.zeros(9)
-    assert (in_context(nothing, nothing, CaseContext(1.8, -1.8, 1.1, (-14.0, 3.0))) == 0).all()
+    assert (read_half_way(nothing, nothing[:0], HalfWay(0.25)) == 0).all()
 
 
-def test_context_changes_what_is_called_positive_and_not_what_is_best():
-    """Slope 2, best slope -1: logits -ln 4 and 2 ln 4 - ln 4. Quality is that of the frames by themselves."""
-    selection = SelectionConfig(smoothing_sigma_frames=0.0, context=CaseContext(2.0, -1.0, 0.0, (-9.0, 9.0)))
+def test_the_reading_changes_what_is_called_positive_and_not_what_is_best():
+    """Logits ln 4 and 0, top ln 4, median ln 4 / 2, depth 1/2: threshold 3 ln 4 / 8. Quality is of the frames alone."""
+    selection = SelectionConfig(
+        smoothing_sigma_frames=0.0, choice_sigma_frames=0.0, half_way=HalfWay(depth=0.5, top_frames=1)
+    )
     presence, optimality = np.array([0.5, 0.8]), np.array([1.0, 0.5])
     judged = judge_frames(presence, optimality, [range(2)], selection)
-    assert judged.presence == pytest.approx([0.2, 0.8])
+    expected = probability_of(presence_logit(presence) - 3 * np.log(4) / 8)
+    assert judged.presence == pytest.approx(expected)
     assert judged.quality == pytest.approx([0.5, 0.8 * 0.8])
     assert judged.presence_alone.tolist() == [0.5, 0.8]
     plain = judge_frames(np.linspace(0.1, 0.9, 40), None, TWO_SWEEPS, SelectionConfig())
-    assert plain.presence is plain.presence_alone is plain.quality
+    assert plain.presence is plain.presence_alone
     assert np.array_equal(plain.presence, smooth_in_sweeps(np.linspace(0.1, 0.9, 40), TWO_SWEEPS, 2.0))
+
+
+def test_the_frame_is_chosen_on_a_wider_smoothing_than_frames_are_judged_on():
+    """A lone sharp peak of 0.95 loses to a plateau of 0.5, though it is called positive more surely."""
+    presence = np.full(140, 0.01)
+    presence[20:23] = 0.95
+    presence[70:100] = 0.5
+    optimality = np.full(140, 0.5)
+    selection = SelectionConfig(smoothing_sigma_frames=1.0, choice_sigma_frames=6.0)
+    judged = judge_frames(presence, optimality, [range(140)], selection)
+    assert judged.presence.argmax() == 21
+    assert 75 <= choose_candidates(judged.quality, [range(140)], 1)[0] <= 95
+    assert np.array_equal(
+        judged.quality,
+        frame_quality(
+            smooth_in_sweeps(presence, [range(140)], 6.0), smooth_in_sweeps(optimality, [range(140)], 6.0), 0.6
+        ),
+    )
 
 
 def test_candidates_are_the_best_and_apart():

@@ -22,7 +22,7 @@ def test_a_blank_frame_is_never_chosen_and_lends_nothing():
     """The best probability lies on a blank frame; the frame beside it wins, with what is its own."""
     presence = np.array([0.1, 0.2, 0.9, 0.8, 0.1])
     blank = np.array([False, False, True, False, False])
-    choice = choose_frame(presence, None, blank, SelectionConfig(smoothing_sigma_frames=0.0))
+    choice = choose_frame(presence, None, blank, SelectionConfig(smoothing_sigma_frames=0.0, choice_sigma_frames=0.0))
     assert choice.frame_index == 3
     assert choice.presence_probability.tolist() == [0.1, 0.2, 0.0, 0.8, 0.1]
 
@@ -30,7 +30,7 @@ def test_a_blank_frame_is_never_chosen_and_lends_nothing():
 def test_optimality_decides_between_frames_of_like_presence():
     """0.8 x (0.6 + 0.4 x 1) beats 0.9 x (0.6 + 0.4 x 0)."""
     presence, optimality = np.array([0.9, 0.8]), np.array([0.0, 1.0])
-    settings = SelectionConfig(smoothing_sigma_frames=0.0)
+    settings = SelectionConfig(smoothing_sigma_frames=0.0, choice_sigma_frames=0.0)
     assert choose_frame(presence, optimality, np.zeros(2, bool), settings).frame_index == 1
     assert choose_frame(presence, None, np.zeros(2, bool), settings).frame_index == 0
 

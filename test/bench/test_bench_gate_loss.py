@@ -102,7 +102,7 @@ def test_losses_are_counted_against_the_exhaustive_run(tiny_model):
     """A gate that is blind to the one good frame: its case scores 0, F1 falls, and time is what was run."""
     manifest = read_manifest(tiny_model)
     members = tuple(dataclasses.replace(member, optimality=False) for member in manifest.members)
-    selection = dataclasses.replace(manifest.selection, smoothing_sigma_frames=0.0)
+    selection = dataclasses.replace(manifest.selection, smoothing_sigma_frames=0.0, choice_sigma_frames=0.0)
     manifest = dataclasses.replace(manifest, members=members, selection=selection)
     good, seen = [0.05, 0.9, 0.05, 0.05, 0.6], [0.05, 0.9, 0.05, 0.05, 0.6]
     blind = [0.05, 0.05, 0.05, 0.05, 0.6]

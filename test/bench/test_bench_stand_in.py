@@ -31,9 +31,9 @@ def test_runs_are_judged_on_cases_that_they_have_not_seen(
     assert stand_in.main([f"--cache={unseen}", *system, f"--scores={tmp_path / 'scores'}"]) == 0
 
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
-    ways = ("plain", "smoothed", "in context")
+    ways = ("plain", "half-way")
     assert set(figures) == {f"{name}, {way}" for name in ("one", "twice") for way in ways}
     assert figures["one, plain"] == figures["twice, plain"]
     assert figures["one, plain"]["threshold"] == 0.5
-    assert 0 <= figures["one, in context"]["wfss"]["estimate"] <= 1
+    assert 0 <= figures["one, half-way"]["wfss"]["estimate"] <= 1
     assert len(list((tmp_path / "scores").iterdir())) == 1

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from acouslic.errors import AcouslicError
 from algorithm.engine.ensemble import Ensemble
 from algorithm.frames.preprocess import normalise
-from algorithm.model.artifact import load_artifact
-from algorithm.model.manifest import CaseContext
+from algorithm.model.artifact import MemberState, load_artifact, write_artifact
+from algorithm.model.manifest import MANIFEST_FILE, HalfWay, Manifest, manifest_to_json
+from training.export.calibrate_artifact import main as calibrate
 from training.export.pack import main as pack
 from training.export.trained_member import read_member, rebuild_network, shared_tower
 from training.export.write_artifact import find_runs, main
@@ -66,8 +68,8 @@ def test_the_artifact_loads_and_describes_itself(model: Path, tiny_training: Any
     assert manifest.provenance.split_sha256 == json.loads(tiny_training.subject_split.read_text())["sha256"]
     assert "python -m training export" in manifest.provenance.made_by
     assert manifest.provenance.tower_licence == "Apache-2.0"
-    assert 0 < manifest.thresholds.presence < 1
-    assert 0.3 <= manifest.thresholds.mask <= 0.7
+    assert manifest.thresholds.presence == 0.5
+    assert 0.05 <= manifest.thresholds.mask <= 0.95
     assert manifest.half_precision.frames == 126  # 42 of each member
     assert 0 < manifest.half_precision.float16 < manifest.half_precision.bfloat16
 
@@ -85,9 +87,9 @@ def test_the_ensemble_says_what_training_said(model: Path, runs: Path, tiny_trai
         with torch.inference_mode():
             output = rebuild_network(member, loaded)(images, torch.arange(len(images)))
         calibration = member.calibration
-        presence = ((output.presence + calibration.presence_shift) / calibration.presence_temperature).sigmoid()
+        presence = (output.presence / calibration.presence_temperature).sigmoid()
         torch.testing.assert_close(scores.presence_probability[k], presence, rtol=0, atol=5e-3)
-        optimality = ((output.optimality + calibration.optimality_shift) / calibration.optimality_temperature).sigmoid()
+        optimality = (output.optimality / calibration.optimality_temperature).sigmoid()
         torch.testing.assert_close(scores.optimality_probability[k], optimality, rtol=0, atol=5e-3)
         torch.testing.assert_close(masks[k], output.mask.sigmoid(), rtol=0, atol=2e-2)
     assert not torch.allclose(scores.presence_probability[0], scores.presence_probability[1], atol=1e-4)
@@ -99,8 +101,13 @@ def test_an_artifact_that_says_something_else_is_refused(
     """Where the heads change between training and artifact, nothing is written."""
     import training.export.write_artifact as export
 
-    right = export._shifted_heads
-    monkeypatch.setattr(export, "_shifted_heads", lambda member: right(member) | {"presence.bias": torch.ones(1)})
+    def changed(
+        folder: Path, manifest: Manifest, tower: dict[str, torch.Tensor], members: list[MemberState]
+    ) -> Manifest:
+        others = [MemberState(member.adapter, member.heads | {"presence.bias": torch.ones(1)}) for member in members]
+        return write_artifact(folder, manifest, tower, others)
+
+    monkeypatch.setattr(export, "write_artifact", changed)
     with pytest.raises(AcouslicError, match="not exported"):
         main([str(runs), f"--out={tmp_path / 'model'}", *WORDS])
     assert list(tmp_path.iterdir()) == []
@@ -154,21 +161,21 @@ def test_settings_of_the_manifest(runs: Path, tmp_path: Path) -> None:
         main([str(runs), f"--out={tmp_path / 'other'}", *WORDS, "--selection.candidats=3"])
 
 
-def test_the_context_is_fitted_given_or_left_out(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fitted context goes into the manifest and the threshold is chosen in it; a given one is kept, none is none."""
-    fitted = CaseContext(2.0, -1.5, 3.0, (-2.0, 1.0))
-    monkeypatch.setattr("training.export.calibrate.fit_context", lambda _: fitted)
-    numbers = {"slope": "3", "best_slope": "-1", "offset": "0", "best_range": "[-1, 1]"}
-    given = [f"--selection.context.{name}={value}" for name, value in numbers.items()]
+def test_the_half_way_reading_is_fitted_given_or_left_out(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fitted reading goes into the manifest, a given one is kept, none is none; 0.5 is the threshold of each."""
+    monkeypatch.setattr("training.judge.reading.fit_half_way", lambda _: HalfWay(0.4))
+    given = ["--selection.half_way.depth=0.2", "--selection.half_way.top_frames=3"]
     manifests = {}
-    ways: dict[str, list[str]] = {"fitted": [], "given": given, "none": ["--fit_context=false"]}
+    ways: dict[str, list[str]] = {"fitted": [], "given": given, "none": ["--fit_half_way=false"]}
     for name, words in ways.items():
         assert main([str(runs), f"--out={tmp_path / name}", *WORDS, *words]) == 0
         manifests[name] = load_artifact(tmp_path / name).manifest
-    assert manifests["fitted"].selection.context == fitted
-    assert manifests["given"].selection.context == CaseContext(3.0, -1.0, 0.0, (-1.0, 1.0))
-    assert manifests["none"].selection.context is None
-    assert manifests["fitted"].thresholds.presence != manifests["none"].thresholds.presence
+    assert manifests["fitted"].selection.half_way == HalfWay(0.4, 8)
+    assert manifests["given"].selection.half_way == HalfWay(0.2, 3)
+    assert manifests["none"].selection.half_way is None
+    assert {manifest.thresholds.presence for manifest in manifests.values()} == {0.5}
     assert manifests["fitted"].thresholds.suitable == manifests["none"].thresholds.suitable
 
 
@@ -221,3 +228,78 @@ def test_a_damaged_run_is_one_sentence(name: str, tiny_training: Any, tmp_path: 
     (run / name).unlink()
     with pytest.raises(AcouslicError, match="of a finished run"):
         read_member(RunFolder(run))
+
+
+@pytest.fixture
+def copy(model: Path, tmp_path: Path) -> Path:
+    """A copy of the artifact to calibrate."""
+    return Path(shutil.copytree(model, tmp_path / "model"))
+
+
+def change(folder: Path, **fields: Any) -> Manifest:
+    """The manifest with other fields, written."""
+    manifest = replace(load_artifact(folder).manifest, **fields)
+    (folder / MANIFEST_FILE).write_text(manifest_to_json(manifest))
+    return manifest
+
+
+def test_on_its_own_folds_a_model_gets_what_export_gave_it(
+    model: Path, copy: Path, tiny_training: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Spoilt, then chosen again by the members that validated on each case: as it was, but for half precision."""
+    exported = load_artifact(model).manifest
+    assert exported.selection.half_way is not None
+    spoilt = change(
+        copy,
+        members=tuple(replace(member, presence_temperature=7.0) for member in exported.members),
+        selection=replace(exported.selection, half_way=HalfWay(0.99)),
+        thresholds=replace(exported.thresholds, optimality=0.9, suitable=0.0),
+    )
+    own = [f"--cache={tiny_training.cache}", f"--split={tiny_training.subject_split}", "--precision-frames=0"]
+    assert calibrate([str(copy), *own]) == 0
+    found = load_artifact(copy).manifest
+    for before, after in zip(exported.members, found.members, strict=True):
+        assert after.presence_temperature == pytest.approx(before.presence_temperature, rel=0.15)
+        assert after.optimality_temperature == pytest.approx(before.optimality_temperature, rel=0.15)
+    assert found.selection.half_way is not None
+    assert found.selection.half_way.depth == pytest.approx(exported.selection.half_way.depth, abs=0.1)
+    assert found.thresholds.mask == pytest.approx(exported.thresholds.mask, abs=0.051)
+    assert found.thresholds.suitable == pytest.approx(exported.thresholds.suitable, abs=0.03)
+    assert found.files == spoilt.files
+    assert "frames are read half-way" in capsys.readouterr().out
+
+
+def test_without_a_split_all_cases_are_judged(
+    copy: Path, tiny_training: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each of the seven once; half precision is measured anew, and whence the model comes stays as it was."""
+    before = load_artifact(copy).manifest
+    assert calibrate([str(copy), f"--cache={tiny_training.cache}", "--precision-frames=9"]) == 0
+    after = load_artifact(copy).manifest
+    said = capsys.readouterr().out
+    assert "scored 7 of 7 cases" in said
+    assert "7 validation cases" in said
+    assert after.half_precision.frames == 9
+    assert after.provenance == before.provenance
+
+
+def test_cases_that_members_may_have_learned_from_are_refused(copy: Path, tiny_training: Any, tmp_path: Path) -> None:
+    """A split that the model was not made with, frames of another size, a missing cache: one sentence, no change."""
+    content = (copy / MANIFEST_FILE).read_bytes()
+    split = json.loads(tiny_training.subject_split.read_text())
+    cache = f"--cache={tiny_training.cache}"
+    change(copy, provenance=replace(load_artifact(copy).manifest.provenance, split_sha256="0" * 64))
+    for words, message in (
+        ([cache, f"--split={tiny_training.subject_split}"], "were not trained on the folds of this split"),
+        ([f"--cache={tmp_path / 'none'}"], "index.json is missing"),
+    ):
+        changed = (copy / MANIFEST_FILE).read_bytes()
+        with pytest.raises(AcouslicError, match=message):
+            calibrate([str(copy), *words])
+        assert (copy / MANIFEST_FILE).read_bytes() == changed
+    assert changed != content
+    assert split["sha256"] in content.decode()
+    preprocessing = load_artifact(copy).manifest.preprocessing
+    change(copy, preprocessing=replace(preprocessing, antialias=not preprocessing.antialias))
+    with pytest.raises(AcouslicError, match="prepare the release again with --image-size"):
+        calibrate([str(copy), cache])

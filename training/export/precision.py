@@ -44,20 +44,28 @@ def measure_half_precision(folder: Path, frames: Tensor, device: torch.device) -
     another, as they do in all large batches. On a CPU float16 takes four times as long as float32.
     Raises AcouslicError where the probabilities are not numbers in float32 either, or memory does not suffice.
     """
+    return measure_artifact(load_artifact(folder), frames, device)
+
+
+def measure_artifact(artifact: Artifact, frames: Tensor, device: torch.device) -> HalfPrecision:
+    """As `measure_half_precision`, for an artifact that is read already."""
     keep_exact_sums()
     try:
-        return _measure(folder, frames, device)
+        return _measure(artifact, frames, device)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise AcouslicError(f"the memory of {device} does not hold {folder}: free some, or use --device cpu") from None
+        raise AcouslicError(
+            f"the memory of {device} does not hold {artifact.folder}: free some, or use --device cpu"
+        ) from None
 
 
-def _measure(folder: Path, frames: Tensor, device: torch.device) -> HalfPrecision:
-    artifact = load_artifact(folder)
+def _measure(artifact: Artifact, frames: Tensor, device: torch.device) -> HalfPrecision:
     exact = _probabilities(artifact, frames, device, torch.float32)
     if not exact.isfinite().all():
-        raise AcouslicError(f"{folder} gives probabilities that are not numbers in float32: its weights are damaged")
+        raise AcouslicError(
+            f"{artifact.folder} gives probabilities that are not numbers in float32: its weights are damaged"
+        )
     found = {}
     for dtype in (torch.float16, torch.bfloat16):
         difference = (_probabilities(artifact, frames, device, dtype) - exact).abs().max()

@@ -16,7 +16,7 @@ from algorithm.model.artifact import HEADS_FILE
 from algorithm.model.heads import Heads
 from algorithm.model.manifest import MemberConfig
 from algorithm.model.tower import tower_from_state
-from training.export.calibrate import Calibration, calibrate_member
+from training.judge.calibrate import Calibration, calibrate_member
 from training.learn.out_of_fold import OutOfFold, read_out_of_fold
 from training.learn.run_folder import RunFolder, read_settings
 from training.network.model import FrameNetwork, member_of_json
@@ -42,7 +42,7 @@ def read_member(run: RunFolder) -> TrainedMember:
     config = member_of_json(run.member / "member.json")
     scored = read_out_of_fold(run.out_of_fold)
     heads = _read_tensors(run.member / HEADS_FILE)
-    return TrainedMember(run, record, config, heads, scored, calibrate_member(scored, shift=config.presence))
+    return TrainedMember(run, record, config, heads, scored, calibrate_member(scored))
 
 
 def shared_tower(members: Sequence[TrainedMember]) -> LoadedTower:

@@ -38,11 +38,13 @@ from algorithm.model.manifest import (
     SelectionConfig,
 )
 from algorithm.model.tower import linear_shapes
-from training.export.calibrate import choose_mask_threshold, choose_thresholds, judge_cases, judge_in_context
 from training.export.pack import write_archive
 from training.export.precision import FRAMES, describe, measure_half_precision
 from training.export.trained_member import TrainedMember, read_member, rebuild_network, shared_tower
 from training.frames.dataset import table_of
+from training.judge.calibrate import judge_cases
+from training.judge.mask_threshold import choose_mask_threshold
+from training.judge.reading import choose_thresholds, describe_reading, read_cases
 from training.learn.run_folder import RunFolder, made_by
 from training.network.model import all_rows
 from training.network.tower_source import LoadedTower
@@ -69,8 +71,8 @@ class ExportSettings:
         tower_dtype: precision of the tower in the file.
         scoring: which frames the whole ensemble sees.
         selection: how the frame is chosen and outlined.
-        fit_context: let the best frame of a case set the scale for the others, as fitted on the validation cases; a
-            context given in `selection` is taken as it is.
+        fit_half_way: let each case set the scale for its frames, as chosen on the validation cases; a half-way reading
+            given in `selection` is taken as it is.
         precision_frames: on about how many validation frames half precision is measured, at least one a member; 0 for
             not at all. Five ViT-L/14 members on 128 take a quarter of an hour on two cores, seconds on a GPU.
         device: where that is done; without one on a usable GPU, else the CPU.
@@ -85,7 +87,7 @@ class ExportSettings:
     tower_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
-    fit_context: bool = True
+    fit_half_way: bool = True
     precision_frames: int = FRAMES
     device: Literal["cpu", "cuda"] | None = None
 
@@ -105,30 +107,28 @@ def export_runs(
     loaded = shared_tower(members)
     cache = cache or Cache(Path(members[0].record["cache"]))
     scored = [member.scored for member in members]
-    mask_threshold, mask_error = choose_mask_threshold(scored, cache)
-    calibrations, selection = [member.calibration for member in members], settings.selection
-    if settings.fit_context and selection.context is None:
-        selection, cases = judge_in_context(scored, calibrations, selection)
-    else:
-        cases = judge_cases(scored, calibrations, selection)
+    mask_threshold = choose_mask_threshold(scored, cache)
+    selection = settings.selection
+    cases = judge_cases(scored, [member.calibration for member in members], selection)
+    if settings.fit_half_way:
+        selection, cases = read_cases(cases, selection)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         name=settings.name,
         tower=loaded.config,
         preprocessing=loaded.preprocessing,
         members=tuple(_calibrated_config(member) for member in members),
-        thresholds=choose_thresholds(cases, mask_threshold),
+        thresholds=choose_thresholds(cases, mask_threshold.value),
         scoring=settings.scoring,
         selection=selection,
         provenance=_provenance(members, settings, command),
     )
-    print(f"thresholds {manifest.thresholds}; circumference error at the mask's {mask_error:.2%}", flush=True)
-    print(f"context {selection.context or 'none'}", flush=True)
+    print(describe_reading(manifest.selection, manifest.thresholds, len(cases)), flush=True)
+    print(mask_threshold.describe(), flush=True)
     state = {name: tensor.to(_DTYPES[settings.tower_dtype]) for name, tensor in loaded.state.items()}
     shapes = linear_shapes(loaded.config)
     states = [
-        MemberState(read_adapter(m.folder.member, shapes) if m.config.adapter else None, _shifted_heads(m))
-        for m in members
+        MemberState(read_adapter(m.folder.member, shapes) if m.config.adapter else None, m.heads) for m in members
     ]
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.parity-", dir=out.parent) as folder:
@@ -153,18 +153,6 @@ def _calibrated_config(member: TrainedMember) -> MemberConfig:
         presence_temperature=member.calibration.presence_temperature,
         optimality_temperature=member.calibration.optimality_temperature,
     )
-
-
-def _shifted_heads(member: TrainedMember) -> dict[str, Tensor]:
-    """The heads with the calibration's shift in their biases."""
-    heads = {name: tensor.clone() for name, tensor in member.heads.items()}
-    for name, shift in (
-        ("presence", member.calibration.presence_shift),
-        ("optimality", member.calibration.optimality_shift),
-    ):
-        if f"{name}.bias" in heads:
-            heads[f"{name}.bias"] += shift
-    return heads
 
 
 def _provenance(members: Sequence[TrainedMember], settings: ExportSettings, command: str) -> Provenance:
@@ -201,11 +189,11 @@ def _refuse_unless_equal(
             output = network(images, all_rows(images) if member.config.decoder else None)
             presence = network.presence_of(output)
         calibration = member.calibration
-        expected = ((presence + calibration.presence_shift) / calibration.presence_temperature).sigmoid()
+        expected = (presence / calibration.presence_temperature).sigmoid()
         if member.config.presence:  # a judgement by the mask jumps with single pixels: the mask itself is compared
             difference = max(difference, float((scores.presence_probability[k] - expected).abs().max()))
         if output.optimality is not None:
-            expected = (output.optimality + calibration.optimality_shift) / calibration.optimality_temperature
+            expected = output.optimality / calibration.optimality_temperature
             found = scores.optimality_probability[optimality_row]
             difference = max(difference, float((found - expected.sigmoid()).abs().max()))
             optimality_row += 1
@@ -227,7 +215,7 @@ def _uncertain_frames(members: Sequence[TrainedMember], cache: Cache, count: int
     change of a logit moves their probability most."""
     frames = []
     for member in members:
-        certainty = np.abs(member.scored.presence_logit + member.calibration.presence_shift)
+        certainty = np.abs(member.scored.presence_logit)
         rows = np.sort(np.argsort(certainty, kind="stable")[: max(1, count // len(members))])
         frames.append(table_of(cache, member.scored.uuid.tolist()).read(rows).frames)
     return torch.cat(frames)

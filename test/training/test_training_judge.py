@@ -1,0 +1,288 @@
+"""Calibration and thresholds, on logits and masks drawn in the test."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from acouslic.geometry import sweep_ranges
+from algorithm.judgement.select_frame import judge_frames
+from algorithm.model.manifest import HalfWay, SelectionConfig
+from training.frames.dataset import soft_masks, table_of
+from training.judge.calibrate import Calibration, CaseJudgement, calibrate_member, fit_temperature, judge_cases
+from training.judge.mask_threshold import choose_mask_threshold
+from training.judge.reading import choose_thresholds, describe_reading, fit_half_way, read_cases
+from training.learn.frame_metrics import best_f1, count_frames
+from training.learn.out_of_fold import OutOfFold
+from training.release.cache import Cache
+
+PLAIN = SelectionConfig(smoothing_sigma_frames=0.0, choice_sigma_frames=0.0)
+
+
+def draw_scores(uuids: list[str], logit: NDArray[np.float32], label: NDArray[np.uint8]) -> OutOfFold:
+    """One member's scores of cases of equal length, without masks."""
+    return OutOfFold(
+        uuid=np.array(uuids),
+        frame_counts=np.full(len(uuids), len(logit) // len(uuids)),
+        label=label,
+        presence_logit=logit,
+        optimality_logit=logit[:0],
+        mask_rows=np.zeros(0, np.int64),
+        mask_probability=np.zeros((0, 1, 1), np.uint8),
+    )
+
+
+def test_the_temperature_is_found() -> None:
+    """Logits that were scaled are set right again."""
+    rng = np.random.default_rng(0)
+    true = rng.normal(-1.0, 2.0, 20_000)
+    positive = rng.random(20_000) < 1 / (1 + np.exp(-true))
+    assert fit_temperature((3.0 * true).astype(np.float32), positive) == pytest.approx(3.0, rel=0.05)
+
+
+def test_without_both_classes_logits_are_left_alone() -> None:
+    """Nothing can be fitted to one class; separable frames do not run away."""
+    assert fit_temperature(np.zeros(5, np.float32), np.zeros(5, bool)) == 1.0
+    assert fit_temperature(np.array([-4, -3, 3, 4], np.float32), np.array([0, 0, 1, 1], bool)) >= 0.5
+
+
+def test_one_bad_case_does_not_move_what_is_called_positive() -> None:
+    """Nine cases that 0.5 divides rightly and one full of confident false positives: a shift would follow that one."""
+    logit, label = draw_divided(10)
+    bad = logit.copy()
+    bad[9] += 9.0
+    f1 = []
+    for scores in (logit, bad):
+        scored = draw_scores([*"abcdefghij"], scores.ravel(), label.ravel())
+        selection, cases = read_cases(judge_cases([scored], [calibrate_member(scored)], PLAIN), PLAIN)
+        assert selection.half_way is not None
+        presence = np.concatenate([case.frames.presence for case in cases[:9]])
+        f1.append(count_frames(presence, label[:9].ravel() > 0, 0.5, None).f1)
+    assert f1[0] > 0.9
+    assert f1[1] > f1[0] - 0.02
+
+
+def test_optimality_is_fitted_on_annotated_frames() -> None:
+    """Frames without label say nothing about optimality."""
+    label = np.array([0, 0, 1, 2] * 50, np.uint8)
+    logit = np.where(label == 1, 1.0, np.where(label == 2, -1.0, 50.0)).astype(np.float32)
+    scored = draw_scores(["a"], logit, label)
+    scored = OutOfFold(**(vars(scored) | {"optimality_logit": logit}))
+    calibration = calibrate_member(scored)
+    assert calibration.optimality_temperature < 1
+
+
+def test_best_f1_by_hand() -> None:
+    """Three right of four called, one missed: F1 6/8; the threshold lies between the last called and the next."""
+    probability = np.array([0.9, 0.8, 0.7, 0.6, 0.2, 0.15, 0.12, 0.1], np.float32)
+    positive = np.array([1, 0, 1, 1, 0, 0, 0, 1], bool)
+    score, threshold = best_f1(probability, positive)
+    assert score == pytest.approx(6 / 8)
+    assert threshold == pytest.approx(0.4)
+    assert count_frames(probability, positive, threshold, None).f1 == pytest.approx(score)
+    assert best_f1(probability, np.zeros(8, bool)) == (0.0, 0.5)
+
+
+def test_frames_of_one_probability_are_called_together() -> None:
+    """A cut cannot pass between equal probabilities."""
+    score, threshold = best_f1(np.array([0.5, 0.5, 0.1], np.float32), np.array([1, 0, 0], bool))
+    assert score == pytest.approx(2 / 3)
+    assert 0.1 < threshold <= 0.5
+
+
+def test_weights_stand_for_skipped_frames() -> None:
+    """A frame of weight 3 counts as three."""
+    probability, positive = np.array([0.9, 0.8, 0.1], np.float32), np.array([1, 0, 0], bool)
+    counts = count_frames(probability, positive, 0.5, np.array([1, 3, 3], np.float32))
+    assert (counts.true_positive, counts.false_positive, counts.true_negative) == (1, 3, 3)
+    assert counts.precision == pytest.approx(1 / 4)
+    assert counts.accuracy == pytest.approx(4 / 7)
+
+
+def test_cases_are_judged_by_members_that_did_not_learn_from_them() -> None:
+    """Each case once; two members on one case are averaged after calibration."""
+    label = np.zeros(8, np.uint8)
+    first = draw_scores(["a", "b"], np.zeros(8, np.float32), label)
+    second = draw_scores(["b"], np.full(4, 2.0, np.float32), label[:4])
+    judged = judge_cases([first, second], [Calibration(), Calibration(presence_temperature=2.0)], PLAIN)
+    assert [case.uuid for case in judged] == ["a", "b"]
+    np.testing.assert_allclose(judged[0].frames.presence, 0.5)
+    np.testing.assert_allclose(judged[1].frames.presence, (0.5 + 1 / (1 + np.exp(-1.0))) / 2)
+    assert judged[0].frames.optimality is None
+
+
+def draw_case(presence: list[float], label: list[int], optimality: list[float] | None = None) -> CaseJudgement:
+    """A judged case of one short sweep."""
+    frames = judge_frames(
+        np.array(presence),
+        None if optimality is None else np.array(optimality),
+        sweep_ranges(len(presence)),
+        PLAIN,
+    )
+    return CaseJudgement("a", np.array(label, np.uint8), frames, np.ones(len(label), bool))
+
+
+def test_thresholds_separate_what_can_be_separated() -> None:
+    """Optimality between 0.3 and 0.7 among annotated frames; all choices right; presence is never fitted."""
+    case = draw_case([0.1, 0.6, 0.9, 0.2], [0, 2, 1, 0], [0.99, 0.3, 0.7, 0.99])
+    thresholds = choose_thresholds([case], 0.45)
+    assert thresholds.presence == 0.5
+    assert thresholds.optimality == pytest.approx(0.5)
+    assert thresholds.mask == 0.45
+    assert thresholds.suitable <= 0.45, "every choice is right: nothing may be called unsuitable"
+
+
+def test_suitable_tells_wrong_choices_apart() -> None:
+    """A case whose best frame is not annotated scored 0.3, the right one 0.45: the threshold lies above the former."""
+    cases = [draw_case([0.3, 0.1], [0, 2]), draw_case([0.1, 0.45], [0, 1])]
+    assert 0.3 < choose_thresholds(cases, 0.5).suitable <= 0.45
+    # Rounded to four places it must not pass the right one.
+    cases[1] = draw_case([0.1, 0.41236], [0, 1])
+    assert 0.3 < choose_thresholds(cases, 0.5).suitable <= 0.41236
+
+
+def draw_divided(cases: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Logits and labels (cases, 60): a bump whose frames above 0 are annotated, as they would be without noise."""
+    rng = np.random.default_rng(seed)
+    top = rng.uniform(2.5, 3.5, cases)
+    profile = top[:, None] - 12.0 * np.abs(np.linspace(-1, 1, 60))[None]
+    logit = (profile + rng.normal(0, 0.3, profile.shape)).astype(np.float32)
+    return logit, (profile >= 0).astype(np.uint8)
+
+
+def draw_patients(cases: int, seed: int, spread: float = 6.0) -> OutOfFold:
+    """Cases of 60 frames, annotated where a bump of logits reaches 3 below its top; tops differ by up to `spread`.
+
+    With a spread no threshold on the logit alone can find them: one case's best frame is another's background.
+    """
+    rng = np.random.default_rng(seed)
+    top = 3.0 + rng.uniform(-spread / 2, spread / 2, cases)
+    profile = top[:, None] - 12.0 * np.abs(np.linspace(-1, 1, 60))[None]
+    label = (profile >= top[:, None] - 3.0).astype(np.uint8)
+    logit = (profile + rng.normal(0, 0.3, profile.shape)).astype(np.float32)
+    return draw_scores([f"{seed}-{k}" for k in range(cases)], logit.ravel(), label.ravel())
+
+
+def test_half_way_finds_what_no_threshold_can() -> None:
+    """Fitted on twelve cases it lifts F1 on twelve others, and leaves the order of frames as it was."""
+    scored, unseen = draw_patients(12, seed=1), draw_patients(12, seed=2)
+    selection, judged = read_cases(judge_cases([scored], [Calibration()], PLAIN), PLAIN)
+    assert selection.half_way is not None
+    f1 = {}
+    for name, settings in (("plain", PLAIN), ("half-way", selection)):
+        cases = judge_cases([unseen], [Calibration()], settings)
+        presence = np.concatenate([case.frames.presence for case in cases])
+        f1[name] = count_frames(presence, unseen.label > 0, 0.5, None).f1
+        for case in cases:
+            assert np.array_equal(np.argsort(case.frames.presence), np.argsort(case.frames.presence_alone))
+    best, _ = best_f1(unseen.presence_logit, unseen.label > 0)
+    assert f1["half-way"] > f1["plain"] + 0.05
+    assert f1["half-way"] > best, "better than the best threshold on the unseen cases themselves"
+    assert [case.uuid for case in judged] == scored.uuid.tolist()
+    # A case is suitable by what its best frame shows alone, however good it is beside its neighbours.
+    assert (
+        choose_thresholds(judged, 0.5).suitable
+        == choose_thresholds(judge_cases([scored], [Calibration()], PLAIN), 0.5).suitable
+    )
+
+
+def test_the_depth_is_the_median_of_the_cases_own() -> None:
+    """Of each case's frames 3, 2 and 1 below a top of 4 the first so many are annotated; the median is at 0."""
+    depths = []
+    for annotated in (1, 2, 3, 2, 2):
+        logit = np.array([4.0, 3.0, 2.0, 1.0] + [0.0] * 5)
+        depths.append((4.0 - (4.5 - annotated)) / 4.0)
+        label = (np.arange(9) < annotated).astype(np.uint8)
+        case = judge_cases([draw_scores(["a"], logit.astype(np.float32), label)], [Calibration()], PLAIN)[0]
+        assert fit_half_way([case] * 5, top_frames=1) == HalfWay(round(depths[-1], 4), 1)
+    assert sorted(depths)[2] == pytest.approx((4.0 - 2.5) / 4.0)
+
+
+def test_no_half_way_without_cases_enough() -> None:
+    """Five annotated cases are enough, four are not, nor are cases that nothing is annotated in; then 0.5 plainly."""
+
+    def fit(scored: OutOfFold) -> object:
+        return fit_half_way(judge_cases([scored], [Calibration()], PLAIN))
+
+    assert fit(draw_patients(5, seed=3)) is not None
+    assert fit(draw_patients(4, seed=3)) is None
+    assert fit(draw_scores([*"abcdefghi"], np.zeros(90, np.float32), np.zeros(90, np.uint8))) is None
+    flat = draw_scores([*"abcdefghi"], np.zeros(90, np.float32), np.ones(90, np.uint8))
+    assert fit(flat) is None, "all frames alike say nothing about depth"
+    selection, cases = read_cases(judge_cases([flat], [Calibration()], PLAIN), PLAIN)
+    assert selection.half_way is None
+    assert "each frame by itself" in describe_reading(selection, choose_thresholds(cases, 0.5), len(cases))
+
+
+def test_a_reading_that_was_given_is_kept() -> None:
+    """Settings of the command line go before what would be fitted."""
+    selection = SelectionConfig(half_way=HalfWay(0.9, 3))
+    kept, cases = read_cases(judge_cases([draw_patients(9, seed=5)], [Calibration()], PLAIN), selection)
+    assert kept == selection
+    assert "depth 0.9" in describe_reading(kept, choose_thresholds(cases, 0.5), len(cases))
+
+
+def test_half_way_does_no_harm_where_cases_do_not_differ() -> None:
+    """Where one threshold serves all cases, as the network was trained to have it, nothing is lost."""
+    losses = []
+    for seed in range(10):
+        logit, label = draw_divided(20, seed)
+        scored = draw_scores([f"{k}" for k in range(10)], logit[:10].ravel(), label[:10].ravel())
+        unseen = draw_scores([f"{k}" for k in range(10)], logit[10:].ravel(), label[10:].ravel())
+        selection, _ = read_cases(judge_cases([scored], [Calibration()], PLAIN), PLAIN)
+        f1 = []
+        for settings in (PLAIN, selection):
+            judged = judge_cases([unseen], [Calibration()], settings)
+            presence = np.concatenate([case.frames.presence for case in judged])
+            f1.append(count_frames(presence, unseen.label > 0, 0.5, None).f1)
+        losses.append(f1[0] - f1[1])
+    assert max(losses) < 0.02
+
+
+def draw_masks(cache: Cache, power: float, background: float = 0.0) -> OutOfFold:
+    """Masks of a soft edge around the true one, raised to a power: above 1 too small, below 1 too large."""
+    cases = [case for case in cache.cases if len(case.mask_frames)]
+    table = table_of(cache, [case.uuid for case in cases])
+    rows = np.flatnonzero(table.label > 0)
+    coverage = soft_masks(table.read(rows).masks, 28).numpy()
+    blurred = soft_masks(table.read(rows).masks, 14).numpy()
+    soft = np.kron(blurred, np.ones((1, 2, 2))) * 0.5 + coverage * 0.5
+    soft = background + (1 - background) * soft**power
+    scored = draw_scores([case.uuid for case in cases], np.zeros(len(table), np.float32), table.label)
+    masks = (soft * 255).round().astype(np.uint8)
+    return OutOfFold(**(vars(scored) | {"mask_rows": rows, "mask_probability": masks}))
+
+
+def test_the_mask_threshold_undoes_a_bias(tiny_training: Any) -> None:
+    """Probabilities that are too large everywhere are cut higher, ones that are too small lower."""
+    cache = Cache(tiny_training.cache)
+    chosen = {}
+    for name, power in (("large", 0.4), ("right", 1.0), ("small", 2.0)):
+        found = choose_mask_threshold([draw_masks(cache, power)], cache)
+        assert found.error < 0.2, name
+        assert "warning" not in found.describe()
+        chosen[name] = found.value
+    assert chosen["small"] < chosen["right"] < chosen["large"]
+
+
+def test_the_mask_threshold_goes_on_beyond_its_usual_range_and_says_so(tiny_training: Any) -> None:
+    """Decoders that say 0.6 where nothing is are cut above 0.7, with a word about it."""
+    cache = Cache(tiny_training.cache)
+    found = choose_mask_threshold([draw_masks(cache, 0.6, background=0.6)], cache)
+    assert found.value > 0.7
+    assert found.error < 0.2
+    assert found.background == pytest.approx(0.6, abs=0.02)
+    assert f"warning: the mask threshold is {found.value}" in found.describe()
+    assert "train for more epochs" in found.describe()
+    faint = choose_mask_threshold([draw_masks(cache, 7.0)], cache)
+    assert faint.value < 0.3
+    assert "warning" in faint.describe()
+
+
+def test_without_masks_the_threshold_is_a_half(tiny_training: Any) -> None:
+    """Nothing to choose by."""
+    scored = draw_scores(["a"], np.zeros(4, np.float32), np.zeros(4, np.uint8))
+    found = choose_mask_threshold([scored], Cache(tiny_training.cache))
+    assert found.value == 0.5
+    assert found.describe() == "mask threshold 0.5: no member draws masks"

@@ -1,0 +1,163 @@
+"""A finished artifact is calibrated on cases that it has not learned from: temperatures, reading, thresholds.
+
+    python -m training calibrate MODEL --cache CACHE [--split SPLIT] [--device cpu|cuda]
+
+For imported checkpoints, which come without any of it, and for a model that moves to a new site. The cases are the
+validation part of the paper's split, or all folds of the split that the model's own members were trained on, each
+judged by the member that validated on it; without --split all cases of the cache, which none of the members may have
+learned from. What `training export` chooses is chosen here by the same code and written into the manifest. Weights stay
+as they are.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from acouslic.errors import AcouslicError
+from acouslic.write import check_writable, write_text
+from algorithm.engine.batches import choose_batch_frames
+from algorithm.engine.device import choose_device, choose_precision, set_cpu_threads
+from algorithm.engine.ensemble import Ensemble
+from algorithm.model.artifact import Artifact, load_artifact
+from algorithm.model.manifest import MANIFEST_FILE, HalfPrecision, Manifest, manifest_to_json
+from training.export.precision import FRAMES, describe, measure_artifact
+from training.frames.dataset import table_of
+from training.judge.ask_members import ask_members, of_member
+from training.judge.calibrate import calibrate_member, judge_cases
+from training.judge.mask_threshold import choose_mask_threshold
+from training.judge.reading import choose_thresholds, describe_reading, read_cases
+from training.learn.out_of_fold import OutOfFold
+from training.release.cache import Cache
+from training.release.split import Split, read_split
+
+
+def calibrate_artifact(
+    folder: Path,
+    cache: Cache,
+    split: Split | None,
+    device: torch.device,
+    *,
+    precision_frames: int = FRAMES,
+) -> Manifest:
+    """Write what the cases say into the manifest of the artifact in `folder`, and return it.
+
+    Raises AcouslicError, before anything is written, where the artifact is not sound, the cache holds frames of another
+    size or resize, no case has an annotated frame, or the split is neither the paper's nor the model's own.
+    """
+    artifact = load_artifact(folder)
+    manifest = artifact.manifest
+    _check_frames(manifest, cache)
+    uuids = _cases_of_members(manifest, cache, split)
+    scored = _score_members(artifact, cache, uuids, device)
+    if not any((member.label > 0).any() for member in scored):
+        raise AcouslicError(f"none of the cases has an annotated frame: {cache.folder} cannot calibrate a model")
+    calibrations = [calibrate_member(member) for member in scored]
+    plain = replace(manifest.selection, half_way=None)
+    selection, cases = read_cases(judge_cases(scored, calibrations, plain), plain)
+    mask_threshold = choose_mask_threshold(scored, cache)
+    manifest = replace(
+        manifest,
+        members=tuple(
+            replace(member, **vars(calibration))
+            for member, calibration in zip(manifest.members, calibrations, strict=True)
+        ),
+        selection=selection,
+        thresholds=choose_thresholds(cases, mask_threshold.value),
+        half_precision=HalfPrecision(),
+    )
+    print(describe_reading(selection, manifest.thresholds, len(cases)), flush=True)
+    print(mask_threshold.describe(), flush=True)
+    if precision_frames:
+        # Temperatures are part of what half precision moves.
+        frames = _uncertain_frames(scored, cache, precision_frames)
+        measured = measure_artifact(replace(artifact, manifest=manifest), frames, device)
+        manifest = replace(manifest, half_precision=measured)
+        print(describe(measured), flush=True)
+    write_text(folder / MANIFEST_FILE, manifest_to_json(manifest))
+    return manifest
+
+
+def _check_frames(manifest: Manifest, cache: Cache) -> None:
+    size, antialias = manifest.tower.image_size, manifest.preprocessing.antialias
+    if (cache.image_size, cache.index.antialias) != (size, antialias):
+        raise AcouslicError(
+            f"{cache.folder} holds frames of {cache.image_size} pixels {_resize(cache.index.antialias)}, the model "
+            f"takes {size} {_resize(antialias)}: prepare the release again with --image-size {size}"
+            f"{' --antialias' if antialias else ''}"
+        )
+
+
+def _resize(antialias: bool) -> str:
+    return "with antialiasing" if antialias else "without antialiasing"
+
+
+def _cases_of_members(manifest: Manifest, cache: Cache, split: Split | None) -> list[tuple[str, ...]]:
+    """The cases that each member is judged by: those it has not learned from."""
+    members = len(manifest.members)
+    if split is None:
+        return [tuple(case.uuid for case in cache.cases)] * members
+    if split.protocol == "paper":
+        return [split.validation_cases()] * members
+    if manifest.provenance.split_sha256 != split.sha256() or split.members != members:
+        raise AcouslicError(
+            "the model's members were not trained on the folds of this split, so nobody knows which cases they have "
+            "learned from: give the split that the model was made with, or leave --split out and give a cache of "
+            "cases that it has not seen"
+        )
+    return [split.validation_cases(member) for member in range(members)]
+
+
+def _score_members(
+    artifact: Artifact, cache: Cache, uuids: Sequence[tuple[str, ...]], device: torch.device
+) -> list[OutOfFold]:
+    """What each member says of its cases. Cases are scored once, by all members."""
+    manifest = artifact.manifest
+    dtype, _ = choose_precision(device, manifest.half_precision)
+    exhaustive = replace(manifest, scoring=replace(manifest.scoring, mode="exhaustive"))
+    ensemble = Ensemble.from_artifact(replace(artifact, manifest=exhaustive), device, dtype)
+    batch_frames = choose_batch_frames(manifest.tower, ensemble.members, device, dtype)
+    wanted = list(dict.fromkeys(uuid for of_one in uuids for uuid in of_one))
+    answers = {}
+    for number, uuid in enumerate(wanted, start=1):
+        table = table_of(cache, [uuid])
+        answers[uuid] = ask_members(ensemble, table, np.arange(len(table)), batch_frames)
+        print(f"scored {number} of {len(wanted)} cases", flush=True)
+    return [
+        of_member([answers[uuid] for uuid in of_one], member, table_of(cache, of_one))
+        for member, of_one in enumerate(uuids)
+    ]
+
+
+def _uncertain_frames(scored: Sequence[OutOfFold], cache: Cache, count: int) -> torch.Tensor:
+    """Of each member's frames those it is least certain of, uint8 (about `count` in all, S, S)."""
+    frames = []
+    for member in scored:
+        rows = np.sort(np.argsort(np.abs(member.presence_logit), kind="stable")[: max(1, count // len(scored))])
+        frames.append(table_of(cache, member.uuid.tolist()).read(rows).frames)
+    return torch.cat(frames)
+
+
+def main(arguments: list[str]) -> int:
+    """The command `python -m training calibrate`."""
+    parser = argparse.ArgumentParser(prog="python -m training calibrate", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", type=Path, metavar="MODEL", help="folder of the artifact; its manifest is rewritten")
+    parser.add_argument("--cache", type=Path, required=True, help="cases that `training prepare` made")
+    parser.add_argument("--split", type=Path, help="take its validation cases; without it all of the cache")
+    parser.add_argument("--device", choices=("cpu", "cuda"))
+    parser.add_argument(
+        "--precision-frames", type=int, default=FRAMES, help="on which half precision is measured; 0 for not at all"
+    )
+    options = parser.parse_args(arguments)
+    if options.precision_frames < 0:
+        raise AcouslicError(f"--precision-frames must not be negative: {options.precision_frames}")
+    check_writable(options.model)
+    set_cpu_threads()
+    device, _ = choose_device(options.device)
+    split = None if options.split is None else read_split(options.split)
+    calibrate_artifact(options.model, Cache(options.cache), split, device, precision_frames=options.precision_frames)
+    print(f"written into {options.model / MANIFEST_FILE}: pack the model again")
+    return 0
