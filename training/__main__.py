@@ -24,6 +24,7 @@ COMMANDS = {
     ),
     "precision": ("training.export.precision", "measure half precision on sweeps, for an artifact's manifest"),
     "import": ("training.export.import_published", "checkpoints of the published code to an artifact"),
+    "card": ("training.export.model_card", "the model card of an artifact, from its manifest"),
     "pack": ("training.export.pack", "an artifact to model.tar.gz"),
     "demo": ("training.demo", "rebuild model/demo"),
 }

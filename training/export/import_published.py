@@ -30,6 +30,7 @@ from algorithm.model.manifest import (
     TowerConfig,
 )
 from algorithm.model.open_clip_weights import tower_config_from_open_clip, visual_state
+from training.export.model_card import write_card_beside
 from training.export.published_checkpoint import (
     LORA_ALPHA,
     config_of_weights,
@@ -142,4 +143,5 @@ def main(arguments: list[str]) -> int:
         name=options.name,
     )
     print(f"{options.out}: {len(manifest.members)} members")
+    write_card_beside(options.out)
     return 0

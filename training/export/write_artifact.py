@@ -38,6 +38,7 @@ from algorithm.model.manifest import (
     SelectionConfig,
 )
 from algorithm.model.tower import linear_shapes
+from training.export.model_card import write_card_beside
 from training.export.pack import write_archive
 from training.export.precision import FRAMES, describe, measure_half_precision
 from training.export.trained_member import TrainedMember, read_member, rebuild_network, shared_tower
@@ -241,6 +242,7 @@ def main(arguments: list[str]) -> int:
     cache = None if options.cache is None else Cache(Path(options.cache))
     command = shlex.join(["python", "-m", "training", "export", *arguments])
     export_runs(runs, Path(options.out), settings, cache=cache, command=command)
+    write_card_beside(Path(options.out))
     if options.pack is not None:
         write_archive(Path(options.out), Path(options.pack))
     return 0
