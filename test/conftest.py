@@ -278,13 +278,27 @@ class Ended:
 
 
 @pytest.fixture
-def run_algorithm(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Callable[..., Ended]]:
-    """`run_algorithm(*arguments, **environment)`: `python -m algorithm` without a new process."""
+def restored_process() -> Iterator[None]:
+    """A program owns its process and sets up signals and logging for good; a test has to undo that."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     on_signal = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in on_signal.items():
+        signal.signal(number, handler)
+    logging.captureWarnings(False)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.getLogger("algorithm.case").setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def run_algorithm(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    restored_process: None,  # noqa: ARG001 - for what it does at the end
+) -> Callable[..., Ended]:
+    """`run_algorithm(*arguments, **environment)`: `python -m algorithm` without a new process."""
 
     def run(*arguments: object, **environment: object) -> Ended:
         from algorithm.__main__ import main
@@ -298,14 +312,7 @@ def run_algorithm(
         code = main([str(argument) for argument in arguments])
         return Ended(code, *capsys.readouterr())
 
-    yield run
-    # The program owns its process and sets up signals and logging for good; a test has to undo that.
-    for number, handler in on_signal.items():
-        signal.signal(number, handler)
-    logging.captureWarnings(False)
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    logging.getLogger("algorithm.case").setLevel(logging.NOTSET)
+    return run
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ import pytest
 from acouslic import __version__
 from acouslic_cli.__main__ import main
 
+pytestmark = pytest.mark.usefixtures("restored_process")
+
 
 def test_help_lists_every_command(capsys):
     """Each command of the three packages has its line, and what argparse knows of the algorithm is the same list."""

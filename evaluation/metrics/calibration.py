@@ -27,7 +27,7 @@ def reliability_table(truth: np.ndarray, probability: np.ndarray) -> dict[str, n
 def calibration(truth: np.ndarray, probability: np.ndarray) -> dict[str, Any]:
     """Brier score (mean squared distance from 0 or 1), expected calibration error and the table as plain numbers.
 
-    The expected calibration error is the mean over frames of |observed fraction - mean probability| of their bin.
+    The expected calibration error is the mean over frames of `|observed fraction - mean probability|` of their bin.
     No frames: only `frames`: 0.
     """
     if not len(truth):

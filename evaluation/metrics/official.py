@@ -156,7 +156,7 @@ def reference_circumference_mm(truth: CaseTruth, frame_number: int) -> float | N
 
 
 def normalised_absolute_error(reference_ac_mm: float | None, predicted_ac_mm: float | None) -> float:
-    """|reference - predicted| / the larger of the two, in 0..1; 1 where either is missing."""
+    """`|reference - predicted|` / the larger of the two, in 0..1; 1 where either is missing."""
     if reference_ac_mm is None or predicted_ac_mm is None:
         return 1.0
     return abs(reference_ac_mm - predicted_ac_mm) / max(reference_ac_mm, predicted_ac_mm, 1e-6)

@@ -1,4 +1,4 @@
-"""The cache that training reads: frames at training size, memory-mapped, with labels, masks and ids.
+"""The cache that training reads: frames at training size, memory-mapped, with labels, masks and ids::
 
     CACHE/index.json                     schema, image size, preprocessing, the cases in the order of the csv
     CACHE/report.json                    counts and findings of the checks, see `prepare.py`
