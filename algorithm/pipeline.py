@@ -85,14 +85,16 @@ class Pipeline:
         log.info("batches of %d frames; members run one after another%s", batch_frames, at_once)
         return cls(ensemble, batch_frames, import_s, time.monotonic() - start)
 
-    def run(self, sweep_path: Path, output_dir: Path | None, case: str) -> CaseResult:
+    def run(
+        self, sweep_path: Path, output_dir: Path | None, case: str, *, age: GestationalAge | None = None
+    ) -> CaseResult:
         """Analyse the stack at `sweep_path` and write the result files into `output_dir`; see `run_stream`."""
         with contextlib.ExitStack() as until_done:
             if output_dir is not None:
                 prepare_output(output_dir)
                 until_done.enter_context(removed_on_failure(output_dir))
             stream = until_done.enter_context(contextlib.closing(FrameStream(sweep_path)))
-            return self.run_stream(stream, output_dir, case)
+            return self.run_stream(stream, output_dir, case, age=age)
 
     def run_stream(
         self,

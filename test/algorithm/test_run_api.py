@@ -61,6 +61,20 @@ def test_an_array_without_spacing_is_noted(model, speckle):
     assert "0.28 mm is assumed" in " ".join(result.notes)
 
 
+def test_an_age_gives_the_centile(model, platform_case, speckle):
+    """As `predict --gestational-age`: from a file and from an array; what is no age is refused."""
+    frames = speckle()
+    from_file = model.analyse(platform_case.write_sweep(frames), gestational_age="28w3d")
+    from_array = model.analyse(frames, spacing_mm=(0.28, 0.28), gestational_age="28w3d")
+
+    assert from_file.growth is not None
+    assert from_file.growth.age.days == 28 * 7 + 3
+    assert from_array.growth == from_file.growth
+    assert model.analyse(frames).growth is None
+    with pytest.raises(AcouslicError, match="no gestational age"):
+        model.analyse(frames, gestational_age="soon")
+
+
 def test_files_are_written_where_asked(model, platform_case, speckle, tmp_path):
     """With `output_dir` the four files of a result lie there, from a file and from an array; without, nothing does."""
     sweep = platform_case.write_sweep(speckle(4))
