@@ -1,3 +1,3 @@
 """What the ACOUSLIC-AI challenge defines: sockets, geometry, image files, field of view, ellipse. Never torch."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
