@@ -268,7 +268,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sweep", type=Path, help="default: a generated case of --case-frames")
     parser.add_argument("--config", default="vit-l-14")
     parser.add_argument("--members", type=int, default=5)
-    parser.add_argument("--adapted-blocks", default="6", help="the last so many blocks carry adapters, or 'all'")
+    parser.add_argument("--adapted-blocks", default="6", help="how many of the last blocks carry adapters, or 'all'")
     parser.add_argument("--mode", choices=("gated", "exhaustive"), help="default: the manifest's; gated where random")
     parser.add_argument("--refined-fraction", type=float, help="scoring.max_refined_fraction instead of what is set")
     parser.add_argument("--frames", type=int, default=16, help="for A in float32, and in --ours-only for B")

@@ -48,7 +48,9 @@ def main() -> int:
     """Build, run, print."""
     parser = argparse.ArgumentParser(description="Time the evaluation on the golden cases.")
     parser.add_argument("--golden", type=Path, required=True, help="folder with cases.npz and official_metrics.json")
-    parser.add_argument("--repeat", type=int, default=0, help="also run so many cases, the golden ones again and again")
+    parser.add_argument(
+        "--repeat", type=int, default=0, help="also run this many cases, the golden ones again and again"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(measure(options.golden, Path(folder), options.repeat)))

@@ -256,7 +256,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--release", type=Path, required=True, help="a folder of cases in the raw release's layout")
-    parser.add_argument("--cases", type=int, help="only the first so many")
+    parser.add_argument("--cases", type=int, help="only the first N")
     parser.add_argument("--cache", type=Path, help="a folder for what was scored, used again the next time")
     parser.add_argument("--device", choices=("cpu", "cuda"))
     return parser

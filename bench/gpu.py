@@ -359,7 +359,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", default="vit-l-14")
     parser.add_argument("--members", type=int, default=5)
-    parser.add_argument("--adapted-blocks", default="6", help="the last so many blocks carry adapters, or 'all'")
+    parser.add_argument("--adapted-blocks", default="6", help="how many of the last blocks carry adapters, or 'all'")
     parser.add_argument("--keep-share", type=float, default=1.0, help="share of the patches the tower keeps")
     parser.add_argument("--case-frames", type=int, default=FRAMES_PER_CASE)
     parser.add_argument("--rows", type=int, default=ROWS, help="of the frames")

@@ -94,7 +94,7 @@ def measure_frames(model: Path, work: Path, counts: Sequence[int], rows: int, de
 
 
 def measure_scoring(ensemble: Ensemble, frames: int, batch_frames: int) -> float:
-    """Seconds for all members to score so many frames, in the best of three runs after a first."""
+    """Seconds for all members to score this many frames, in the best of three runs after a first."""
     size = ensemble.manifest.tower.image_size
     stack = torch.randint(0, 256, (frames, size, size), dtype=torch.uint8).to(ensemble.device)
     seconds = []

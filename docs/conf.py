@@ -33,5 +33,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
+# Attributes of the same name in several classes are no mistake.
+suppress_warnings = ["ref.python"]
 # In the docstrings single backticks are code, as everywhere else in the project.
 default_role = "code"

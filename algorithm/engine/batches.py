@@ -119,7 +119,7 @@ class Batches:
         self.frames = frames
         self.first_batch_at = 0.0
         self.reused = 0
-        """So many frames were scored from the trunk that the gate had run."""
+        """How many frames were scored from the trunk that the gate had run."""
         self._trunks = KeptTrunks()
         self._clock = _DeviceClock(frames.device)
         self._first_batch: float | torch.cuda.Event | None = None

@@ -207,7 +207,7 @@ class SelectionConfig:
     """What a suboptimal frame is worth where an optimal one exists: quality = presence x (credit + (1 - credit) x
     optimality), the expected WFSS of the frame."""
     candidates: Annotated[int, Meta(ge=1, le=10_000)] = 5
-    """So many best frames, apart from each other, are segmented in turn until a mask has an ellipse."""
+    """How many of the best frames, apart from each other, are outlined in turn until a mask has an ellipse."""
     neighbour_frames: Annotated[int, Meta(ge=0, le=1000)] = 2
     """Frames on each side of the chosen one that are measured for the interval."""
     when_unsuitable: Literal["best_guess", "no_frame"] = "best_guess"
@@ -243,7 +243,7 @@ class HalfPrecision:
     """How far half precision takes presence and optimality from float32's: the largest difference, as measured."""
 
     frames: Annotated[int, Meta(ge=0)] = 0
-    """On so many frames; 0 where it was not measured."""
+    """On how many frames; 0 where it was not measured."""
     float16: Share | None = None
     bfloat16: Share | None = None
 

@@ -118,7 +118,7 @@ def case_flop(
     reused_frames: int,
     segmented_frames: int,
 ) -> CaseFlop:
-    """The ensemble over a case: so many frames by the gate, by all members, and by all decoders.
+    """The ensemble over a case: the frames that the gate, all members and all decoders see.
 
     Of the refined ones `reused_frames` go on from the trunk that the gate has run.
     """

@@ -12,7 +12,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number to so many significant digits, without an exponent, thousands apart; a dash for none."""
+    """A number to this many significant digits, without an exponent, thousands apart; a dash for none."""
     if value is None:
         return "-"
     if value == 0:

@@ -113,7 +113,7 @@ def varied_sweep(path: Path, *, frames: int, rows: int = ROWS) -> Path:
 
 
 def shortened(sweep: Path, path: Path, frames: int) -> Path:
-    """So many frames of the stack `sweep`, spread evenly over it, written to `path`."""
+    """Some frames of the stack `sweep`, spread evenly over it, written to `path`."""
     reader = open_stack(sweep)
     count = reader.header.frames
     if count < frames:

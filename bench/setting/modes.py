@@ -54,7 +54,7 @@ def measure_modes(model: Path, sweep: Path, work: Path, device: str | None) -> d
 def measure_invoke(
     input_dir: Path, output_dir: Path, model: Path, device: str | None, invokes: int = 2
 ) -> tuple[float, list[dict[str, Any]]]:
-    """Seconds until a server is ready, and its account of each of so many invokes of the same case."""
+    """Seconds until a server is ready, and its account of each of several invokes of the same case."""
     output_dir.mkdir(parents=True, exist_ok=True)
     port = free_port()
     words = ["serve", "--port", str(port), *([] if device is None else ["--device", device])]

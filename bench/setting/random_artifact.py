@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", choices=sorted(TOWERS), default="vit-l-14")
     parser.add_argument("--members", type=int, default=5)
-    parser.add_argument("--adapted-blocks", default="6", help="the last so many blocks carry adapters, or 'all'")
+    parser.add_argument("--adapted-blocks", default="6", help="how many of the last blocks carry adapters, or 'all'")
     parser.add_argument("--targets", default="c_fc,c_proj", help="comma-separated layers that carry adapters")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--scoring", choices=["exhaustive", "gated"], default="exhaustive")

@@ -38,7 +38,7 @@ def read_limits(root: Path = SYSTEM_ROOT) -> Limits:
 
 
 def worker_count(limits: Limits, cases: int) -> int:
-    """Workers for so many cases: at least one, no more than cases, whole cores and memory allow."""
+    """How many workers for this many cases: at least one, and no more than cases, whole cores and memory allow."""
     by_memory = (limits.memory_bytes - _FREE_BYTES) // WORKER_BYTES
     return max(1, min(cases, int(limits.cpus), by_memory))
 

@@ -20,7 +20,7 @@ from evaluation.report.text import number, plural
 STRIP_WIDTH, STRIP_HEIGHT = 840, 68
 """Of the frames, without the row of numbers below."""
 _FRAMES_A_POINT = 4
-"""The curve shows the largest probability of so many frames: 210 points a case instead of 840."""
+"""Each point of the curve is the largest probability of this many frames: 210 points a case instead of 840."""
 _FAN_TOLERANCE_PX = 0.6
 
 CHOICES = {

@@ -162,7 +162,7 @@ def json_mutator(content: bytes) -> Callable[[random.Random], bytes]:
 
 
 def fuzz(phase: Any, path: Path, mutate: Callable[[random.Random], bytes], count: int) -> dict[str, int]:
-    """So many mutations of a file of the phase, counted by outcome."""
+    """Some mutations of a file of the phase, counted by outcome."""
     rng = random.Random(SEED)
     outcomes = {"scored": 0, "refused": 0}
     for _ in range(count):

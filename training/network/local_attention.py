@@ -4,7 +4,8 @@ A vision transformer from random weights first has to find out that neighbouring
 it longer than the demo's whole training. Here each head starts by looking one fixed step away (Cordonnier et al. 2020,
 "On the relationship between self-attention and convolutional layers"), and patches are seen through smooth patterns.
 All of it is only the start: everything is trained. Measured once on generated sweeps: after 200 steps the presence loss
-is 0.56 in training, against 0.63 (which is chance) from random attention; what it is worth at the end was not measured.
+is 0.56 in training, against 0.63 (which is chance) from random attention. How much of that is left at the end was not
+measured.
 """
 
 import math

@@ -1,7 +1,7 @@
 """The insides of the generated bodies, drawn once a subject into atlases: abdomen, head, limb, fluid.
 
-What tells the planes apart is where it is in anatomy: the full section of the abdomen shows the stomach, the
-umbilical vein and one round vertebra; towards its ends ribs, kidneys and bowel take their place. A head has a thick
+Organs lie where anatomy has them, and that tells the planes apart. The full section of the abdomen shows the stomach,
+the umbilical vein and one round vertebra; towards its ends ribs, kidneys and bowel take their place. A head has a thick
 bright skull, a dark brain and a midline; a limb is little more than a bone and its shadow.
 """
 

@@ -29,7 +29,7 @@ from training.phantom.tissue import (
 # The share of cases whose sweep has annotated frames, by sweep: 237, 135, 90, 31, 47 and 13 of 300.
 SWEEP_HAS_TARGET = (0.79, 0.45, 0.30, 0.10, 0.16, 0.04)
 PADDED_SWEEP_SHARE = 0.08
-"""So many sweeps are shorter than the rest of the stack; black or repeated frames fill them up."""
+"""The share of sweeps that are shorter than the rest of the stack; black or repeated frames fill them up."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,10 @@ def generate_case(
 ) -> GeneratedCase:
     """One case, the same for the same arguments.
 
-    `subject_seed` (by default `seed`) draws the anatomy, `seed` all else. With fewer than six sweeps the rest have no
-    circumference. Smaller frames of the fan's shape (rows x columns near 562 : 744) show the same scene in larger
-    pixels; the time axis is compressed likewise into fewer frames a sweep. At least one sweep has labelled frames.
+    `subject_seed` (by default `seed`) decides the anatomy, `seed` everything else. With fewer than six sweeps the rest
+    have no circumference. Smaller frames of the fan's shape (rows x columns near 562 : 744) show the same scene in
+    larger pixels; the time axis is compressed likewise into fewer frames a sweep. At least one sweep has labelled
+    frames.
     """
     # Three sources, so that what is drawn in a frame's own resolution does not change what the frame shows.
     rng, scene, grain = (np.random.default_rng([*seed, stream]) for stream in range(3))

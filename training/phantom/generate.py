@@ -36,7 +36,7 @@ from training.phantom.draw_case import GeneratedCase, generate_case
 SMALLEST_ROWS = 80
 """In frames with fewer, a pixel would be more than 2 mm, which readers rightly take for a damaged header."""
 SHARED_SUBJECT_SHARE = 0.07
-"""So many cases are of the same subject as the case before."""
+"""The share of cases that are of the same subject as the case before."""
 
 
 def write_stack(path: Path, stack: NDArray[np.uint8], spacing_mm: float) -> None:

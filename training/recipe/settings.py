@@ -89,13 +89,13 @@ class SamplingSettings:
 
     Args:
         sweeps: `all` six, or only those with an annotation (the published code).
-        negatives_per_positive: so many frames without label for each annotated one; nothing means all there are.
+        negatives_per_positive: frames without a label for each annotated one; nothing means all there are.
         hard_share: of these negatives, the share drawn from the hardest: first the neighbours of annotated runs,
             later those with the highest probability when last seen.
         near_frames: how far from an annotated frame a neighbour may be.
         min_positive_pixels: annotated frames with a smaller mask (in pixels of the training image) are left out;
             1 keeps every one.
-        validation_stride: validation during training sees every annotated frame and every so-manieth of the others,
+        validation_stride: validation during training sees every annotated frame and every n-th of the others,
             weighted accordingly.
     """
 
@@ -114,7 +114,7 @@ class AugmentSettings:
     Args:
         recipe: `sweep` for ours; `published` for colour jitter, CLAHE, +-20 degrees and +-20 % shift on `copies` of
             `copies + 1` showings of each frame; `none`.
-        copies: an epoch of the published recipe shows each frame so many times more than once, and as many of
+        copies: an epoch of the published recipe shows each frame this many more times than once, and as many of
             `copies + 1` showings are augmented, drawn anew each time.
         flip: left to right.
         affine: rotation, shift and scale.
@@ -180,7 +180,7 @@ class OptimiserSettings:
         clip_norm: largest gradient norm; 0 is no clipping.
         ema_decay: exponential moving average of what is trained, used for validation and kept; 0 is none.
         keep: the epoch that is kept: highest validation F1, lowest validation loss, or the last.
-        patience_epochs: stop when the kept quantity has not improved for so many epochs; nothing means never.
+        patience_epochs: stop when the kept quantity has not improved for this many epochs; nothing means never.
     """
 
     learning_rate: float = 3e-4

@@ -154,8 +154,8 @@ class CacheIndex:
 class Cache:
     """A prepared cache.
 
-    Raises AcouslicError where the folder is none, is of another schema, or lacks a case that its index names: prepare
-    was then interrupted, and running it again goes on where it stopped.
+    Raises AcouslicError where the folder is no cache, is of another schema, or lacks a case that its index names:
+    prepare was then interrupted, and running it again goes on where it stopped.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -37,7 +37,7 @@ def labels_of_table(rows: dict[str, CaseCircumferences]) -> dict[str, CaseLabels
 def labels_of_runs(path: Path, rows: dict[str, CaseCircumferences]) -> dict[str, CaseLabels]:
     """From a csv of inclusive frame runs (columns filestem, opt_seq, subopt_seq), cases of 840 frames.
 
-    Raises AcouslicError for a missing column, a case that is not in it, and a run that is none.
+    Raises AcouslicError for a missing column, a case that is not in it, and a run that makes no sense.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
