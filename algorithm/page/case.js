@@ -104,14 +104,55 @@
     step(Math.sign(event.deltaY || event.deltaX) * (event.shiftKey ? 10 : 1));
   }, { passive: false });
 
-  let drag = null; // where a drag over the picture began: {x, frame}
+  // ---- Twice the size: what is shown starts at (left, top), in parts of the picture's width and height.
+
+  const ZOOM = 2;
+  let zoomed = null; // {left, top}
+
+  function zoomTo(left, top) {
+    zoomed = { left: clamp(left, 0, 1 - 1 / ZOOM), top: clamp(top, 0, 1 - 1 / ZOOM) };
+    placeLayers();
+  }
+
+  function placeLayers() {
+    const transform = zoomed ? `scale(${ZOOM}) translate(${-100 * zoomed.left}%, ${-100 * zoomed.top}%)` : "";
+    for (const layer of document.querySelectorAll(".viewer .frame > img, .viewer .frame > svg")) {
+      layer.style.transformOrigin = "0 0";
+      layer.style.transform = transform;
+    }
+    viewer.classList.toggle("zoomed", zoomed !== null);
+    byId("zoom").setAttribute("aria-pressed", String(zoomed !== null));
+    drawHand();
+  }
+
+  byId("zoom").addEventListener("click", () => {
+    const axes = ends || state.axisEndsPx;
+    const [x, y] = axes ? middle(axes[0]) : [state.columns / 2, state.rows / 2];
+    if (zoomed) {
+      zoomed = null;
+      placeLayers();
+    } else {
+      zoomTo((x + 0.5) / state.columns - 0.5 / ZOOM, (y + 0.5) / state.rows - 0.5 / ZOOM);
+    }
+  });
+
+  // ---- A drag over the picture goes through the frames, or moves what is enlarged
+
+  let drag = null; // where it began: {x, y, frame, zoomed}
   viewer.addEventListener("pointerdown", (event) => {
     if (event.button !== 0 || event.target.closest(".handle")) return;
-    drag = { x: event.clientX, frame };
+    drag = { x: event.clientX, y: event.clientY, frame, zoomed };
     viewer.setPointerCapture(event.pointerId);
   });
   viewer.addEventListener("pointermove", (event) => {
     if (!drag) return;
+    if (drag.zoomed) {
+      const { clientWidth: width, clientHeight: height } = viewer;
+      zoomTo(
+        drag.zoomed.left - (event.clientX - drag.x) / width / ZOOM, drag.zoomed.top - (event.clientY - drag.y) / height / ZOOM,
+      );
+      return;
+    }
     const framesPerPixel = Math.max(140 / viewer.clientWidth, 0.12);
     const to = drag.frame + (event.clientX - drag.x) * framesPerPixel;
     if (Math.round(to) !== frame) step(Math.round(to) - frame);
@@ -127,17 +168,6 @@
     outlined = !outlined;
     byId("outline").setAttribute("aria-pressed", String(outlined));
     show(frame);
-  });
-  // Twice the size, around the ellipse.
-  byId("zoom").addEventListener("click", () => {
-    const on = byId("zoom").getAttribute("aria-pressed") === "false";
-    const [x, y] = ends || state.axisEndsPx ? middle((ends || state.axisEndsPx)[0]) : [state.columns / 2, state.rows / 2];
-    for (const layer of document.querySelectorAll(".viewer .frame > img, .viewer .frame > svg")) {
-      layer.style.transformOrigin = `${100 * (x + 0.5) / state.columns}% ${100 * (y + 0.5) / state.rows}%`;
-      layer.style.transform = on ? "scale(2)" : "";
-    }
-    byId("zoom").setAttribute("aria-pressed", String(on));
-    drawHand();
   });
   byId("gain").addEventListener("input", (event) => {
     for (const image of document.querySelectorAll(".viewer img")) image.style.filter = `brightness(${event.target.value}%)`;

@@ -213,6 +213,7 @@ def measured(browser):
 def save(browser, folder, name="correction-case_7.json"):
     """Save the correction and read the file that the browser wrote."""
     browser.save_downloads(folder)
+    browser.run("document.getElementById('reader').value = ''")
     browser.write("#reader", "AB")
     browser.click("#save")
     path = folder / name
@@ -271,6 +272,44 @@ def test_the_ellipse_is_measured_by_keys_on_another_frame(page, case_dir, tmp_pa
     amended = json.loads((folder / "fetal-abdominal-circumference.json").read_text())
     assert amended["frame_number"] == CHOSEN + 1
     assert amended["circumference_mm"] == pytest.approx(correction["circumference_mm"], abs=0.001)
+
+
+def test_a_finger_moves_the_ellipse(browser, case_dir):
+    """On a phone: the end of an axis follows the finger, the frame stays."""
+    browser.look(390, 844, touch=True)
+    browser.open(case_dir / "report.html")
+    browser.click("#measure")
+    before = measured(browser)
+    x, y = browser.centre("[data-axis='0'][data-end='1'] .grip")
+    browser.swipe((x, y), (x + 30, y + 10))
+    assert measured(browser) > before + 2
+    assert shown(browser) == CHOSEN
+
+
+def test_the_enlarged_picture_is_moved_and_measured_on(page, tmp_path):
+    """Twice the size around the ellipse; a drag moves the picture instead of the frame, never past its edge; an end of
+    an axis follows the mouse at half the pace."""
+    page.click("#measure")
+    page.click("#zoom")
+    width, shown_width = page.run(
+        "['#picture', '#viewer'].map((name) => document.querySelector(name).getBoundingClientRect().width)"
+    )
+    assert width == pytest.approx(2 * shown_width, abs=1)
+    x, y = page.centre("#viewer")
+    page.drag((x, y), (x + 3000, y + 3000))
+    left_top = "(() => { const [a, b] = ['#picture', '#viewer'].map((n) => document.querySelector(n)"
+    left_top += ".getBoundingClientRect()); return [a.x - b.x, a.y - b.y]; })()"
+    assert page.run(left_top) == pytest.approx([0, 0], abs=0.5)
+    assert shown(page) == CHOSEN
+    before = save(page, tmp_path)["axis_ends_px"][0][0]
+    x, y = page.centre("[data-axis='0'][data-end='0'] .grip")
+    page.drag((x, y), (x - 20, y))
+    (tmp_path / "correction-case_7.json").unlink()
+    after = save(page, tmp_path)["axis_ends_px"][0][0]
+    assert before[0] - after[0] == pytest.approx(20 * COLUMNS / width, abs=0.2)
+    assert before[1] == pytest.approx(after[1], abs=0.2)
+    page.click("#zoom")
+    assert page.run("document.querySelector('#picture').style.transform") == ""
 
 
 def test_without_initials_nothing_is_saved(page, tmp_path):
