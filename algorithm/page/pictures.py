@@ -65,7 +65,7 @@ def read_pictures(header: StackHeader, wanted: Collection[int], budget_bytes: in
     reader = open_stack(header.path, opener=open_pixels_on_several_cores)
     found = (reader.header.frames, reader.header.rows, reader.header.columns)
     if found != (header.frames, header.rows, header.columns):
-        raise AcouslicError(f"{header.path} was changed while it was analysed: analyse it again")
+        raise AcouslicError("the stack was changed while it was analysed: analyse it again")
     asked = set(order)
     for indices, frames in reader.iter_chunks():
         for index, frame in zip(indices, frames, strict=True):

@@ -17,6 +17,7 @@ import numpy as np
 
 from acouslic.ellipse import Ellipse
 from acouslic.errors import AcouslicError
+from acouslic.reading.source import SourceFile
 from acouslic.stack import StackHeader
 from acouslic.write import write_bytes
 from algorithm.result.outputs import DICOM_REPORT_FILE, DICOM_SEGMENTATION_FILE, CaseResult
@@ -34,6 +35,11 @@ _NOT_OF_ONE_FRAME = (
     "PixelData", "NumberOfFrames", "FrameTime", "FrameTimeVector", "FrameIncrementPointer", "FrameOfReferenceUID",
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "PixelSpacing", "PixelAspectRatio",
 )  # fmt: skip
+_MAY_BE_EMPTY = (
+    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime",
+    "AccessionNumber", "ReferringPhysicianName",
+)  # fmt: skip
+"""What DICOM wants in every file, if only empty because nobody knows (type 2). Many files lack some of it."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +89,13 @@ def _source_frame(header: StackHeader, frame_index: int) -> _SourceFrame:
         if frame_index < first + source.frames:
             dataset = pydicom.dcmread(source.path, stop_before_pixels=True)
             if dataset.SOPInstanceUID != source.sop_instance_uid:
-                raise AcouslicError(f"{source.path} was changed while it was analysed: analyse it again")
+                raise AcouslicError(f"{_name(source)} was changed while it was analysed: analyse it again")
+            for keyword in _MAY_BE_EMPTY:
+                if keyword not in dataset:
+                    setattr(dataset, keyword, None)
             return _SourceFrame(dataset, frame_index - first + 1, "NumberOfFrames" in dataset)
         first += source.frames
-    raise AcouslicError(f"{header.path} no longer holds frame {frame_index}: analyse it again")
+    raise AssertionError(f"frame {frame_index} of {first}")
 
 
 def _segmentation(result: CaseResult, source: _SourceFrame, maker: Maker) -> "Dataset":
@@ -249,20 +258,24 @@ def _write(path: Path, dataset: "Dataset") -> None:
     write_bytes(path, content.getvalue())
 
 
+def _name(source: SourceFile) -> str:
+    """What messages call a file: its own name may be the patient's."""
+    return f"DICOM file {source.sop_instance_uid}"
+
+
 @contextlib.contextmanager
 def _without_values_of(header: StackHeader) -> Iterator[None]:
     """Warnings and errors of pydicom and highdicom may quote values of the source: none of them goes further."""
+    name = _name(header.sources[0])
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     except AttributeError as error:
-        missing = f" {error.name}" if error.name else ""
-        raise AcouslicError(
-            f"{header.path.name} lacks{missing} what a DICOM result needs of it: leave out --dicom"
-        ) from None
+        missing = error.name or "something"
+        raise AcouslicError(f"{name} lacks {missing}, which a DICOM result needs: leave out --dicom") from None
     except (TypeError, ValueError, KeyError, OSError) as error:
         raise AcouslicError(
-            f"no DICOM result can be made for {header.path.name} ({type(error).__name__}): its header has values that "
-            "DICOM does not allow; leave out --dicom"
+            f"no DICOM result can be made for {name} ({type(error).__name__}): its header has values that DICOM does "
+            "not allow; leave out --dicom"
         ) from None

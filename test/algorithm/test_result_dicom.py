@@ -162,6 +162,22 @@ def test_a_file_of_one_frame_is_referred_to_without_a_number(tmp_path):
     assert "ReferencedFrameNumber" not in source_image
 
 
+def test_a_source_that_lacks_what_may_be_empty(tmp_path):
+    """Neither patient nor study is described: the results have the same attributes, empty, as DICOM wants them."""
+    import highdicom
+
+    unknown = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID")
+    source = write_ultrasound(tmp_path / "a.dcm", 5, **dict.fromkeys(unknown), AccessionNumber=None)
+    write_dicom(result_in(tmp_path, [source], 2), tmp_path, MAKER)
+    for made in (
+        highdicom.seg.segread(tmp_path / "segmentation.dcm"),
+        highdicom.sr.srread(tmp_path / "measurement-report.dcm"),
+    ):
+        assert not made.PatientID
+        assert not made.StudyDate
+        assert made.StudyInstanceUID == "1.2.3.4"
+
+
 def test_what_was_not_found_is_not_written(tmp_path):
     """No frame: neither file; a mask without an ellipse: the Segmentation alone. A new run removes both."""
     result = result_in(tmp_path, [write_ultrasound(tmp_path / "a.dcm", 5)], 2)
@@ -178,7 +194,7 @@ def test_what_was_not_found_is_not_written(tmp_path):
     ("values", "reason"),
     [
         ({"StudyInstanceUID": None}, "lacks StudyInstanceUID"),
-        ({"PatientID": None}, "lacks PatientID"),
+        ({"PatientSex": "Doe"}, "values that DICOM does not allow"),
         ({"StudyDate": "Doe^Jane"}, "values that DICOM does not allow"),
     ],
 )
