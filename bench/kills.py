@@ -1,0 +1,378 @@
+"""What is left when the program is stopped at a random moment: a whole result, or none, and one sentence.
+
+    python bench/kills.py [--count 300] [--modes exec,serve,predict,fit] [--seed 0] [--model model/demo]
+
+Each mode is run once undisturbed, which tells how long it takes; then `--count` times, and each time SIGTERM, SIGINT or
+SIGKILL comes at a random moment of that time and a little after. Counted as faults:
+
+- an exit code other than 0 with the result complete, 128 + the signal's number with nothing of an incomplete result,
+  or the signal itself before the program had begun (and for SIGKILL);
+- anything on stderr but the one sentence of a run that was stopped; a traceback anywhere;
+- a result in part: exec and serve leave all files or none (after SIGKILL no frame number without the rest), predict a
+  whole folder of a case or none, and a table that lists what is complete; fit a folder that the same command ends;
+- serve: an answer 201 without the whole result, or an end later than 5 s after SIGTERM.
+
+The stacks are generated and tiny, so that a run takes seconds. The last line is a JSON object with `faults`.
+"""
+
+import argparse
+import contextlib
+import http.client
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bench.setting.machine import REPOSITORY, today
+from training.phantom.generate import write_stack
+
+SIGNALS = (signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
+"""Drawn from; SIGTERM is what platforms and clusters send."""
+RESULT_FILES = {
+    "fetal-abdomen-frame-number.json",
+    "fetal-abdominal-circumference.json",
+    "frame-quality-scores.json",
+    "images/fetal-abdomen-segmentation/output.mha",
+}
+_AFTER = 1.1
+"""Moments are drawn from so much of the time that a run takes."""
+_END_S = 120
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run that was stopped."""
+
+    number: int
+    code: int
+    seconds: float
+    """From the signal to the end."""
+    stderr: str
+    output: Path
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A way to run the program, and what must hold when it was stopped."""
+
+    command: Callable[[Path], list[str]]
+    """Given the folder of the output."""
+    check: Callable[[Ended], list[str]]
+    """The faults."""
+    environment: Callable[[Path], dict[str, str]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the modes; 0 where there was no fault."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=300, help="kills a mode")
+    parser.add_argument("--modes", default="exec,serve,predict,fit")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--model", type=Path, default=REPOSITORY / "model" / "demo")
+    options = parser.parse_args(arguments)
+    random.seed(options.seed)
+    report: dict[str, object] = {"date": today(), "seed": options.seed}
+    faults = 0
+    with tempfile.TemporaryDirectory() as folder:
+        setting = Setting(Path(folder), options.model)
+        for name in options.modes.split(","):
+            endings, found = setting.kill(name, options.count)
+            report[name] = {"kills": options.count, "endings": dict(endings), "faults": len(found)}
+            faults += len(found)
+            for fault in found:
+                print(f"{name}: {fault}")
+            print(f"{name}: {options.count} kills, {len(found)} faults, {dict(endings)}", flush=True)
+    print(json.dumps(report | {"faults": faults}))
+    return 1 if faults else 0
+
+
+class Setting:
+    """The inputs of all modes, generated, in a folder of their own."""
+
+    def __init__(self, root: Path, model: Path) -> None:
+        self.root, self.model = root, model
+        sweeps = root / "input" / "images" / "stacked-fetal-ultrasound"
+        sweeps.mkdir(parents=True)
+        self.stacks = root / "stacks"
+        self.stacks.mkdir()
+        noise = np.random.default_rng(0)
+        for path in (sweeps / "a.mha", *(self.stacks / f"{name}.mha" for name in "abc")):
+            write_stack(path, noise.integers(0, 256, (24, 60, 80), dtype=np.uint8), 0.28)
+
+    def kill(self, name: str, count: int) -> tuple[Counter[str], list[str]]:
+        """How `count` stopped runs of a mode ended, and the faults."""
+        if name == "serve":
+            return kill_servers(self, count)
+        if name == "fit":
+            self.prepare_training()
+        mode = {"exec": self.exec_mode, "predict": self.predict_mode, "fit": self.fit_mode}[name]()
+        start = time.monotonic()
+        subprocess.run(
+            mode.command(self.root / "whole"),
+            env=self.variables() | mode.environment(self.root / "whole"),
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
+        whole_s = time.monotonic() - start
+        endings: Counter[str] = Counter()
+        found = []
+        for number in range(count):
+            output = self.root / f"{name}-{number}"
+            ended = stopped_run(
+                mode, self.variables(), output, random.choice(SIGNALS), random.random() * _AFTER * whole_s
+            )
+            endings[_ending(ended.code)] += 1
+            what = signal.Signals(ended.number).name
+            found += [f"kill {number} ({what}, exit {ended.code}): {fault}" for fault in mode.check(ended)]
+            shutil.rmtree(output, ignore_errors=True)
+        return endings, found
+
+    def variables(self) -> dict[str, str]:
+        """The environment of a run."""
+        threads = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "MODEL_DIR": str(self.model)}
+        return dict(os.environ) | threads | {"INPUT_DIR": str(self.root / "input")}
+
+    def exec_mode(self) -> Mode:
+        """The platform's: one case into OUTPUT_DIR."""
+        return Mode(
+            lambda _: [sys.executable, "-m", "algorithm"], check_exec, lambda output: {"OUTPUT_DIR": str(output)}
+        )
+
+    def predict_mode(self) -> Mode:
+        """Three cases."""
+        return Mode(
+            lambda output: [sys.executable, "-m", "algorithm", "predict", str(self.stacks), "--output", str(output)],
+            check_predict,
+            lambda _: {},
+        )
+
+    def fit_mode(self) -> Mode:
+        """A tower of four blocks, two epochs."""
+        sizes = ["--adapter.rank=2", "--adapter.last_blocks=2", "--heads.filters=1", "--sampling.min_positive_pixels=1"]
+        words = [f"--cache={self.root / 'cache'}", "--machine.accelerator=cpu", "--machine.precision=32-true"]
+        words += ["--machine.threads=1", "--optimiser.batch_size=8", "--optimiser.epochs=2", "--augment.clahe=0"]
+        words += [f"--tower.config={self.root / 'tower.json'}", "--tower.random_init=true", *sizes]
+        words += ["--split", str(self.root / "split.json"), "--fold=0"]
+        command = [sys.executable, "-m", "training", "fit", *words]
+        return Mode(lambda output: [*command, f"--out={output}"], check_fit, lambda _: {})
+
+    def prepare_training(self) -> None:
+        """Seven generated cases of 2 x 24 frames at 28 pixels, and a tower to match."""
+        release, cache = self.root / "release", self.root / "cache"
+        vision = {"image_size": 28, "patch_size": 14, "width": 16, "layers": 4, "head_width": 8}
+        (self.root / "tower.json").write_text(json.dumps({"embed_dim": 8, "vision_cfg": vision}))
+        table = release / "circumferences" / "fetal_abdominal_circumferences_per_sweep.csv"
+        small = ["--cases=7", "--rows=120", "--sweeps=2", "--frames-per-sweep=24", "--seed=8"]
+        folds = ["--protocol=subject", "--folds=3", f"--csv={table}", f"--cache={cache}"]
+        for words in (
+            ["generate", f"--out={release}", *small],
+            ["prepare", f"--raw={release}", f"--out={cache}", "--image-size=28", "--antialias"],
+            ["split", *folds, f"--out={self.root / 'split.json'}"],
+        ):
+            command = [sys.executable, "-m", "training", *words]
+            subprocess.run(command, env=self.variables(), stdout=subprocess.DEVNULL, check=True)
+
+
+def stopped_run(mode: Mode, variables: dict[str, str], output: Path, number: int, delay_s: float) -> Ended:
+    """Start, wait, stop, and wait for the end."""
+    process = subprocess.Popen(
+        mode.command(output),
+        env=variables | mode.environment(output),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(delay_s)
+    stopped_at = time.monotonic()
+    process.send_signal(number)
+    try:
+        _, stderr = process.communicate(timeout=_END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        _, stderr = process.communicate()
+        stderr += f"it did not end within {_END_S} s\n"
+    return Ended(number, process.returncode, time.monotonic() - stopped_at, stderr, output)
+
+
+def check_words(ended: Ended, sentence: str = "stopped by a signal") -> list[str]:
+    """Exit code and stderr of a run that was stopped."""
+    lines = ended.stderr.splitlines()
+    if ended.code == -ended.number:
+        # Python's own start: no code of ours has run.
+        begun = ended.number != signal.SIGKILL and "algorithm" in ended.stderr
+        return [f"a traceback: {ended.stderr}"] if begun else []
+    if ended.code == 0:
+        return [f"exit code 0, but on stderr: {ended.stderr}"] if lines else []
+    if ended.code != 128 + ended.number:
+        return [f"exit code {ended.code}: {ended.stderr}"]
+    if len(lines) != 1 or sentence not in lines[0]:
+        return [f"expected one sentence, got: {ended.stderr}"]
+    return []
+
+
+def files_below(folder: Path) -> set[str]:
+    """Relative paths of all files."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def check_exec(ended: Ended) -> list[str]:
+    """All files or none."""
+    return check_words(ended) + check_whole(ended.output, ended.code, complete=ended.code == 0)
+
+
+def check_whole(output: Path, code: int, *, complete: bool) -> list[str]:
+    """The four files where the run says so, else none; after SIGKILL no frame number without the others."""
+    there = files_below(output)
+    if complete:
+        return [] if there >= RESULT_FILES else [f"not complete: {sorted(there)}"]
+    if code == -signal.SIGKILL:
+        partial = "fetal-abdomen-frame-number.json" in there and not there >= RESULT_FILES
+        return [f"a frame number without the rest: {sorted(there)}"] if partial else []
+    return [f"left behind: {sorted(there)}"] if there else []
+
+
+def check_predict(ended: Ended) -> list[str]:
+    """Whole folders, no empty ones, and a table of them."""
+    found = check_words(ended)
+    if not ended.output.is_dir():
+        return found
+    folders = [item for item in ended.output.iterdir() if item.is_dir()]
+    whole = {"preview.png", "case.json"} | RESULT_FILES
+    cases = []
+    for folder in folders:
+        if folder.name.startswith("."):
+            found += [f"left behind: {folder.name}"] if ended.code != -signal.SIGKILL else []
+            continue
+        cases.append(folder.name)
+        if not files_below(folder) >= whole:
+            found.append(f"case {folder.name} holds {sorted(files_below(folder))}")
+    table = ended.output / "results.csv"
+    rows = [line.split(",")[0] for line in table.read_text().splitlines()[1:]] if table.is_file() else []
+    agrees = set(rows) <= set(cases) if ended.code == -signal.SIGKILL else sorted(rows) == sorted(cases)
+    if not agrees or (ended.code == 0 and sorted(cases) != ["a", "b", "c"]):
+        found.append(f"the table lists {rows}, folders are {cases}")
+    return found
+
+
+def check_fit(ended: Ended) -> list[str]:
+    """One sentence as the last line, no traceback; no half-written file."""
+    found = []
+    if ended.code not in (0, -ended.number, 128 + ended.number):
+        found.append(f"exit code {ended.code}: {ended.stderr}")
+    if "Traceback" in ended.stderr and ended.code != -ended.number:
+        found.append(f"a traceback: {ended.stderr}")
+    if ended.code == 128 + ended.number and not ended.stderr.strip():
+        found.append("it ended without a word")
+    return found
+
+
+def kill_servers(setting: Setting, count: int) -> tuple[Counter[str], list[str]]:
+    """Servers that are stopped while they start, or while they answer an invoke."""
+    endings: Counter[str] = Counter()
+    found = []
+    undisturbed = Server(setting, setting.root / "serve-whole")
+    start_s = undisturbed.ready_s()
+    invoke_s = sum(undisturbed.invoke_s() for _ in range(2)) / 2
+    undisturbed.stopped(signal.SIGTERM)
+    for number in range(count):
+        server = Server(setting, setting.root / f"serve-{number}")
+        if random.random() < 0.3:
+            time.sleep(random.random() * start_s)
+        else:
+            server.ready_s()
+            threading.Thread(target=server.invoke_s, daemon=True).start()
+            time.sleep(random.random() * _AFTER * invoke_s)
+        ended = server.stopped(random.choice(SIGNALS))
+        endings[_ending(ended.code)] += 1
+        what = signal.Signals(ended.number).name
+        found += [f"kill {number} ({what}, exit {ended.code}): {fault}" for fault in check_served(ended, server.status)]
+        shutil.rmtree(ended.output, ignore_errors=True)
+    return endings, found
+
+
+class Server:
+    """A process of `serve`, and what it answered."""
+
+    def __init__(self, setting: Setting, output: Path) -> None:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            self.port = listener.getsockname()[1]
+        self.output, self.status = output, 0
+        output.mkdir()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "algorithm", "serve", "--port", str(self.port)],
+            env=setting.variables() | {"OUTPUT_DIR": str(output)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def ask(self, method: str, path: str) -> int:
+        """The status of one answer; 0 where there is none."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_END_S)
+        try:
+            connection.request(method, path)
+            return connection.getresponse().status
+        except (OSError, http.client.HTTPException):
+            return 0
+        finally:
+            connection.close()
+
+    def ready_s(self) -> float:
+        """Seconds until health says 200."""
+        start = time.monotonic()
+        while self.ask("GET", "/health") != 200:
+            if self.process.poll() is not None or time.monotonic() - start > _END_S:
+                raise SystemExit("the server did not become ready")
+            time.sleep(0.02)
+        return time.monotonic() - start
+
+    def invoke_s(self) -> float:
+        """Seconds that an invoke takes; its answer is kept in `status`."""
+        start = time.monotonic()
+        self.status = self.ask("POST", "/invoke")
+        return time.monotonic() - start
+
+    def stopped(self, number: int) -> Ended:
+        """Send the signal as the platform does, to the group, and wait for the end."""
+        stopped_at = time.monotonic()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+        _, stderr = self.process.communicate(timeout=_END_S)
+        return Ended(number, self.process.returncode, time.monotonic() - stopped_at, stderr, self.output)
+
+
+def check_served(ended: Ended, status: int) -> list[str]:
+    """All files or none, all where the answer was 201; an end within 5 s."""
+    found = check_words(ended)
+    there = files_below(ended.output)
+    if there or status == 201:
+        complete = status == 201 or (ended.code != -signal.SIGKILL)
+        found += check_whole(ended.output, ended.code, complete=complete)
+    if ended.seconds > 5 and ended.number != signal.SIGKILL:
+        found.append(f"it ended {ended.seconds:.1f} s after the signal")
+    return found
+
+
+def _ending(code: int) -> str:
+    return "complete" if code == 0 else "stopped" if code > 0 else f"signal {-code}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
