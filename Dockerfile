@@ -64,4 +64,6 @@ CMD ["exec"]
 
 FROM runtime AS invoke
 LABEL org.grand-challenge.api-method="invoke"
+# For engines that look after it (Docker, Compose); the platform asks by itself.
+HEALTHCHECK --interval=30s --timeout=10s --start-period=300s CMD ["python3", "-m", "algorithm", "health"]
 CMD ["serve"]

@@ -1,6 +1,9 @@
 """What people and the platform get to read: logs on stdout, and on stderr one sentence, if anything failed."""
 
+import contextlib
+import datetime
 import errno
+import json
 import logging
 import sys
 
@@ -38,6 +41,33 @@ def set_up_messages() -> None:
     handler.setFormatter(LogFormatter())
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
     logging.captureWarnings(True)
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one JSON object: `time` (UTC), `level`, `logger`, `message`, and `traceback` of a failure.
+
+    A message that is an object itself, as the timings of a case are, lends its fields instead of `message`.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line of ASCII."""
+        message = record.getMessage()
+        said: dict[str, object] = {"message": message}
+        if message.startswith("{"):
+            with contextlib.suppress(ValueError):
+                said = json.loads(message)
+        at = datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds")
+        fields = {"time": at, "level": record.levelname, "logger": record.name} | said
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        # JSON leaves this one control character as it is.
+        return json.dumps(fields).replace("\x7f", "\\u007f")
+
+
+def log_as_json() -> None:
+    """Each line of the log as a JSON object from now on."""
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(JsonFormatter())
 
 
 def explain(error: BaseException) -> str:

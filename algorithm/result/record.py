@@ -55,10 +55,18 @@ def write_record(folder: Path, source: Path, maker: Maker, row: ResultRow) -> No
 
 def recorded_row(case_dir: Path, source: Path, maker: Maker) -> ResultRow | None:
     """The row of a complete result in `case_dir` that `maker` made of the file at `source` as it is now, else None."""
-    if not (case_dir / FRAME_NUMBER_FILE).is_file():
-        return None
+    return _row(case_dir, source, maker) if (case_dir / FRAME_NUMBER_FILE).is_file() else None
+
+
+def failed_row(folder: Path, source: Path, maker: Maker) -> ResultRow | None:
+    """The row of a failure that `write_record` put into `folder`, of the file as it is now, else None."""
+    row = _row(folder, source, maker)
+    return row if row is not None and row.error else None
+
+
+def _row(folder: Path, source: Path, maker: Maker) -> ResultRow | None:
     try:
-        content = json.loads((case_dir / RECORD_FILE).read_text(encoding="utf-8"))
+        content = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
         if content["schema_version"] != _SCHEMA_VERSION or content["made_by"] != dataclasses.asdict(maker):
             return None
         return ResultRow(**content["row"]) if content["source"] == _source(source) else None

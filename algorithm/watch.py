@@ -1,0 +1,169 @@
+"""A folder that is watched: each new stack in it is analysed once, also when the program is started again.
+
+What is done is known by the results themselves: a case's own record, or a record of its failure in `.failed/`. A file
+that changes later is a new one.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import glob
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from acouslic.errors import AcouslicError
+from acouslic.sockets import SweepInput, case_name
+from acouslic.write import check_writable
+from algorithm.case_list import stacks_in_folder
+from algorithm.frames.frame_stream import FrameStream
+from algorithm.predict import PredictSettings, analyse_case
+from algorithm.process.interrupts import Interrupts
+from algorithm.process.messages import complain
+from algorithm.process.timing import process_age_s
+from algorithm.result.case_folder import remove_leftovers
+from algorithm.result.outputs import RECORD_FILE
+from algorithm.result.record import Maker, failed_row, recorded_row, write_record
+from algorithm.result.table import ResultRow, ResultTable
+
+if TYPE_CHECKING:
+    from algorithm.pipeline import Pipeline
+
+FAILED_FOLDER = ".failed"
+HEARTBEAT_FILE = ".watching"
+"""In the output folder; its time says when the watcher was last alive."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rhythm:
+    """When to look, and when a file counts as complete."""
+
+    every_s: float = 2.0
+    settled_s: float = 5.0
+    """Neither it nor a file of the same stem (the pixels of a `.mhd`) was written for so long."""
+
+
+def watch(input_dir: Path, settings: PredictSettings, rhythm: Rhythm, interrupts: Interrupts) -> int:
+    """Analyse what lies in `input_dir` and whatever comes, until a signal ends the program; then 0.
+
+    Raises AcouslicError where there is no such folder, the output folder cannot be written, or the model cannot be
+    loaded. A case that fails is told on stderr and tried again only when its file changes.
+    """
+    if not input_dir.is_dir():
+        raise AcouslicError(f"{input_dir} is no folder: name the one that new stacks come into")
+    maker = settings.maker()
+    check_writable(settings.output_dir)
+    if not settings.verbose:
+        logging.getLogger("algorithm.case").setLevel(logging.WARNING)
+    with interrupts.held():
+        from algorithm.pipeline import Pipeline
+
+    pipeline = Pipeline.load(
+        settings.model_dir, device=settings.device, batch_frames=settings.batch_frames, import_s=process_age_s()
+    )
+    log.info("watching %s; results go to %s", input_dir, settings.output_dir)
+    try:
+        _Watcher(input_dir, settings, maker, pipeline, interrupts).run(rhythm)
+    except KeyboardInterrupt:
+        interrupts.end()
+        log.info("stopped; what is not done yet is done at the next start")
+    return 0
+
+
+def check_heartbeat(output_dir: Path, longest_s: float) -> None:
+    """Raises AcouslicError unless a watcher of this output folder was alive within the last `longest_s`."""
+    path = output_dir / HEARTBEAT_FILE
+    try:
+        age_s = time.time() - path.stat().st_mtime
+    except OSError as error:
+        raise AcouslicError(f"{path}: {error.strerror}: no watcher has written there") from None
+    if age_s > longest_s:
+        raise AcouslicError(f"{path} is {age_s:.0f} s old: the watcher does not answer any more")
+
+
+class _Watcher:
+    def __init__(
+        self, input_dir: Path, settings: PredictSettings, maker: Maker, pipeline: "Pipeline", interrupts: Interrupts
+    ) -> None:
+        self._input_dir, self._settings, self._maker = input_dir, settings, maker
+        self._pipeline, self._interrupts = pipeline, interrupts
+        self._table = ResultTable(settings.table_path, [])
+        self._told: set[Path] = set()
+        """Files that were refused for their name."""
+
+    def run(self, rhythm: Rhythm) -> None:
+        """Until a signal."""
+        while True:
+            self._beat()
+            for sweep in self._new(rhythm.settled_s):
+                self._analyse(sweep)
+                self._beat()
+            time.sleep(rhythm.every_s)
+
+    def _beat(self, _: float = 0.0) -> None:
+        (self._settings.output_dir / HEARTBEAT_FILE).touch()
+
+    def _new(self, settled_s: float) -> Iterator[SweepInput]:
+        """What is complete and not done; the rows of what is done go into the table."""
+        taken: dict[str, Path] = {}
+        for path in stacks_in_folder(self._input_dir):
+            try:
+                sweep = SweepInput(path, case_name(path.name))
+            except AcouslicError as error:
+                self._tell(path, str(error))
+                continue
+            if taken.setdefault(sweep.case, sweep.path) != sweep.path:
+                self._tell(path, f"{path} is not analysed: {taken[sweep.case]} has the same case name; rename it")
+                continue
+            with contextlib.suppress(FileNotFoundError, AcouslicError):
+                row = self._row_of(sweep)
+                if row is None and _age_s(sweep.path) >= settled_s:
+                    yield sweep
+                elif row is not None and not self._table.holds(row):
+                    self._table.take(row)
+                    self._table.write()
+
+    def _tell(self, path: Path, sentence: str) -> None:
+        """Once a file."""
+        if path not in self._told:
+            self._told.add(path)
+            complain(sentence)
+
+    def _row_of(self, sweep: SweepInput) -> ResultRow | None:
+        output_dir = self._settings.output_dir
+        done = recorded_row(output_dir / sweep.case, sweep.path, self._maker)
+        return done or failed_row(output_dir / FAILED_FOLDER / sweep.case, sweep.path, self._maker)
+
+    def _analyse(self, sweep: SweepInput) -> None:
+        output_dir = self._settings.output_dir
+        remove_leftovers(output_dir, [sweep.case])
+        failed_dir = output_dir / FAILED_FOLDER / sweep.case
+        with contextlib.closing(FrameStream(sweep.path)) as stream, contextlib.ExitStack() as landing:
+            row = analyse_case(
+                self._pipeline,
+                sweep,
+                stream,
+                self._settings,
+                self._maker,
+                progress=self._beat,
+                before_landing=functools.partial(landing.enter_context, self._interrupts.held()),
+            )
+            if row.error:
+                landing.enter_context(self._interrupts.held())
+                write_record(failed_dir, sweep.path, self._maker, row)
+                complain(row.sentence())
+            else:
+                (failed_dir / RECORD_FILE).unlink(missing_ok=True)
+                log.info("%s", row.sentence())
+            self._table.take(row)
+            self._table.write()
+
+
+def _age_s(path: Path) -> float:
+    """Seconds since the file, or one of the same stem beside it, was written; of a folder, since its youngest file."""
+    files = path.iterdir() if path.is_dir() else path.parent.glob(f"{glob.escape(path.stem)}.*")
+    return time.time() - max([path.stat().st_mtime, *(file.stat().st_mtime for file in files)])

@@ -1,0 +1,152 @@
+"""A watched folder: each complete new file once, whatever happens to the watcher."""
+
+import http.server
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from acouslic.errors import AcouslicError
+from algorithm.health import check_server
+from algorithm.process.messages import JsonFormatter
+from algorithm.watch import check_heartbeat
+
+
+class Watcher:
+    """A real `python -m algorithm watch`."""
+
+    def __init__(self, root, model, repository):
+        self.incoming, self.output = root / "incoming", root / "results"
+        self.incoming.mkdir(exist_ok=True)
+        self.errors = root / "stderr.txt"
+        command = [sys.executable, "-m", "algorithm", "watch", str(self.incoming), str(self.output)]
+        command += ["--model", str(model), "--every", "0.1", "--settled", "1", "--log-format", "json"]
+        with self.errors.open("ab") as errors, (root / "stdout.txt").open("ab") as log:
+            self.process = subprocess.Popen(
+                command, cwd=repository, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=errors
+            )
+
+    def wait_for(self, *cases):
+        """Until the table lists exactly these cases."""
+        deadline = time.monotonic() + 240
+        rows = []
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.errors.read_text()
+            table = self.output / "results.csv"
+            rows = [line.split(",")[0] for line in table.read_text().splitlines()[1:]] if table.is_file() else []
+            if sorted(rows) == sorted(cases):
+                return
+            time.sleep(0.1)
+        raise AssertionError(f"the table lists {rows}, not {cases}")
+
+    def stop(self, number=signal.SIGTERM):
+        """Its exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(timeout=60)
+
+
+def test_each_complete_file_is_analysed_once(platform_case, speckle, tiny_model, repository, tmp_path):
+    """A file that still grows waits; a damaged one is told once; a killed watcher and one that is started again do
+    nothing twice; a file that is mended is analysed; SIGTERM ends it with 0."""
+    good = {
+        name: shutil.move(platform_case.write_sweep(speckle(seed=seed)), tmp_path / f"{name}.mha")
+        for seed, name in enumerate("abc")
+    }
+    first = Watcher(tmp_path, tiny_model, repository)
+    shutil.copy(good["a"], first.incoming / "a.mha")
+    (first.incoming / "damaged.mha").write_bytes(good["b"].read_bytes()[:-100])
+    growing = (first.incoming / "growing.mha").open("wb")
+    content = good["c"].read_bytes()
+    ended = threading.Event()
+
+    def grow():
+        for start in range(0, len(content), len(content) // 8 + 1):
+            growing.write(content[start : start + len(content) // 8 + 1])
+            growing.flush()
+            time.sleep(0.4)
+        growing.close()
+        ended.set()
+
+    threading.Thread(target=grow).start()
+    first.wait_for("a", "damaged", "growing")
+    assert ended.is_set()
+    check_heartbeat(first.output, 60)
+    assert sorted(item.name for item in first.output.iterdir() if item.is_dir()) == [".failed", "a", "growing"]
+    assert first.stop(signal.SIGKILL) == -signal.SIGKILL
+    made_at = (first.output / "a" / "case.json").stat().st_mtime_ns
+
+    second = Watcher(tmp_path, tiny_model, repository)
+    shutil.copy(good["b"], second.incoming / "b.mha")
+    second.wait_for("a", "b", "damaged", "growing")
+    shutil.copy(good["b"], second.incoming / "damaged.mha")
+    deadline = time.monotonic() + 120
+    while not (second.output / "damaged" / "case.json").is_file() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert second.stop() == 0
+    assert (second.output / "a" / "case.json").stat().st_mtime_ns == made_at
+    assert [line.split(":")[0] for line in second.errors.read_text().splitlines()] == ["damaged"]
+    records = [json.loads(line) for line in (tmp_path / "stdout.txt").read_text().splitlines()]
+    said = [record["message"].split(":")[0] for record in records if record["logger"] == "algorithm.watch"]
+    assert [name for name in said if name in ("a", "b", "damaged", "growing")] in (
+        ["a", "growing", "b", "damaged"],
+        ["a", "growing", "damaged", "b"],
+    )
+
+
+def test_a_watcher_that_is_silent_is_not_alive(tmp_path):
+    """No heartbeat, and an old one."""
+    with pytest.raises(AcouslicError, match="no watcher has written there"):
+        check_heartbeat(tmp_path, 60)
+    (tmp_path / ".watching").touch()
+    check_heartbeat(tmp_path, 60)
+    os.utime(tmp_path / ".watching", (0, time.time() - 100))
+    with pytest.raises(AcouslicError, match="100 s old"):
+        check_heartbeat(tmp_path, 60)
+
+
+def test_health_asks_the_server():
+    """200 is well; another status and no server are not, and the sentence says which."""
+    answers = [200, 503]
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(answers.pop(0))
+            self.end_headers()
+            self.wfile.write(b"the model is being loaded")
+
+        def log_message(self, *_):
+            """Nothing."""
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        check_server(server.server_port)
+        with pytest.raises(AcouslicError, match="answers 503: the model is being loaded"):
+            check_server(server.server_port)
+        server.shutdown()
+        thread.join()
+    with pytest.raises(AcouslicError, match="nothing answers on port"):
+        check_server(server.server_port)
+
+
+def test_a_log_of_json_lines():
+    """Each record is one object of plain ASCII; the timings of a case lend their fields."""
+    formatter = JsonFormatter()
+
+    def lines(message):
+        text = formatter.format(logging.LogRecord("algorithm.x", logging.INFO, __file__, 1, message, (), None))
+        assert text.isascii()
+        assert text.isprintable()
+        return json.loads(text)
+
+    assert lines("a\x1b[31m\nb\x9b\x7f")["message"] == "a\x1b[31m\nb\x9b\x7f"
+    done = lines('{"event": "case done", "frames": 24}')
+    assert (done["event"], done["frames"], done["level"], done["logger"]) == ("case done", 24, "INFO", "algorithm.x")
+    assert done["time"].endswith("+00:00")

@@ -1,0 +1,57 @@
+"""The manifests that start the images: readable, with words that the program knows, and with a health check."""
+
+import re
+
+import pytest
+import yaml
+
+from algorithm.arguments import COMMANDS, make_parser
+
+MANIFESTS = [
+    "compose.yaml",
+    "compose.gpu.yaml",
+    "kubernetes/cohort.yaml",
+    "kubernetes/serve.yaml",
+    "kubernetes/watch.yaml",
+]
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_every_command_in_a_manifest_parses(name, repository):
+    """Each list or line of words that begins with a command of ours is one that the command line takes."""
+    text = (repository / "deploy" / name).read_text()
+    found = [words for document in yaml.safe_load_all(text) for words in commands_in(document)]
+    assert found or "gpu" in name
+    for words in found:
+        assert make_parser().parse_args(words).command == words[0]
+
+
+def test_all_manifests_are_tested(repository):
+    """No manifest is forgotten."""
+    deploy = repository / "deploy"
+    assert sorted(path.relative_to(deploy).as_posix() for path in deploy.rglob("*.yaml")) == sorted(MANIFESTS)
+
+
+def test_the_server_image_has_a_health_check(repository):
+    """The words of its health check are the program's."""
+    (words,) = re.findall(
+        r'^HEALTHCHECK .*CMD \["python3", "-m", "algorithm", (.*)\]$', (repository / "Dockerfile").read_text(), re.M
+    )
+    assert make_parser().parse_args([word.strip(' "') for word in words.split(",")]).command == "health"
+
+
+def commands_in(node):
+    """Every list of words below `node` that begins with one of our commands, after the start of Python if need be."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key != "profiles":  # names of Compose's own
+                yield from commands_in(value)
+    elif isinstance(node, str) and "-m algorithm" in node:
+        yield node.split("-m algorithm", 1)[1].split()
+    elif isinstance(node, list) and all(isinstance(word, str) for word in node):
+        words = node[node.index("algorithm") + 1 :] if "algorithm" in node else node
+        if words and words[0] in COMMANDS:
+            yield words
+    elif isinstance(node, list):
+        for value in node:
+            yield from commands_in(value)
