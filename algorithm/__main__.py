@@ -70,7 +70,15 @@ def _run(arguments: Sequence[str] | None, interrupts: Interrupts, program: str) 
     parsed = parser.parse_args(arguments)
     if parsed.command == "amend":
         return _amend(parsed, interrupts)
+    if parsed.log_format == "json":
+        from algorithm.process.messages import log_as_json
+
+        log_as_json()
+    if parsed.command == "health":
+        return _health(parsed)
     model_dir = parsed.model or Path(os.environ.get("MODEL_DIR", "/opt/ml/model"))
+    if parsed.command == "watch":
+        return _watch(parsed, model_dir, interrupts)
     if parsed.command == "predict":
         if parsed.part_id >= parsed.num_parts:
             parser.error(f"--part-id counts from 0 to {parsed.num_parts - 1}, not {parsed.part_id}")
@@ -101,6 +109,8 @@ def _predict(parsed: argparse.Namespace, model_dir: Path, interrupts: Interrupts
         resume=parsed.resume,
         num_parts=parsed.num_parts,
         part_id=parsed.part_id,
+        workers=parsed.workers,
+        ray_address=parsed.ray_address,
     )
     return predict(parsed.sweeps, settings, interrupts)
 
@@ -113,6 +123,32 @@ def _amend(parsed: argparse.Namespace, interrupts: Interrupts) -> int:
     with interrupts.held():
         logging.getLogger(__name__).info("the amended result is in %s; the original is as it was", amended)
         interrupts.end()
+    return 0
+
+
+def _watch(parsed: argparse.Namespace, model_dir: Path, interrupts: Interrupts) -> int:
+    from algorithm.predict import PredictSettings
+    from algorithm.watch import Rhythm, watch
+
+    settings = PredictSettings(
+        output_dir=parsed.output,
+        model_dir=model_dir,
+        device=parsed.device,
+        batch_frames=parsed.batch_frames,
+        verbose=parsed.verbose,
+    )
+    return watch(parsed.folder, settings, Rhythm(parsed.every, parsed.settled), interrupts)
+
+
+def _health(parsed: argparse.Namespace) -> int:
+    if parsed.watcher is not None:
+        from algorithm.watch import check_heartbeat
+
+        check_heartbeat(parsed.watcher, parsed.longest)
+    else:
+        from algorithm.health import check_server
+
+        check_server(parsed.port)
     return 0
 
 

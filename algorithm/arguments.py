@@ -1,6 +1,7 @@
 """The command line of `python -m algorithm`: its words and what they may be. Loads nothing heavy."""
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -15,6 +16,8 @@ COMMANDS = {
     "serve": "an HTTP server that analyses INPUT_DIR on request",
     "predict": "analyse any number of sweep stacks",
     "amend": "take a measurement by hand, saved from report.html, up beside the result",
+    "watch": "analyse each new stack that comes into a folder, once",
+    "health": "whether a server or a watcher on this machine is alive: exit code 0",
 }
 """One line of help by command; `acouslic --help` shows them too."""
 PORT = 4743
@@ -44,17 +47,22 @@ def make_parser(program: str = "algorithm") -> argparse.ArgumentParser:
     common.add_argument(
         "--batch-frames", type=positive, metavar="N", help="frames a batch (default: what memory holds; 8 on a CPU)"
     )
+    common.add_argument(
+        "--log-format", choices=("text", "json"), default="text", help="json: each line of the log is an object"
+    )
     parser = Parser(
         prog=program,
         description="Finds, outlines and measures the fetal abdomen in blind-sweep ultrasound.",
         epilog=_EPILOG,
     )
-    parser.set_defaults(command="exec", model=None, device=None, batch_frames=None)
+    parser.set_defaults(command="exec", model=None, device=None, batch_frames=None, log_format="text")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", help="without one: analyse INPUT_DIR, once")
     commands.add_parser("exec", parents=[common], help=COMMANDS["exec"])
     _serve(commands.add_parser("serve", parents=[common], help=COMMANDS["serve"]))
     _predict(commands.add_parser("predict", parents=[common], help=COMMANDS["predict"]))
     _amend(commands.add_parser("amend", help=COMMANDS["amend"]))
+    _watch(commands.add_parser("watch", parents=[common], help=COMMANDS["watch"]))
+    _health(commands.add_parser("health", help=COMMANDS["health"]))
     return parser
 
 
@@ -83,6 +91,13 @@ def _predict(predict: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="skip what is complete and was made by the same model and version"
     )
     many.add_argument(
+        "--workers",
+        type=positive,
+        metavar="N",
+        help="that many at once, by Ray; cores are divided (default: one a GPU; without a GPU one in all)",
+    )
+    many.add_argument("--ray-address", metavar="ADDRESS", help="join a Ray cluster, such as HOST:6379 or auto")
+    many.add_argument(
         "--num-parts", type=positive, default=1, metavar="N", help="divide the cases into N parts, a command each"
     )
     many.add_argument(
@@ -93,6 +108,39 @@ def _predict(predict: argparse.ArgumentParser) -> None:
 def _amend(amend: argparse.ArgumentParser) -> None:
     amend.add_argument("case_dir", type=Path, metavar="CASE_DIR", help="the folder of the case that was corrected")
     amend.add_argument("correction", type=Path, metavar="CORRECTION", help="the .json that the browser saved")
+
+
+def _watch(watch: argparse.ArgumentParser) -> None:
+    watch.add_argument("folder", type=Path, metavar="IN", help="the folder that new stacks come into")
+    watch.add_argument("output", type=Path, metavar="OUT", help="gets a folder a case, results.csv")
+    watch.add_argument("--every", type=seconds, default=2.0, metavar="S", help="look so often (default: 2 s)")
+    watch.add_argument(
+        "--settled",
+        type=seconds,
+        default=5.0,
+        metavar="S",
+        help="a file is complete when nobody wrote to it for so long (default: 5 s)",
+    )
+    watch.add_argument("--verbose", action="store_true", help="log timings and notes of each case")
+
+
+def _health(health: argparse.ArgumentParser) -> None:
+    health.add_argument("--port", type=port, default=PORT, help=f"of a server (default: {PORT})")
+    health.add_argument("--watcher", type=Path, metavar="OUT", help="of a watcher instead: its output folder")
+    health.add_argument(
+        "--longest", type=seconds, default=120.0, metavar="S", help="a watcher may be silent so long (default: 120 s)"
+    )
+
+
+def seconds(text: str) -> float:
+    """A positive time."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"must be a positive number of seconds, not {text!r}")
+    return value
 
 
 def positive(text: str) -> int:

@@ -1,15 +1,22 @@
 """The cases that files, folders, patterns and lists on a command line stand for."""
 
+import csv
 import glob
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from acouslic.errors import AcouslicError
 from acouslic.sockets import STACK_SUFFIXES, SWEEP_FOLDER, SweepInput, case_name, find_sweep_input
 from algorithm.result.table import INDEX_FILE, RESULTS_FILE
 
 _RELEASE_FOLDER = "images/stacked_fetal_ultrasound"
+
+
+LIST_SUFFIXES = (".csv", ".parquet")
+"""Of a table that names stacks: a column `path`, relative to the table's folder where it is not absolute, and if wanted
+a column `case`."""
 
 
 def find_sweeps(paths: Sequence[Path]) -> list[SweepInput]:
@@ -40,19 +47,71 @@ def _matches(path: Path) -> list[Path]:
     return [Path(match) for match in sorted(glob.glob(str(path)))] or [path]  # noqa: PTH207 - absolute patterns too
 
 
+def _sweeps_of_list(path: Path) -> list[SweepInput]:
+    """The stacks that a table names."""
+    sweeps = []
+    for line, row in enumerate(_rows_of_list(path), start=1):
+        named = row.get("path")
+        if not isinstance(named, str) or not named.strip():
+            raise AcouslicError(f"{path}: row {line} names no stack: expected a column `path` with a path in every row")
+        stack = path.parent / named
+        if not stack.exists():
+            raise AcouslicError(f"{path}: row {line} names {stack}, which does not exist")
+        case = row.get("case")
+        if case is None or case == "":
+            sweeps += _sweeps_at(stack)
+        elif isinstance(case, str) and case == case_name(case) and not case.startswith("."):
+            sweeps.append(SweepInput(stack, case))
+        else:
+            raise AcouslicError(f"{path}: row {line} names the case {case!r}, which no folder can have")
+    if not sweeps:
+        raise AcouslicError(f"{path} lists no stack: expected a column `path` and a row for each")
+    return sweeps
+
+
+def _rows_of_list(path: Path) -> list[dict[str, Any]]:
+    if path.suffix.lower() == ".parquet":
+        try:
+            import pyarrow.parquet
+        except ImportError:
+            raise AcouslicError(
+                f"{path}: reading Parquet needs pyarrow: run requirements/set_up.sh cohort, or give the list as .csv"
+            ) from None
+        try:
+            rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
+        except (OSError, ValueError) as error:
+            raise AcouslicError(f"{path} is not a readable Parquet file: {error}") from None
+        return rows
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return list(csv.DictReader(file, strict=True))
+    except (OSError, ValueError, csv.Error) as error:
+        raise AcouslicError(f"{path} is not a readable CSV file: {error}") from None
+
+
 def _sweeps_at(path: Path) -> list[SweepInput]:
     if not path.exists():
         raise AcouslicError(f"{path} does not exist: give sweep stacks or folders of them")
+    if not path.is_dir() and path.suffix.lower() in LIST_SUFFIXES:
+        return _sweeps_of_list(path)
     if not path.is_dir():
         return [SweepInput(path, case_name(path.name))]
     if (path / SWEEP_FOLDER).is_dir():
         return [find_sweep_input(path)]
     folder = path / _RELEASE_FOLDER if (path / _RELEASE_FOLDER).is_dir() else path
-    stacks = sorted(
-        item
-        for item in folder.iterdir()
-        if item.is_file() and item.suffix.lower() in STACK_SUFFIXES and not item.name.startswith(".")
-    )
+    stacks = stacks_in_folder(folder)
     if not stacks:
         raise AcouslicError(f"{folder} holds no sweep stack ({', '.join(STACK_SUFFIXES)})")
     return [SweepInput(stack, case_name(stack.name)) for stack in stacks]
+
+
+def stacks_in_folder(folder: Path) -> list[Path]:
+    """The stacks that lie in a folder, sorted by name; hidden files are none."""
+    try:
+        return sorted(
+            item
+            for item in folder.iterdir()
+            if item.is_file() and item.suffix.lower() in STACK_SUFFIXES and not item.name.startswith(".")
+        )
+    except OSError as error:
+        raise AcouslicError(f"{folder} could not be read: {error.strerror}") from None

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib.util
 import logging
 import sys
 import time
@@ -10,16 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from acouslic.sockets import SweepInput
 from acouslic.write import check_writable
 from algorithm.case_list import find_sweeps
 from algorithm.frames.frame_stream import FrameStream
 from algorithm.page.case_page import write_case_page
 from algorithm.page.cohort_page import write_index
+from algorithm.process.devices import visible_gpus
 from algorithm.process.interrupts import Interrupts
 from algorithm.process.messages import complain, explain
+from algorithm.process.progress import Progress
 from algorithm.process.timing import process_age_s
 from algorithm.result.case_folder import complete_or_absent, remove_leftovers
 from algorithm.result.dicom_objects import check_source, write_dicom
@@ -33,6 +34,14 @@ if TYPE_CHECKING:
     from algorithm.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
+
+
+def _nobody_watches(_: float) -> None:
+    """No progress is shown."""
+
+
+def _nothing() -> None:
+    """Nothing is to be done before a result lands."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,10 @@ class PredictSettings:
     num_parts: int = 1
     part_id: int = 0
     """Of the cases only every `num_parts`-th, from this one."""
+    workers: int | None = None
+    """Actors that each load the model; None is one a GPU, without GPUs one a machine."""
+    ray_address: str | None = None
+    """Of a cluster to join; without one, a Ray of this machine alone is started where it is needed."""
 
     @property
     def table_path(self) -> Path:
@@ -95,15 +108,23 @@ def predict(paths: Sequence[Path], settings: PredictSettings, interrupts: Interr
         log.info("%d of %d cases are complete and are skipped", len(sweeps) - len(waiting), len(sweeps))
     if not settings.verbose:
         logging.getLogger("algorithm.case").setLevel(logging.WARNING)
+    many = _asks_for_many(settings)
     try:
-        if waiting:
+        if waiting and many:
+            _on_many_devices(waiting, settings, maker, table, interrupts)
+        elif waiting:
             _one_after_another(waiting, settings, maker, table, interrupts)
         with interrupts.held():
             table.write()
             if settings.page:
                 write_index(settings.index_path, table.rows)
+            if many:
+                table.write_parquet()
             interrupts.end()
     except KeyboardInterrupt:
+        if many:
+            # What workers completed while the driver was being stopped.
+            _not_yet_done(waiting, settings.output_dir, maker, table)
         done = sum(not row.error for row in table.rows)
         interrupts.kept = f"{done} of {len(sweeps)} cases are complete in {settings.output_dir}, --resume does the rest"
         table.write()
@@ -118,8 +139,8 @@ def analyse_case(
     settings: PredictSettings,
     maker: Maker,
     *,
-    progress: Callable[[float], None],
-    before_landing: Callable[[], object],
+    progress: Callable[[float], None] = _nobody_watches,
+    before_landing: Callable[[], object] = _nothing,
 ) -> ResultRow:
     """Analyse one case into `settings.output_dir`/<case>/, whole or not at all. What goes wrong ends up in its row.
 
@@ -173,12 +194,8 @@ def _one_after_another(
     # Not before: an earlier table stays where the model turns out to be damaged.
     table.write()
     remove_leftovers(settings.output_dir, [sweep.case for sweep in sweeps])
-    with _bar(len(sweeps)) as bar:
-        for number, (sweep, stream) in enumerate(_read_ahead(sweeps)):
-
-            def show(share: float, number: int = number) -> None:
-                bar.update(number + share - bar.n)
-
+    with Progress(len(sweeps)) as progress:
+        for sweep, stream in _read_ahead(sweeps):
             with contextlib.ExitStack() as landing:
                 row = analyse_case(
                     pipeline,
@@ -186,22 +203,52 @@ def _one_after_another(
                     stream,
                     settings,
                     maker,
-                    progress=show,
+                    progress=progress.share,
                     # No signal comes between a result and its row.
                     before_landing=functools.partial(landing.enter_context, interrupts.held()),
                 )
                 table.add(row)
-            bar.write(row.sentence(), file=sys.stdout)
+            progress.end_case(row.sentence())
 
 
-def _bar(total: int) -> tqdm:
-    return tqdm(
-        total=total,
-        file=sys.stdout,
-        disable=not sys.stdout.isatty(),
-        bar_format="{percentage:3.0f} %|{bar}| {elapsed} of about {remaining} more",
-        leave=False,
-    )
+def _asks_for_many(settings: PredictSettings) -> bool:
+    """Whether Ray is to be used: it was asked for, or there are several GPUs and it is installed."""
+    if settings.ray_address is not None or settings.workers is not None:
+        return settings.ray_address is not None or settings.workers != 1
+    gpus = 0 if settings.device == "cpu" else visible_gpus()
+    if gpus > 1 and importlib.util.find_spec("ray") is None:
+        log.info("one of %d GPUs is used: for all of them install Ray (requirements/set_up.sh cohort)", gpus)
+        return False
+    return gpus > 1
+
+
+def _on_many_devices(
+    sweeps: Sequence[SweepInput], settings: PredictSettings, maker: Maker, table: ResultTable, interrupts: Interrupts
+) -> None:
+    """By Ray, each case on whatever worker is free."""
+    with interrupts.held():
+        from algorithm.cohort import analyse_cohort
+
+    cases = [sweep.case for sweep in sweeps]
+
+    with Progress(len(sweeps)) as progress:
+
+        def begin() -> None:
+            table.write()
+            remove_leftovers(settings.output_dir, cases)
+            progress.start()
+
+        def take(row: ResultRow) -> None:
+            table.add(row)
+            progress.end_case(row.sentence())
+
+        try:
+            # Ray's own words are for the log.
+            with contextlib.redirect_stderr(sys.stdout):
+                analyse_cohort(sweeps, settings, maker, interrupts, begin=begin, take=take)
+        finally:
+            # Of workers that were killed.
+            remove_leftovers(settings.output_dir, cases)
 
 
 def _read_ahead(sweeps: Sequence[SweepInput]) -> Iterator[tuple[SweepInput, FrameStream]]:

@@ -1,12 +1,13 @@
 """What people read of a run: a line a case, and `results.csv` with a row a case."""
 
 import time
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from acouslic.table import csv_text
-from acouslic.write import write_text
+from acouslic.write import write_bytes, write_text
 from algorithm.result.growth import centile_words, weeks_words
 from algorithm.result.outputs import CaseResult
 
@@ -102,8 +103,13 @@ class ResultTable:
         return sorted(self._rows.values(), key=lambda row: self._order[row.case])
 
     def take(self, row: ResultRow) -> None:
-        """Take a row, in place of an earlier one of its case."""
+        """Take a row, in place of an earlier one of its case. A case that was not announced comes last."""
+        self._order.setdefault(row.case, len(self._order))
         self._rows[row.case] = row
+
+    def holds(self, row: ResultRow) -> bool:
+        """Whether exactly this row is there."""
+        return self._rows.get(row.case) == row
 
     def add(self, row: ResultRow) -> None:
         """Take a row and write the file, unless that would take a noticeable share of the time."""
@@ -117,6 +123,19 @@ class ResultTable:
         write_text(self.path, csv_text([COLUMNS, *([getattr(row, name) for name in COLUMNS] for row in self.rows)]))
         self._written_at = time.monotonic()
         self._writing_s = self._written_at - start
+
+    def write_parquet(self) -> None:
+        """Write the same table as Parquet, with types, beside the other; needs pyarrow, which comes with Ray."""
+        import pyarrow
+        import pyarrow.parquet
+
+        kinds = {bool: pyarrow.bool_(), int: pyarrow.int64(), float: pyarrow.float64(), str: pyarrow.string()}
+        hints = typing.get_type_hints(ResultRow)
+        schema = pyarrow.schema([(name, kinds[(typing.get_args(hints[name]) or [hints[name]])[0]]) for name in COLUMNS])
+        rows = [{name: getattr(row, name) for name in COLUMNS} for row in self.rows]
+        buffer = pyarrow.BufferOutputStream()
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), buffer)
+        write_bytes(self.path.with_suffix(".parquet"), buffer.getvalue().to_pybytes())
 
 
 def _tenths(value: float | None) -> float | None:

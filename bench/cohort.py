@@ -1,0 +1,184 @@
+"""Many cases at once by Ray: how much faster, at what cost a case, and what dying workers do to the results.
+
+    python bench/cohort.py [--parts speed,overhead,kills] [--cases 300] [--kills 100] [--model model/demo]
+
+speed     two workers on two cores against one of one core, in turns, on `--speed-cases` cases of 840 frames: cases a
+          second between the first and the last result, so that start and loading do not count (goal: at least 1.8)
+overhead  1,000 tiny cases on two workers: what a case takes of its worker's time beyond the analysis itself
+          (goal: under 50 ms)
+kills     `--cases` tiny cases while `--kills` times a random worker gets SIGKILL: afterwards every case has one row and
+          one whole folder, with the same frame, mask and circumference as without kills
+
+The last line is a JSON object with `faults`. Sides share the machine with whatever else runs there.
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bench.setting.machine import REPOSITORY, describe_machine, today
+from training.phantom.generate import write_stack
+
+_TINY = (12, 60, 80)
+_LARGE = (140, 281, 372)
+_OVERHEAD_CASES = 1000
+_WORKER = re.compile(r"^worker (\d+) on ")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what was asked for; 0 where there was no fault."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", default="speed,overhead,kills")
+    parser.add_argument("--cases", type=int, default=300)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--speed-cases", type=int, default=12)
+    parser.add_argument("--overhead-cases", type=int, default=_OVERHEAD_CASES)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--model", type=Path, default=REPOSITORY / "model" / "demo")
+    options = parser.parse_args(arguments)
+    random.seed(options.seed)
+    report: dict[str, object] = {"date": today(), "machine": describe_machine()}
+    faults: list[str] = []
+    parts = {"speed": measure_speed, "overhead": measure_overhead, "kills": kill_workers}
+    for name in options.parts.split(","):
+        with tempfile.TemporaryDirectory() as folder:
+            figures, found = parts[name](Path(folder), options)
+        print(f"{name}: {figures}", *found, sep="\n  ", flush=True)
+        report[name] = figures
+        faults += found
+    print(json.dumps(report | {"faults": len(faults)}))
+    return 1 if faults else 0
+
+
+def measure_speed(root: Path, options: argparse.Namespace) -> tuple[dict[str, object], list[str]]:
+    """Two workers of one core each against one worker of one core."""
+    stacks = make_stacks(root / "stacks", options.speed_cases, _LARGE)
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    for turn in range(2):
+        for workers in (1, 2):
+            output = root / f"out-{turn}-{workers}"
+            finish(start(stacks, output, options.model, workers, cores=cores[:workers]))
+            done_at = sorted((folder / "case.json").stat().st_mtime for folder in case_folders(output))
+            rates[workers].append((len(done_at) - 1) / (done_at[-1] - done_at[0]))
+    ratio = statistics.mean(rates[2]) / statistics.mean(rates[1])
+    return {"cases_a_second": rates, "ratio": round(ratio, 3)}, []
+
+
+def measure_overhead(root: Path, options: argparse.Namespace) -> tuple[dict[str, object], list[str]]:
+    """What two workers spend a case beyond `seconds`, the analysis with its files."""
+    stacks = make_stacks(root / "stacks", options.overhead_cases, _TINY)
+    output = root / "out"
+    finish(start(stacks, output, options.model, 2))
+    done_at = sorted((folder / "case.json").stat().st_mtime for folder in case_folders(output))
+    seconds = [row["seconds"] for row in rows_of(output).values()]
+    a_case = 2 * (done_at[-1] - done_at[0]) / (len(done_at) - 1)
+    overhead_ms = 1000 * (a_case - statistics.mean(seconds))
+    return {"cases": len(done_at), "worker_s_a_case": round(a_case, 4), "overhead_ms": round(overhead_ms, 1)}, []
+
+
+def kill_workers(root: Path, options: argparse.Namespace) -> tuple[dict[str, object], list[str]]:
+    """Random workers get SIGKILL while they work; then everything is compared with an undisturbed run."""
+    stacks = make_stacks(root / "stacks", options.cases, _TINY)
+    undisturbed, output = root / "undisturbed", root / "out"
+    finish(start(stacks, undisturbed, options.model, 1))
+    alive: list[int] = []
+    killed = done = 0
+    process = start(stacks, output, options.model, 2)
+    for line in lines_of(process):
+        if found := _WORKER.match(line):
+            alive.append(int(found[1]))
+        done += ": frame " in line or ": no frame" in line
+        # Spread over the run, and never a worker that is not at work.
+        due = min(options.kills, options.kills * (done + 1) / options.cases)
+        if alive and killed < due:
+            time.sleep(random.random() * 0.1)
+            victim = alive.pop(random.randrange(len(alive)))
+            os.kill(victim, signal.SIGKILL)
+            killed += 1
+    faults = [] if process.returncode == 0 else [f"exit code {process.returncode}"]
+    expected, got = rows_of(undisturbed), rows_of(output)
+    listed = [line.split(",")[0] for line in (output / "results.csv").read_text().splitlines()[1:]]
+    if listed != sorted(expected):
+        faults.append(f"the table lists {len(listed)} cases, {len(set(listed))} of them different")
+    for case, row in expected.items():
+        if {**row, "seconds": 0} != {**got.get(case, {}), "seconds": 0}:
+            faults.append(f"{case}: {got.get(case)}, but undisturbed {row}")
+        elif mask_of(output, case) != mask_of(undisturbed, case):
+            faults.append(f"{case}: another mask than undisturbed")
+    faults += [f"left behind: {item.name}" for item in output.iterdir() if item.name.startswith(".")]
+    return {"cases": len(expected), "kills": killed}, faults
+
+
+def start(
+    stacks: Path, output: Path, model: Path, workers: int, cores: Sequence[int] | None = None
+) -> subprocess.Popen[str]:
+    """`predict` on so many workers; on these cores alone where they are given. A worker has one thread."""
+    command = [sys.executable, "-m", "algorithm", "predict", str(stacks), "--output", str(output)]
+    command += ["--model", str(model), "--device", "cpu", "--workers", str(workers)]
+    return subprocess.Popen(
+        command,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)} | ({"OMP_NUM_THREADS": "1"} if workers == 1 else {}),
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=None if cores is None else lambda: os.sched_setaffinity(0, cores),
+    )
+
+
+def lines_of(process: subprocess.Popen[str]) -> Iterator[str]:
+    """What it prints, as it comes, until it has ended."""
+    with process:
+        assert process.stdout is not None
+        yield from process.stdout
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    """Wait for its end, and be sure that it went well."""
+    said = list(lines_of(process))
+    if process.returncode:
+        raise SystemExit(f"a run failed: {''.join(said[-3:])}")
+
+
+def make_stacks(folder: Path, cases: int, shape: tuple[int, int, int]) -> Path:
+    """So many different stacks of noise with a brighter disc."""
+    folder.mkdir()
+    noise = np.random.default_rng(0)
+    frames, rows, columns = shape
+    y, x = np.ogrid[:rows, :columns]
+    disc = ((x - columns / 2) / (columns * 0.3)) ** 2 + ((y - rows / 2) / (rows * 0.35)) ** 2 <= 1
+    for number in range(cases):
+        stack = noise.integers(0, 120, shape, dtype=np.uint8)
+        stack[frames // 3 : 2 * frames // 3, disc] += 100
+        write_stack(folder / f"case{number:04d}.mha", stack, 0.28)
+    return folder
+
+
+def case_folders(output: Path) -> list[Path]:
+    """The complete ones."""
+    return sorted(path.parent for path in output.glob("*/fetal-abdomen-frame-number.json"))
+
+
+def rows_of(output: Path) -> dict[str, dict[str, object]]:
+    """What the records of the cases say."""
+    return {folder.name: json.loads((folder / "case.json").read_text())["row"] for folder in case_folders(output)}
+
+
+def mask_of(output: Path, case: str) -> bytes:
+    """The file of the mask."""
+    return (output / case / "images/fetal-abdomen-segmentation/output.mha").read_bytes()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

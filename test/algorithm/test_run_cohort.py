@@ -1,0 +1,160 @@
+"""Many cases on many devices by Ray: nothing lost, nothing twice, a poisonous case fails alone."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from acouslic.errors import AcouslicError
+from algorithm.case_list import find_sweeps
+from algorithm.process.devices import Node, Share, divide
+from algorithm.process.progress import Progress
+
+pytest.importorskip("ray")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "device", "expected"),
+    [
+        ([Node(2, 0)], 2, None, Share(2, 1, 0)),
+        ([Node(16, 0)], 3, None, Share(3, 5, 0)),
+        ([Node(8, 0), Node(4, 0)], None, None, Share(2, 4, 0)),
+        ([Node(8, 0), Node(4, 0)], 3, None, Share(3, 4, 0)),
+        ([Node(32, 4)], None, None, Share(4, 8, 1)),
+        ([Node(32, 4), Node(8, 0)], None, None, Share(4, 8, 1)),
+        ([Node(32, 4)], 2, "cpu", Share(2, 16, 0)),
+    ],
+)
+def test_machines_are_divided(nodes, workers, device, expected):
+    """A GPU each where there are any; else equal cores; a worker never spans two machines."""
+    assert divide(nodes, workers, device) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "device", "said"),
+    [
+        ([Node(2, 0)], 3, None, "there are 2 cores, and no two workers share one"),
+        ([Node(32, 4)], 5, None, "there are 4 GPUs"),
+        ([Node(2, 0)], 1, "cuda", "no GPU"),
+    ],
+)
+def test_nothing_is_given_twice(nodes, workers, device, said):
+    """More workers than cores or GPUs are refused instead of slowing each other down."""
+    with pytest.raises(AcouslicError, match=said):
+        divide(nodes, workers, device)
+
+
+@pytest.fixture
+def stacks(platform_case, speckle, tmp_path):
+    """`stacks(names)`: a folder with a stack of each name, all different."""
+
+    def write(names):
+        folder = tmp_path / "stacks"
+        folder.mkdir()
+        for seed, name in enumerate(names):
+            platform_case.write_sweep(speckle(12, seed=seed)).rename(folder / f"{name}.mha")
+        return folder
+
+    return write
+
+
+def test_lists_name_stacks_and_cases(stacks, tmp_path):
+    """CSV and Parquet alike: paths relative to the list, names of cases where the list has them."""
+    import pyarrow
+    import pyarrow.parquet
+
+    stacks("ab")
+    (tmp_path / "list.csv").write_text("path,case\nstacks/a.mha,first\nstacks/b.mha,\n")
+    table = pyarrow.Table.from_pylist([{"path": "stacks/a.mha", "case": "first"}, {"path": "stacks/b.mha"}])
+    pyarrow.parquet.write_table(table, tmp_path / "list.parquet")
+    for name in ("list.csv", "list.parquet"):
+        found = find_sweeps([tmp_path / name])
+        assert [(sweep.case, sweep.path) for sweep in found] == [
+            ("first", tmp_path / "stacks/a.mha"),
+            ("b", tmp_path / "stacks/b.mha"),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("file\na.mha\n", "row 1 names no stack: expected a column `path`"),
+        ("path\n", "lists no stack"),
+        ("path\nnowhere.mha\n", "row 1 names .*nowhere.mha, which does not exist"),
+        ("path,case\nstacks/a.mha,../b\n", "row 1 names the case '../b', which no folder can have"),
+    ],
+)
+def test_a_list_that_names_nothing_is_refused(text, said, stacks, tmp_path):
+    """With the row, before anything is analysed."""
+    stacks("a")
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(AcouslicError, match=said):
+        find_sweeps([tmp_path / "list.csv"])
+
+
+def test_progress_says_rate_and_estimate():
+    """In a log, where there is no bar."""
+    with Progress(300) as progress:
+        for _ in range(120):
+            progress.end_case("done")
+        assert progress.sentence(2400.0) == "120 of 300 cases, 3.0 a minute, about 1:00:00 more"
+
+
+def test_a_poisonous_case_fails_alone_after_two_tries(stacks, tiny_model, repository, tmp_path):
+    """It ends its worker each time: two tries, one line of failure, exit code 1; the others are analysed once, in the
+    table and in the Parquet file, and nothing is left of the tries."""
+    import pyarrow.parquet
+
+    folder, output, tries = stacks(["a", "b", "poison", "c", "d"]), tmp_path / "out", tmp_path / "tries"
+    (tmp_path / "sitecustomize.py").write_text(f"""
+import os, signal, sys
+if any("default_worker" in word for word in sys.orig_argv):
+    from algorithm import predict
+    analyse = predict.analyse_case
+    def poisonous(pipeline, sweep, *rest, **keywords):
+        with open({str(tries)!r}, "a") as file:
+            file.write(sweep.case + "\\n")
+        if sweep.case == "poison":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return analyse(pipeline, sweep, *rest, **keywords)
+    predict.analyse_case = poisonous
+""")
+    command = [sys.executable, "-m", "algorithm", "predict", str(folder), "--output", str(output)]
+    command += ["--model", str(tiny_model), "--workers", "2", "--device", "cpu"]
+    ended = subprocess.run(
+        command,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join((str(tmp_path), str(repository)))},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    lines = ended.stderr.splitlines()
+    assert lines[0].startswith("poison: its worker died 2 times")
+    assert lines[-1].startswith("1 of 5 cases failed")
+    assert sorted(tries.read_text().split()) == ["a", "b", "c", "d", "poison", "poison"]
+    with (output / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["case"], bool(row["error"])) for row in rows] == [
+        (name, name == "poison") for name in ("a", "b", "c", "d", "poison")
+    ]
+    table = pyarrow.parquet.read_table(output / "results.parquet").to_pylist()
+    assert [row["case"] for row in table] == [row["case"] for row in rows]
+    assert isinstance(table[0]["presence_probability"], float)
+    assert sorted(item.name for item in output.iterdir() if item.is_dir()) == ["a", "b", "c", "d"]
+    assert not list(output.glob(".*"))
+
+
+def test_dying_workers_change_nothing(tiny_model, capfd):
+    """A few cases while workers are killed at random: the benchmark compares with an undisturbed run; no fault."""
+    from bench.cohort import main
+
+    code = main(["--parts", "kills", "--cases", "16", "--kills", "5", "--model", str(tiny_model)])
+    said = capfd.readouterr().out
+    report = json.loads(said.splitlines()[-1])
+    assert (code, report["faults"]) == (0, 0), said
+    assert report["kills"]["kills"] == 5
