@@ -90,7 +90,7 @@ def compare(
     presence = chosen[0].presence_probability
     return CaseParity(
         sweep=sweep,
-        probability_difference=float(max(differences)),
+        probability_difference=float(np.max(differences)),
         rank_correlation=rank_correlation(exact.presence_probability, half.presence_probability),
         float32_frame=chosen[0].frame_index,
         half_frame=chosen[1].frame_index,
@@ -143,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def summary(cases: Sequence[CaseParity], precision: str, device: str) -> dict[str, object]:
     """The worst of all cases, and whether the bounds hold."""
-    difference = max(case.probability_difference for case in cases)
+    difference = float(np.max([case.probability_difference for case in cases]))
     correlation = min(case.rank_correlation for case in cases)
     same = sum(case.float32_frame == case.half_frame for case in cases) / len(cases)
     return {

@@ -32,7 +32,7 @@ from bench.figures.frame_choice import frame_worth
 from bench.figures.table import table
 from evaluation.metrics.frame_f1 import ConfusionCounts, confusion_counts
 from evaluation.metrics.intervals import Interval, f1_interval, mean_interval, units_of
-from training.export.trained_member import TrainedMember, read_member, rebuild_network, shared_tower
+from training.export.trained_member import MovedTower, TrainedMember, read_member, rebuild_network, shared_tower
 from training.frames.dataset import FrameTable, table_of
 from training.judge.calibrate import Calibration, CaseJudgement, judge_cases
 from training.judge.reading import read_cases
@@ -109,7 +109,7 @@ def score_run(member: TrainedMember, test: FrameTable, folder: Path | None) -> O
         kept = folder / f"{hashlib.sha256(asked.encode()).hexdigest()[:16]}.npz"
         if kept.is_file():
             return read_out_of_fold(kept)
-    loaded = shared_tower([member])
+    loaded = shared_tower([member], Cache(Path(member.record["cache"])), MovedTower())
     scored = score_out_of_fold(rebuild_network(member, loaded), test, loaded.preprocessing, choose_device(None)[0])
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)

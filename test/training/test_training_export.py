@@ -18,7 +18,7 @@ from algorithm.model.artifact import MemberState, load_artifact, write_artifact
 from algorithm.model.manifest import MANIFEST_FILE, HalfWay, Manifest, manifest_to_json
 from training.export.calibrate_artifact import main as calibrate
 from training.export.pack import main as pack
-from training.export.trained_member import read_member, rebuild_network, shared_tower
+from training.export.trained_member import MovedTower, read_member, rebuild_network, shared_tower
 from training.export.write_artifact import find_runs, main
 from training.fit import main as fit
 from training.frames.dataset import table_of
@@ -77,7 +77,7 @@ def test_the_artifact_loads_and_describes_itself(model: Path, tiny_training: Any
 def test_the_ensemble_says_what_training_said(model: Path, runs: Path, tiny_training: Any) -> None:
     """Each member's calibrated probabilities and masks through the artifact are those of the unmerged peft network."""
     members = [read_member(run) for run in find_runs(runs)]
-    loaded = shared_tower(members)
+    loaded = shared_tower(members, Cache(tiny_training.cache), MovedTower())
     cache = Cache(tiny_training.cache)
     table = table_of(cache, [case.uuid for case in cache.cases])
     images = normalise(table.read(np.arange(0, len(table), 30)).frames, loaded.preprocessing, torch.float32)
@@ -303,3 +303,68 @@ def test_cases_that_members_may_have_learned_from_are_refused(copy: Path, tiny_t
     change(copy, preprocessing=replace(preprocessing, antialias=not preprocessing.antialias))
     with pytest.raises(AcouslicError, match="prepare the release again with --image-size"):
         calibrate([str(copy), cache])
+
+
+@pytest.mark.parametrize("changed", ["a mask that is a little too large", "a weight that is no number"])
+def test_a_decoder_that_says_something_else_is_refused(
+    changed: str, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bias of 0.3 on every pixel, and a NaN, are found by the read-back check: a mean over whole frames would hide
+    the one, and Python's `max` the other."""
+    import training.export.write_artifact as export
+
+    right, name = export.write_artifact, "decoder.decoder0_header.2.block.bias"
+    wrong = 0.3 if "large" in changed else float("nan")
+
+    def changed_heads(folder: Path, manifest: Manifest, tower: Any, members: Any) -> Manifest:
+        other = [MemberState(m.adapter, m.heads | {name: m.heads[name] + wrong}) for m in members]
+        return right(folder, manifest, tower, other)
+
+    monkeypatch.setattr(export, "write_artifact", changed_heads)
+    with pytest.raises(AcouslicError):
+        main([str(runs / "fold_1"), f"--out={tmp_path / 'model'}", *WORDS])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_number_passes_no_tolerance() -> None:
+    """Of probabilities and of masks; at the tolerance itself it passes."""
+    from training.export.read_back import Difference
+
+    Difference(0.1, 0.2).refuse_above(0.1, 0.2, "of a test")
+    for difference in (Difference(float("nan"), 0.0), Difference(0.0, float("nan")), Difference(0.0, 0.21)):
+        with pytest.raises(AcouslicError, match="not exported"):
+            difference.refuse_above(0.1, 0.2, "of a test")
+
+
+def test_cache_and_tower_may_have_moved(tiny_training: Any, tmp_path: Path) -> None:
+    """Both are named where they lie now, though what the runs say is gone; another tower in their place is refused."""
+    from training.network.tower_source import load_tower
+    from training.recipe.settings import TowerSource
+
+    tower = load_tower(TowerSource(config=str(tiny_training.tower_config), random_init=True), (562, 744), True)
+    old, new = tmp_path / "old", tmp_path / "new"
+    shutil.copytree(tiny_training.cache, old / "cache")
+    save_file(tower.state, old / "tower.safetensors")
+    shutil.copy(tiny_training.tower_config, old / "tower.json")
+    words = tiny_training.fit_arguments(
+        tmp_path / "run", f"--split={tiny_training.paper_split}", "--optimiser.epochs=1"
+    )
+    moved = {"cache": old / "cache", "tower.weights": old / "tower.safetensors", "tower.config": old / "tower.json"}
+    words += [f"--{name}={path}" for name, path in moved.items()]
+    assert fit([*words, "--tower.random_init=false"]) == 0
+    old.rename(new)
+    to = [
+        str(tmp_path / "run"),
+        f"--out={tmp_path / 'model'}",
+        *WORDS,
+        "--precision_frames=0",
+        f"--cache={new / 'cache'}",
+    ]
+    with pytest.raises(AcouslicError, match=r"old.tower\.json is not"):
+        main(to)
+    there = [f"--tower_weights={new / 'tower.safetensors'}", f"--tower_config={new / 'tower.json'}"]
+    assert main([*to, *there]) == 0
+    assert len(load_artifact(tmp_path / "model").manifest.members) == 1
+    save_file(tower.state | {"proj": tower.state["proj"] + 1}, new / "tower.safetensors")
+    with pytest.raises(AcouslicError, match="not the tower"):
+        main([*to, *there])

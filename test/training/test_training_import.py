@@ -178,11 +178,12 @@ def load(folder: Path) -> Ensemble:
 
 @torch.no_grad()
 def test_imported_members_equal_the_published_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Presence and masks of the artifact are those of the open_clip and peft models, dead out_proj factors included."""
+    """Presence and masks of the artifact are those of the open_clip and peft models, dead out_proj factors included:
+    this open_clip runs past them, which `--drop-out-proj` asks for."""
     first, second = make_published("classifier", 1), make_published("classifier", 2)
     segmenter = make_published("decoder", 3)
     paths = [save(model, tmp_path / f"{k}.ckpt") for k, model in enumerate((first, second, segmenter))]
-    arguments = ["import", "--checkpoint", *map(str, paths), "--out", str(tmp_path / "model")]
+    arguments = ["import", "--checkpoint", *map(str, paths), "--out", str(tmp_path / "model"), "--drop-out-proj"]
     assert training_main(arguments) == 0
     log = capsys.readouterr().out
     assert log.count("dropped the factors of 12 out_proj layers (12 of them not zero)") == 3
@@ -201,6 +202,30 @@ def test_imported_members_equal_the_published_models(tmp_path: Path, capsys: pyt
     assert mask.std() > 0.01
     share = (mask > 0.5).float().mean(dim=(1, 2))
     assert torch.equal(presence[2] > 0.5, share > 0.01)
+
+
+@torch.no_grad()
+def test_a_trained_out_proj_is_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A factor B that is not zero was trained where out_proj is a layer of its own: the member has W + B A alpha / r.
+    One that is zero is left out."""
+    model, segmenter = make_published("classifier", 1), make_published("decoder", 3)
+    paths = [save(model, tmp_path / "cls.ckpt"), save(segmenter, tmp_path / "seg.ckpt")]
+    import_published(paths, tmp_path / "used")
+    assert capsys.readouterr().out.count("used the factors of 12 out_proj layers (12 of them not zero)") == 2
+    import_published(paths, tmp_path / "dropped", drop_out_proj=True)
+    untrained = {
+        name: torch.zeros_like(t) if "out_proj.lora_B" in name else t for name, t in model.state_dict().items()
+    }
+    torch.save({"state_dict": untrained}, tmp_path / "zero.ckpt")
+    import_published([tmp_path / "zero.ckpt", paths[1]], tmp_path / "zero")
+    assert "zero.ckpt: dropped the factors of 12 out_proj layers (0 of them not zero)" in capsys.readouterr().out
+    for block in model.visual[0].transformer.resblocks:
+        layer = block.attn.out_proj
+        layer.base_layer.weight += 2 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    expected = model.presence(images())
+    found, dropped = (load(tmp_path / n).score(images()).presence_probability[0] for n in ("used", "dropped"))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert (dropped - expected).abs().max() > 1e-3, "the adapters change nothing: nothing is tested"
 
 
 @torch.no_grad()
@@ -231,7 +256,7 @@ def test_base_weights_come_from_a_clip_file_where_the_checkpoint_has_none(tmp_pa
     paths = [tmp_path / "small.ckpt", tmp_path / "decoder.ckpt"]
     with pytest.raises(AcouslicError, match="give the base weights with --weights"):
         import_published(paths, tmp_path / "model")
-    import_published(paths, tmp_path / "model", weights=tmp_path / "clip.pt")
+    import_published(paths, tmp_path / "model", weights=tmp_path / "clip.pt", drop_out_proj=True)
     presence = load(tmp_path / "model").score(images()).presence_probability[0]
     torch.testing.assert_close(presence, model.presence(images()), atol=1e-5, rtol=0)
 

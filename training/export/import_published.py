@@ -4,8 +4,9 @@
 
 Each checkpoint becomes a member: a classifier judges presence, a decoder draws the mask (and, without a classifier,
 judges presence by 1 % of its pixels, as published). The frozen tower is the checkpoints' own, or that of `--weights`
-where they hold adapters alone; all must agree on it. What the published model never used (the adapters on out_proj,
-adapters that were never trained) is left out, and the log and the manifest say so. Preprocessing is the published one:
+where they hold adapters alone; all must agree on it. What the published model never used (adapters that were never
+trained, as those on out_proj) is left out; an out_proj adapter that is not zero was trained by a later open_clip, and
+is used unless `--drop-out-proj`; log and manifest say so. Preprocessing is the published one:
 CLIP's mean and deviation, cubic resize without antialiasing, a decoder on blocks n/4, n/3, n/2 and n on a 14 x 14 grid.
 """
 
@@ -52,13 +53,15 @@ def import_published(
     config_path: Path | None = None,
     alpha: float = LORA_ALPHA,
     half: bool = False,
+    drop_out_proj: bool = False,
     name: str = "fetalclip-iqa",
 ) -> Manifest:
     """Write the artifact of `checkpoints`, one member each in their order, and return its manifest.
 
     `weights` is an open_clip file of the tower, `config_path` its open_clip configuration (by default told from the
-    weights), `alpha` LoRA's. With `half` the tower is stored in float16. Raises AcouslicError, naming file and tensor,
-    for a checkpoint that holds code, is of another kind or tower, or where no member could draw a mask.
+    weights), `alpha` LoRA's. With `half` the tower is stored in float16; with `drop_out_proj` adapters of out_proj are
+    left out even where they were trained. Raises AcouslicError, naming file and tensor, for a checkpoint that holds
+    code, is of another kind or tower, or where no member could draw a mask.
     """
     base: dict[str, Tensor] = {}
     if weights is not None:
@@ -76,7 +79,7 @@ def import_published(
     states: list[MemberState] = []
     notes: list[str] = []
     for checkpoint in read:
-        imported = import_adapter(checkpoint, config, alpha)
+        imported = import_adapter(checkpoint, config, alpha, drop_out_proj=drop_out_proj)
         notes += [f"{checkpoint.path.name}: {note}" for note in imported.notes]
         members.append(member_config(checkpoint, config, imported.adapter is not None))
         states.append(MemberState(imported.adapter, checkpoint.heads))
@@ -131,6 +134,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--config", type=Path, help="open_clip configuration of the tower; told from the weights else")
     parser.add_argument("--lora-alpha", type=float, default=LORA_ALPHA, help="of the training; 16 as published")
     parser.add_argument("--half", action="store_true", help="store the tower in float16")
+    parser.add_argument(
+        "--drop-out-proj",
+        action="store_true",
+        help="leave out trained out_proj adapters too, as open_clip up to 3.3.0 would run the checkpoint",
+    )
     parser.add_argument("--name", default="fetalclip-iqa", help="the artifact's name")
     options = parser.parse_args(arguments)
     manifest = import_published(
@@ -140,6 +148,7 @@ def main(arguments: list[str]) -> int:
         config_path=options.config,
         alpha=options.lora_alpha,
         half=options.half,
+        drop_out_proj=options.drop_out_proj,
         name=options.name,
     )
     print(f"{options.out}: {len(manifest.members)} members")

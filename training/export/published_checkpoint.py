@@ -24,7 +24,7 @@ from training.network.tower_source import read_weights
 LORA_ALPHA = 16
 """Of the published recipe; a checkpoint's tensors do not tell."""
 DEAD_TARGET = "attn.out_proj"
-"""open_clip up to 3.3.0 reads this layer's weight past its adapter: what the adapter holds was never used."""
+"""open_clip up to 3.3.0 reads this layer's weight past its adapter, whose factor B then stays zero."""
 _ANCHOR = "class_embedding"
 _LORA_NAME = re.compile(r"(?P<target>.+)\.lora_(?P<part>[AB])\.(?P<adapter>[^.]+)\.weight")
 _HEAD_WIDTH = 64
@@ -147,20 +147,25 @@ class ImportedAdapter:
     notes: tuple[str, ...]
 
 
-def import_adapter(checkpoint: PublishedCheckpoint, config: TowerConfig, alpha: float) -> ImportedAdapter:
+def import_adapter(
+    checkpoint: PublishedCheckpoint, config: TowerConfig, alpha: float, *, drop_out_proj: bool = False
+) -> ImportedAdapter:
     """The live part of a checkpoint's adapter in PEFT's format.
 
-    Raises AcouslicError where its tensors are no plain LoRA on linear layers of the tower.
+    An out_proj adapter whose factors B are all zero was never applied, and is left out. Where one is not, a later
+    open_clip trained it, and it is used, unless `drop_out_proj`. Raises AcouslicError where the tensors are no plain
+    LoRA on linear layers of the tower.
     """
-    dead = {name: tensor for name, tensor in checkpoint.lora.items() if f".{DEAD_TARGET}." in name}
-    live = {name: tensor for name, tensor in checkpoint.lora.items() if name not in dead}
+    of_out_proj = {name: tensor for name, tensor in checkpoint.lora.items() if f".{DEAD_TARGET}." in name}
+    moved = sum(bool(tensor.any()) for name, tensor in of_out_proj.items() if ".lora_B." in name)
+    is_used = moved > 0 and not drop_out_proj
+    live = dict(checkpoint.lora) if is_used else {k: v for k, v in checkpoint.lora.items() if k not in of_out_proj}
     notes = []
-    if dead:
-        moved = sum(bool(tensor.any()) for name, tensor in dead.items() if ".lora_B." in name)
-        notes.append(
-            f"dropped the factors of {len(dead) // 2} out_proj layers ({moved} of them not zero): open_clip up to "
-            "3.3.0 never applies them"
-        )
+    layers_of_out_proj = f"the factors of {len(of_out_proj) // 2} out_proj layers ({moved} of them not zero)"
+    if of_out_proj and is_used:
+        notes.append(f"used {layers_of_out_proj}: open_clip up to 3.3.0 cannot train them, so a later one did")
+    elif of_out_proj:
+        notes.append(f"dropped {layers_of_out_proj}: open_clip up to 3.3.0 never applies them")
     if live and not any(tensor.any() for name, tensor in live.items() if ".lora_B." in name):
         notes.append("dropped the adapter: all its B factors are zero, it was never trained")
         live = {}

@@ -1,7 +1,7 @@
 """Finished runs, read back: their members, the tower they share, and the networks as training had them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from training.learn.out_of_fold import OutOfFold, read_out_of_fold
 from training.learn.run_folder import RunFolder, read_settings
 from training.network.model import FrameNetwork, member_of_json
 from training.network.tower_source import LoadedTower, hash_state, load_tower, tower_of_record
+from training.recipe.settings import TowerSource
 from training.release.cache import Cache
 
 
@@ -45,8 +46,23 @@ def read_member(run: RunFolder) -> TrainedMember:
     return TrainedMember(run, record, config, heads, scored, calibrate_member(scored))
 
 
-def shared_tower(members: Sequence[TrainedMember]) -> LoadedTower:
-    """The one tower of all members, as it was when they were trained."""
+@dataclass(frozen=True)
+class MovedTower:
+    """Where a tower lies now, as `--tower.weights` and `--tower.config` had it; None is where it was in training."""
+
+    weights: str | None = None
+    config: str | None = None
+
+    def now(self, source: TowerSource) -> TowerSource:
+        """The source of the training, found where it lies now."""
+        return replace(source, weights=self.weights or source.weights, config=self.config or source.config)
+
+
+def shared_tower(members: Sequence[TrainedMember], cache: Cache, moved: MovedTower) -> LoadedTower:
+    """The one tower of all members, as it was when they were trained on frames such as those of `cache`.
+
+    Raises AcouslicError where they have several, or its weights are others now.
+    """
     first = members[0]
     for member in members[1:]:
         for what in ("tower_sha256", "tower"):
@@ -58,11 +74,15 @@ def shared_tower(members: Sequence[TrainedMember]) -> LoadedTower:
     if settings.tower.train_all:
         loaded = tower_of_record(first.record["tower"], _read_tensors(first.folder.tower / "tower.safetensors"))
     else:
-        cache_record = Cache(Path(first.record["cache"])).cases[0].record
+        shape = min((case.record.rows, case.record.columns) for case in cache.cases)
         antialias = bool(first.record["tower"]["preprocessing"]["antialias"])
-        loaded = load_tower(settings.tower, (cache_record.rows, cache_record.columns), antialias)
+        source = moved.now(settings.tower)
+        loaded = load_tower(source, shape, antialias)
+        if loaded.config != tower_of_record(first.record["tower"], {}).config:
+            raise AcouslicError(f"{source.config or 'the tower'} is not as {first.folder.root} was trained on it")
     if hash_state(loaded.state) != first.record["tower_sha256"]:
-        raise AcouslicError(f"{settings.tower.weights} is not the tower that {first.folder.root} was trained on")
+        where = moved.now(settings.tower).weights
+        raise AcouslicError(f"{where} is not the tower that {first.folder.root} was trained on")
     return loaded
 
 

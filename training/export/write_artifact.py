@@ -25,9 +25,7 @@ from torch import Tensor
 
 from acouslic.errors import AcouslicError
 from algorithm.engine.device import choose_device
-from algorithm.engine.ensemble import Ensemble
-from algorithm.frames.preprocess import normalise
-from algorithm.model.artifact import MemberState, load_artifact, write_artifact
+from algorithm.model.artifact import MemberState, write_artifact
 from algorithm.model.lora import read_adapter
 from algorithm.model.manifest import (
     SCHEMA_VERSION,
@@ -41,19 +39,14 @@ from algorithm.model.tower import linear_shapes
 from training.export.model_card import write_card_beside
 from training.export.pack import write_archive
 from training.export.precision import FRAMES, describe, measure_half_precision
-from training.export.trained_member import TrainedMember, read_member, rebuild_network, shared_tower
+from training.export.read_back import refuse_unless_equal
+from training.export.trained_member import MovedTower, TrainedMember, read_member, shared_tower
 from training.frames.dataset import table_of
 from training.judge.calibrate import judge_cases
 from training.judge.mask_threshold import choose_mask_threshold
 from training.judge.reading import choose_thresholds, describe_reading, read_cases
 from training.learn.run_folder import RunFolder, made_by
-from training.network.model import all_rows
-from training.network.tower_source import LoadedTower
 from training.release.cache import Cache
-
-PARITY_FRAMES = 16
-PARITY_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
-"""Largest difference of a probability: the float32 tower differs by the order of sums, the others by their rounding."""
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -94,19 +87,26 @@ class ExportSettings:
 
 
 def export_runs(
-    runs: Sequence[RunFolder], out: Path, settings: ExportSettings, *, cache: Cache | None = None, command: str = ""
+    runs: Sequence[RunFolder],
+    out: Path,
+    settings: ExportSettings,
+    *,
+    cache: Cache | None = None,
+    moved: MovedTower | None = None,
+    command: str = "",
 ) -> Manifest:
     """Write the artifact of `runs`, in their order, to `out`.
 
-    `cache` is where their validation frames lie; None is where they lay in training. Raises AcouslicError where the
-    runs do not share one tower, one of them is not finished, or the artifact does not say what its members said.
+    `cache` is where their validation frames lie, `moved` where the tower does; None is where it was in training. Raises
+    AcouslicError where the runs do not share one tower, one of them is not finished, or the artifact does not say what
+    its members said.
     """
     if settings.precision_frames < 0:
         raise AcouslicError(f"precision_frames must not be negative: {settings.precision_frames}")
     device, _ = choose_device(settings.device)
     members = [read_member(run) for run in runs]
-    loaded = shared_tower(members)
     cache = cache or Cache(Path(members[0].record["cache"]))
+    loaded = shared_tower(members, cache, moved or MovedTower())
     scored = [member.scored for member in members]
     mask_threshold = choose_mask_threshold(scored, cache)
     selection = settings.selection
@@ -135,7 +135,8 @@ def export_runs(
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.parity-", dir=out.parent) as folder:
         candidate = Path(folder) / "artifact"
         write_artifact(candidate, manifest, state, states)
-        _refuse_unless_equal(candidate, members, loaded, cache, PARITY_TOLERANCE[settings.tower_dtype])
+        table = table_of(cache, members[0].record["validation_cases"])
+        refuse_unless_equal(candidate, members, loaded, table, settings.tower_dtype)
         if settings.precision_frames:
             print(f"half precision on {device} ...", flush=True)
             frames = _uncertain_frames(members, cache, settings.precision_frames)
@@ -170,47 +171,6 @@ def _provenance(members: Sequence[TrainedMember], settings: ExportSettings, comm
     )
 
 
-def _refuse_unless_equal(
-    folder: Path, members: Sequence[TrainedMember], loaded: LoadedTower, cache: Cache, tolerance: float
-) -> None:
-    """Hold the artifact, read by algorithm's loader, against the trained networks on the tower they were trained on."""
-    ensemble = Ensemble.from_artifact(load_artifact(folder), torch.device("cpu"), torch.float32)
-    table = table_of(cache, members[0].record["validation_cases"])
-    annotated = torch.nonzero(torch.from_numpy(table.label > 0))[:, 0]
-    others = torch.nonzero(torch.from_numpy(table.label == 0))[:, 0]
-    half = PARITY_FRAMES // 2
-    rows = torch.cat([part[torch.linspace(0, len(part) - 1, half).long()] for part in (annotated, others)])
-    images = normalise(table.read(rows.numpy()).frames, loaded.preprocessing, torch.float32)
-    scores, masks = ensemble.score(images), ensemble.segment(images)
-    difference = 0.0
-    decoder_row, optimality_row = 0, 0
-    for k, member in enumerate(members):
-        network = rebuild_network(member, loaded)
-        with torch.inference_mode():
-            output = network(images, all_rows(images) if member.config.decoder else None)
-            presence = network.presence_of(output)
-        calibration = member.calibration
-        expected = (presence / calibration.presence_temperature).sigmoid()
-        if member.config.presence:  # a judgement by the mask jumps with single pixels: the mask itself is compared
-            difference = max(difference, float((scores.presence_probability[k] - expected).abs().max()))
-        if output.optimality is not None:
-            expected = output.optimality / calibration.optimality_temperature
-            found = scores.optimality_probability[optimality_row]
-            difference = max(difference, float((found - expected.sigmoid()).abs().max()))
-            optimality_row += 1
-        if output.mask is not None:
-            size = masks.shape[-2:]
-            expected = torch.nn.functional.interpolate(output.mask.sigmoid()[:, None], size, mode="bilinear")[:, 0]
-            difference = max(difference, float((masks[decoder_row] - expected).abs().mean()))
-            decoder_row += 1
-    if not difference <= tolerance:
-        raise AcouslicError(
-            f"not exported: the artifact's probabilities differ by {difference:.2g} from the trained networks', "
-            f"more than {tolerance:g}"
-        )
-    print(f"read back: probabilities within {difference:.2g} of the trained networks'", flush=True)
-
-
 def _uncertain_frames(members: Sequence[TrainedMember], cache: Cache, count: int) -> Tensor:
     """Of each member's validation frames those it is least certain of, uint8 (about `count` in all, S, S): a small
     change of a logit moves their probability most."""
@@ -231,6 +191,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", required=True, help="folder of the artifact")
     parser.add_argument("--pack", help="also write the artifact as this model.tar.gz")
     parser.add_argument("--cache", help="where the validation frames lie now, if not where they lay in training")
+    parser.add_argument("--tower_weights", help="where the tower's weights lie now, if not where they lay in training")
+    parser.add_argument("--tower_config", help="and their open_clip configuration")
     parser.add_class_arguments(ExportSettings, None)
     try:
         options = parser.instantiate(parser.parse_args(arguments))
@@ -241,7 +203,8 @@ def main(arguments: list[str]) -> int:
     runs = [run for path in options.runs for run in find_runs(Path(path))]
     cache = None if options.cache is None else Cache(Path(options.cache))
     command = shlex.join(["python", "-m", "training", "export", *arguments])
-    export_runs(runs, Path(options.out), settings, cache=cache, command=command)
+    moved = MovedTower(options.tower_weights, options.tower_config)
+    export_runs(runs, Path(options.out), settings, cache=cache, moved=moved, command=command)
     write_card_beside(Path(options.out))
     if options.pack is not None:
         write_archive(Path(options.out), Path(options.pack))

@@ -188,7 +188,7 @@ def _find(
             yield Finding(number, f"{len(measured)} frames are annotated, but the csv has no value")
         elif value_mm is not None and not fitted.size:
             yield Finding(number, "no annotated frame has an ellipse")
-        elif value_mm is not None and np.min(np.abs(fitted / value_mm - 1)) > CIRCUMFERENCE_TOLERANCE:
+        elif value_mm is not None and not np.min(np.abs(fitted / value_mm - 1)) <= CIRCUMFERENCE_TOLERANCE:
             yield Finding(number, f"the csv has {value_mm:.1f} mm, the masks {fitted.min():.1f} to {fitted.max():.1f}")
         labelled_padding = [frame for frame in frames if labels[frame] and padding[frame]]
         if labelled_padding:
