@@ -8,3 +8,6 @@ class AcouslicError(Exception):
     expected and what was found, and, where it is not obvious, what to do. The command line prints it as the last
     line of stderr and exits with 1; the server answers 500 with it.
     """
+
+    exit_code = 1
+    """Of a program that ends with it."""

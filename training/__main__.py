@@ -2,11 +2,13 @@
 
 import importlib
 import os
+import signal
 import sys
 
 from acouslic.errors import AcouslicError
 from acouslic.printable import one_line
 from acouslic.streams import set_up_streams
+from algorithm.process.interrupts import Interrupts
 
 # Module and one line of help by command. A module is imported only when its command runs: `generate` and `split` work
 # without torch.
@@ -40,7 +42,7 @@ def usage() -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Run one command; an AcouslicError becomes the last line of stderr and exit code 1."""
+    """Run one command; an AcouslicError becomes the last line of stderr and exit code 1, SIGTERM 143, Ctrl-C 130."""
     set_up_streams()
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
@@ -51,14 +53,20 @@ def main(arguments: list[str]) -> int:
         return 2
     # As in algorithm/__main__.py: threads that spin while they wait lose minutes where cores are shared.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    interrupts = Interrupts()
     try:
-        return importlib.import_module(COMMANDS[command][0]).main(rest)
+        interrupts.install()
+        with interrupts.held():
+            module = importlib.import_module(COMMANDS[command][0])
+        return module.main(rest)
     except AcouslicError as error:
         print(one_line(" ".join(str(error).split()), _LONGEST_MESSAGE), file=sys.stderr)
-        return 1
+        return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        number = interrupts.number or signal.SIGINT
+        name = signal.Signals(number).name
+        print(f"stopped by {name}: what was complete is kept, and the same command goes on from there", file=sys.stderr)
+        return 128 + number
 
 
 if __name__ == "__main__":

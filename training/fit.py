@@ -37,6 +37,7 @@ def main(arguments: list[str]) -> int:
     command = shlex.join(["python", "-m", "training", "fit", *arguments])
     for member in members:
         out = Path(options.out) if len(members) == 1 else Path(options.out) / f"fold_{member + 1}"
+        print(f"fold {member + 1} of {split.members}, in {out}", flush=True)
         fit_fold(cache, split, member, settings, out, command=command, check=options.check)
     return 0
 

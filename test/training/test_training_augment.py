@@ -1,9 +1,10 @@
 """Augmentation: image and mask move together, black stays black, each change does what it is named after."""
 
+import numpy as np
 import pytest
 import torch
 
-from training.frames.augment import BatchAugmentation
+from training.frames.augment import Change, apply_changes, draw_changes, equalise_some, published_copy
 from training.recipe.settings import AugmentSettings
 
 NOTHING = {
@@ -29,8 +30,17 @@ def draw_batch(count: int = 16, size: int = 48) -> tuple[torch.Tensor, torch.Ten
 
 def augment(seed: int = 0, **changed: object) -> tuple[torch.Tensor, torch.Tensor]:
     """A drawn batch, augmented by the named changes alone."""
+    return show(AugmentSettings(**(NOTHING | changed)), *draw_batch(), seed)  # type: ignore[arg-type]
+
+
+def show(
+    settings: AugmentSettings, frames: torch.Tensor, masks: torch.Tensor, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What training makes of a batch: on the host what is done there, then the rest."""
     torch.manual_seed(seed)
-    return BatchAugmentation(AugmentSettings(**(NOTHING | changed)))(*draw_batch())  # type: ignore[arg-type]
+    rng = np.random.default_rng(seed)
+    frames = torch.from_numpy(equalise_some(frames.numpy().copy(), settings, rng))
+    return apply_changes(frames, masks, draw_changes(settings, len(frames), rng))
 
 
 def test_nothing_asked_for_changes_nothing() -> None:
@@ -86,7 +96,7 @@ def test_attenuation_follows_depth() -> None:
 
 
 def test_one_seed_gives_one_result() -> None:
-    """The torch random state alone decides."""
+    """The seeds of the batch and of the step alone decide."""
     everything = dict.fromkeys(NOTHING, 0.7)
     first, again, other = augment(3, **everything), augment(3, **everything), augment(4, **everything)
     assert torch.equal(first[0], again[0])
@@ -94,29 +104,78 @@ def test_one_seed_gives_one_result() -> None:
     assert not torch.equal(first[0], other[0])
 
 
-def test_the_published_recipe_keeps_a_plain_showing() -> None:
-    """About one of three showings is the frame itself; the others are changed, with their masks."""
-    torch.manual_seed(0)
-    frames, masks = draw_batch(90, 32)
-    result, moved = BatchAugmentation(AugmentSettings(recipe="published"))(frames, masks)
-    same = torch.tensor([torch.equal(a, b) for a, b in zip(result, frames, strict=True)])
-    assert 0.2 < same.float().mean() < 0.5
-    assert torch.equal(moved[same], masks[same])
-    assert not torch.equal(moved[~same], masks[~same])
-    assert set(moved.unique().tolist()) <= {0, 1}
+def test_a_published_copy_is_fixed_and_changed() -> None:
+    """Copy 0 is the frame; each other copy is changed with its mask, and always in the same way: half of them get
+    colour jitter, half CLAHE, all are turned and shifted. Light alone can make black grey, where contrast falls."""
+    frame, mask = (part[0].numpy() for part in draw_batch(1, 96))
+    same, same_mask = published_copy(frame, mask, 0, np.random.default_rng(1))
+    assert (same == frame).all()
+    assert (same_mask == mask).all()
+    masks = set()
+    for number in range(1, 40):
+        shown, moved = published_copy(frame, mask, 1, np.random.default_rng(number))
+        again, _ = published_copy(frame, mask, 1, np.random.default_rng(number))
+        assert (shown == again).all()
+        assert shown.dtype == np.uint8
+        assert set(np.unique(moved)) <= {0, 1}
+        masks.add(moved.tobytes())
+        if moved.sum() > 100:
+            assert shown[moved > 0].mean() > shown[moved == 0].mean()
+    assert len(masks) == 39
+
+
+def test_half_of_the_published_copies_keep_their_light(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jitter and CLAHE each come to half of the copies, as with albumentations' defaults; they are told apart here by
+    being called."""
+    import training.frames.augment as module
+
+    called = {"jitter": 0, "clahe": 0}
+
+    def jitter(frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        called["jitter"] += 1
+        return right(frame, rng)
+
+    right, create = module._jitter, module.cv2.createCLAHE
+    monkeypatch.setattr(module, "_jitter", jitter)
+
+    def count_clahe(clip: float, tiles: tuple[int, int]) -> object:
+        called["clahe"] += 1
+        assert 1 <= clip <= 4
+        assert tiles == (8, 8)
+        return create(clip, tiles)
+
+    monkeypatch.setattr(module.cv2, "createCLAHE", count_clahe)
+    frame, mask = (part[0].numpy() for part in draw_batch(1, 64))
+    for number in range(400):
+        published_copy(frame, mask, 2, np.random.default_rng(number))
+    assert 160 < called["jitter"] < 240
+    assert 160 < called["clahe"] < 240
+
+
+def test_changes_undo_what_they_say() -> None:
+    """A mark at a known place goes where flip, rotation and shift by hand would take it."""
+    settings = AugmentSettings(**(NOTHING | {"affine": 1.0, "flip": 1.0, "degrees": 90.0, "scale": (1.0, 1.0)}))
+    changes = draw_changes(settings, 1, np.random.default_rng(0))
+    column = dict(zip(Change._fields, changes[0].tolist(), strict=True))
+    frames = torch.zeros(1, 101, 101, dtype=torch.uint8)
+    frames[0, 28:33, 68:73] = 255  # about (x, y) = (0.4, -0.4)
+    shown, _ = apply_changes(frames, torch.zeros_like(frames), changes)
+    rows, columns = torch.nonzero(shown[0] > 128).float().mean(0).tolist()
+    x, y = (columns - 50) / 50.5, (rows - 50) / 50.5
+    assert column["xx"] * x + column["xy"] * y + column["x0"] == pytest.approx(20 / 50.5, abs=0.02)
+    assert column["yx"] * x + column["yy"] * y + column["y0"] == pytest.approx(-20 / 50.5, abs=0.02)
 
 
 def test_an_empty_batch_stays_empty() -> None:
     """No frames in, no frames out."""
     empty = torch.zeros(0, 8, 8, dtype=torch.uint8)
-    frames, masks = BatchAugmentation(AugmentSettings())(empty, empty)
+    frames, masks = show(AugmentSettings(), empty, empty)
     assert frames.shape == masks.shape == (0, 8, 8)
 
 
-@pytest.mark.parametrize("recipe", ["sweep", "published"])
-def test_half_precision_of_training_does_not_reach_it(recipe: str) -> None:
+def test_half_precision_of_training_does_not_reach_it() -> None:
     """Inside autocast, which surrounds a training step, frames and masks are the same to the bit."""
-    changed = {"recipe": recipe, "affine": 1.0, "flip": 0.5, "gain": 1.0, "speckle": 1.0, "shadow": 1.0}
+    changed = {"affine": 1.0, "flip": 0.5, "gain": 1.0, "speckle": 1.0, "shadow": 1.0}
     plain = augment(**changed)
     with torch.autocast("cpu", torch.bfloat16):
         inside = augment(**changed)

@@ -15,6 +15,7 @@ from algorithm.model.lora import merge, read_adapter
 from algorithm.model.manifest import PreprocessingConfig, TowerConfig
 from algorithm.model.tower import Tower, linear_shapes, tower_from_state
 from training.learn.losses import mask_loss, optimality_loss, presence_loss, shared_mean
+from training.network.fast_layers import frozen_in, merged
 from training.network.model import FrameNetwork, all_rows, build_network, count_trained, decoder_taps
 from training.network.tower_source import LoadedTower, fan_patches, hash_state
 from training.recipe.settings import FAITHFUL_CLS, FAITHFUL_SEG, AdapterSettings, HeadSettings, LossSettings
@@ -265,3 +266,53 @@ def test_the_mean_counts_included_frames_only() -> None:
     nothing = shared_mean(loss, torch.tensor([False, False, False]))
     nothing.backward()
     assert float(nothing.detach()) == 0
+
+
+@pytest.mark.parametrize("targets", [("q_proj", "k_proj", "v_proj", "out_proj", "c_fc", "c_proj"), ("c_fc", "q_proj")])
+def test_fast_layers_are_pefts(targets: tuple[str, ...]) -> None:
+    """Without dropout: the same output and gradients as peft's own forward on the same parameters; merged, the same
+    output again, and afterwards nothing is merged."""
+    adapter = replace(ADAPTER, dropout=0.0, targets=targets)
+    network = draw_network(adapter)
+    plain = draw_network(adapter)
+    plain.load_state_dict(network.state_dict())
+    for module in plain.modules():
+        module.__dict__.pop("forward", None)  # peft's and the tower's own
+    images = draw_images()
+    for one in (network, plain):
+        total(one, images).backward()
+    torch.testing.assert_close(network(images).presence, plain(images).presence, rtol=0, atol=1e-5)
+    gradients = {name: parameter.grad for name, parameter in plain.named_parameters() if parameter.grad is not None}
+    assert len([name for name in gradients if "lora_" in name]) == 2 * len(targets) * 2
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-6, msg=name)
+    expected = network(images).presence
+    with torch.no_grad(), merged(network):
+        torch.testing.assert_close(network(images).presence, expected, rtol=0, atol=1e-5)
+        for parameter in network.parameters():
+            parameter.requires_grad_(False)
+        for name, parameter in network.named_parameters():
+            if "lora_B" in name:
+                parameter.zero_()
+        torch.testing.assert_close(network(images).presence, expected, rtol=0, atol=1e-5)
+    assert (network(images).presence - expected).abs().max() > 1e-4
+
+
+def test_a_frozen_tower_in_half_precision_comes_back() -> None:
+    """Inside frozen matrices are halves, adapters and heads float32; afterwards every weight is what it was, to the
+    bit."""
+    network = draw_network()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    images = draw_images()
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = network(images).presence
+        with frozen_in(network.tower, torch.bfloat16):
+            held = network(images).presence
+            for name, parameter in network.named_parameters():
+                if parameter.requires_grad:
+                    assert parameter.dtype == torch.float32, name
+            assert network.tower.base_model.model.transformer.resblocks[0].mlp.c_fc.weight.dtype == torch.bfloat16
+    torch.testing.assert_close(held, cast, rtol=0, atol=0.03)
+    after = network.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())

@@ -9,11 +9,11 @@ import torch
 
 from acouslic.errors import AcouslicError
 from training.fit import parse_arguments, settings_of
-from training.frames.dataset import FrameDataset, FrameTable, soft_masks
+from training.frames.dataset import FrameDataset, FrameTable, PlannedBatch, soft_masks
 from training.frames.sampling import HardNegatives, batches_of, plan_epoch, validation_rows
 from training.learn.learner import parameter_groups
 from training.learn.run_member import FoldCases, build_learner, load_tower_for
-from training.recipe.settings import SamplingSettings
+from training.recipe.settings import AugmentSettings, SamplingSettings
 from training.release.cache import Cache
 
 
@@ -94,8 +94,12 @@ def test_neighbours_of_annotated_frames_are_hard_at_first(table: FrameTable) -> 
 def test_what_scored_high_comes_back(table: FrameTable) -> None:
     """Frames that the model took for positive are drawn before all others."""
     hard = HardNegatives(len(table))
-    hard.note(np.arange(60), np.full(60, 0.01, np.float32))
-    hard.note(np.array([15, 16, 47]), np.array([0.9, 0.8, 0.95], np.float32))
+    hard.note(torch.arange(60), torch.full((60,), 0.01))
+    hard.note(torch.tensor([15, 16, 47]), torch.tensor([0.9, 0.8, 0.95]))
+    assert np.array_equal(plan(table, hard=hard, min_positive_pixels=1), plan(table, min_positive_pixels=1)), (
+        "what an epoch says changed its own plan"
+    )
+    hard.learn(hard.noted.clone())
     pools = [
         plan(table, epoch, hard, min_positive_pixels=1, negatives_per_positive=0.5, hard_share=0.5)
         for epoch in range(20)
@@ -141,7 +145,9 @@ def test_no_annotated_frame_is_an_error(table: FrameTable) -> None:
 
 def test_a_batch_holds_the_frames_asked_for(table: FrameTable) -> None:
     """Frames, masks and labels in the order of the rows, also through the loader's batch interface."""
-    for batch in (table.read(np.array([35, 2])), FrameDataset(table).__getitems__([35, 2])):
+    planned = PlannedBatch(np.array([35, 2]), np.zeros(2, np.int64), (1,))
+    through_loader = FrameDataset(table, AugmentSettings(recipe="none")).__getitems__(planned)
+    for batch in (table.read(np.array([35, 2])), through_loader):
         assert batch.frames[:, 0, 0].tolist() == [5, 2]
         assert batch.label.tolist() == [2, 0]
         assert batch.masks.sum((1, 2)).tolist() == [4, 0]
@@ -179,8 +185,13 @@ def test_the_published_recipe_shows_each_frame_three_times(recipe: str, showings
     settings, cache = settings_of(parse_arguments(arguments)), Cache(tiny_training.cache)
     uuids = tuple(case.uuid for case in cache.cases)
     learner = build_learner(cache, FoldCases(uuids[1:], uuids[:1]), settings, load_tower_for(cache, settings))
-    frames, counts = np.unique(np.concatenate(learner.train_dataloader().batch_sampler), return_counts=True)
+    batches = list(learner.train_dataloader().batch_sampler)
+    frames, counts = np.unique(np.concatenate([batch.rows for batch in batches]), return_counts=True)
     assert set(counts) == {showings}
+    shown_once = {
+        (int(row), int(copy)) for batch in batches for row, copy in zip(batch.rows, batch.copies, strict=True)
+    }
+    assert len(shown_once) == counts.sum(), "a frame's showings are numbered"
     table = learner.train_table
     shown = (table.label > 0) | (table.in_annotated_sweep & ~table.repeated)
     assert set(frames) == set(np.flatnonzero(shown))
@@ -201,8 +212,8 @@ def test_several_processes_agree_on_what_was_said_last() -> None:
     here, there = HardNegatives(3), HardNegatives(3)
     for of_here, of_there in (({0: 0.9}, {1: 0.4}), ({1: 0.2}, {0: 0.1})):
         for hard, said in ((here, of_here), (there, of_there)):
-            hard.note(np.array(list(said)), np.array(list(said.values()), np.float32))
-        shared = np.maximum(here.take_noted(), there.take_noted())  # as all_reduce does
+            hard.note(torch.tensor(list(said)), torch.tensor(list(said.values())))
+        shared = torch.maximum(here.noted, there.noted)  # as all_reduce does
         for hard in (here, there):
             hard.learn(shared)
     for hard in (here, there):

@@ -1,14 +1,19 @@
-"""Random changes of a training batch on its device: geometry on image and mask together, looks on the image alone.
+"""Random changes of a training batch: drawn on the host ahead of the step, made on the device in a few kernels.
 
-Geometry, flips, jitter and CLAHE are kornia's, drawn anew for each frame. Depth attenuation, speckle and shadows have
-no counterpart there that follows the beams, so they are drawn here.
+What needs a frame's whole histogram (CLAHE) is done on the host, by OpenCV, while frames are read; so is everything of
+the published recipe, whose copies are fixed: a frame's second copy is the same in every epoch. Geometry moves image and
+mask together; looks change the image alone.
 """
 
 import math
+from typing import NamedTuple
 
-import kornia.augmentation as kornia
+import cv2
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from training.recipe.settings import AugmentSettings
 
@@ -18,84 +23,103 @@ _APEX_X, _APEX_Y = 0.5, (91 - 185) / 744
 _FIRST_RADIUS, _LAST_RADIUS = 213 / 744, 748 / 744
 _HALF_ANGLE = math.atan(0.5747)
 
+_TILES = (8, 8)
+_CLAHE_CLIP = (1.0, 3.0)
+_GAMMA, _GAIN = (0.7, 1.4), (0.75, 1.3)
 
-class BatchAugmentation:
-    """Augments batches as `settings` says; torch's random state decides how."""
-
-    def __init__(self, settings: AugmentSettings) -> None:
-        self.settings = settings
-        self._together: kornia.AugmentationSequential | None = None
-        if settings.recipe == "sweep":
-            self._together = _sweep_recipe(settings)
-        elif settings.recipe == "published":
-            self._together = _published_recipe()
-
-    def __call__(self, frames: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Frames and masks uint8 (B, S, S), masks 0/1, to the same form.
-
-        Padding and the outside of the fan stay black, since nothing here adds light; CLAHE alone lifts them by a few
-        grey levels.
-        """
-        if self._together is None or len(frames) == 0:
-            return frames, masks
-        # A grid of positions in half precision is off by half a pixel, in steps.
-        with torch.autocast(frames.device.type, enabled=False):
-            return self._change(self._together, frames, masks)
-
-    def _change(self, together: kornia.AugmentationSequential, frames: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        grey = frames[:, None].float() / 255
-        if self.settings.recipe == "sweep":
-            changed = together(self._change_beams(grey), masks[:, None].float())
-            return _to_bytes(changed[0]), (changed[1][:, 0] > 0.5).to(torch.uint8)
-        copies = self.settings.copies
-        chosen = torch.rand(len(frames), device=frames.device) < copies / (copies + 1)
-        if not chosen.any():
-            return frames, masks
-        changed = together(grey[chosen], masks[chosen][:, None].float())
-        frames, masks = frames.clone(), masks.clone()
-        frames[chosen] = _to_bytes(changed[0])
-        masks[chosen] = (changed[1][:, 0] > 0.5).to(torch.uint8)
-        return frames, masks
-
-    def _change_beams(self, grey: Tensor) -> Tensor:
-        """Depth attenuation, shadows and speckle on grey levels (B, 1, S, S) in 0..1."""
-        count, size, device = len(grey), grey.shape[-1], grey.device
-        depth, angle = _beam_coordinates(size, device)
-        settings = self.settings
-        slope = _some(count, settings.attenuation, device) * _uniform(count, -0.6, 0.6, device)
-        factor = 1 + slope * (depth - 0.5)
-        strength = _some(count, settings.shadow, device) * _uniform(count, 0.2, 0.9, device)
-        centre, width = _uniform(count, -0.9, 0.9, device), _uniform(count, 0.04, 0.16, device)
-        start = _uniform(count, 0.0, 0.6, device)
-        below = ((depth - start) / 0.1).clamp(0, 1)
-        factor = factor * (1 - strength * torch.exp(-(((angle - centre) / width) ** 2)) * below)
-        amount = _some(count, settings.speckle, device) * _uniform(count, 0.05, 0.3, device)
-        grain = torch.randn(count, 1, size, size, device=device)
-        grain = torch.nn.functional.avg_pool2d(grain, (1, 3), stride=1, padding=(0, 1)) * math.sqrt(3)
-        return (grey * factor * (1 + amount * grain)).clamp(0, 1)
+Bytes = NDArray[np.uint8]
 
 
-def _sweep_recipe(settings: AugmentSettings) -> kornia.AugmentationSequential:
-    return kornia.AugmentationSequential(
-        kornia.RandomHorizontalFlip(p=settings.flip),
-        kornia.RandomAffine(
-            settings.degrees, translate=(settings.shift, settings.shift), scale=settings.scale, p=settings.affine
-        ),
+class Change(NamedTuple):
+    """What happens to each frame of a batch, a value a frame; the columns of `FrameBatch.changes`."""
+
+    xx: NDArray[np.float32]
+    """Where an output position comes from, x' = xx x + xy y + x0, on a square of -1..1; and so for y."""
+    xy: NDArray[np.float32]
+    x0: NDArray[np.float32]
+    yx: NDArray[np.float32]
+    yy: NDArray[np.float32]
+    y0: NDArray[np.float32]
+    slope: NDArray[np.float32]
+    """Gain at the deepest point less that at the probe."""
+    shadow: NDArray[np.float32]
+    """Share of light that a shadow takes; 0 is no shadow."""
+    centre: NDArray[np.float32]
+    width: NDArray[np.float32]
+    start: NDArray[np.float32]
+    speckle: NDArray[np.float32]
+    gamma: NDArray[np.float32]
+    gain: NDArray[np.float32]
+
+
+def draw_changes(settings: AugmentSettings, count: int, rng: np.random.Generator) -> Tensor:
+    """Changes of our recipe for a batch, float32 (count, columns of `Change`); (count, 0) for another recipe."""
+    if settings.recipe != "sweep":
+        return torch.zeros(count, 0)
+
+    def some(probability: float) -> NDArray[np.bool_]:
+        return rng.random(count) < probability
+
+    def between(low: float, high: float) -> NDArray[np.float64]:
+        return rng.uniform(low, high, count)
+
+    moved, flipped = some(settings.affine), some(settings.flip)
+    angle = np.radians(between(-settings.degrees, settings.degrees)) * moved
+    scale = np.where(moved, between(*settings.scale), 1.0)
+    shift_x, shift_y = (2 * between(-settings.shift, settings.shift) * moved for _ in range(2))
+    # Backwards: undo the shift, then rotation and scale about the centre, then the flip.
+    cosine, sine = np.cos(angle) / scale, np.sin(angle) / scale
+    side = np.where(flipped, -1.0, 1.0)
+    bent = some(settings.gain)
+    columns = Change(
+        xx=side * cosine,
+        xy=side * sine,
+        x0=-side * (cosine * shift_x + sine * shift_y),
+        yx=-sine,
+        yy=cosine,
+        y0=sine * shift_x - cosine * shift_y,
+        slope=some(settings.attenuation) * between(-0.6, 0.6),
+        shadow=some(settings.shadow) * between(0.2, 0.9),
+        centre=between(-0.9, 0.9),
+        width=between(0.04, 0.16),
+        start=between(0.0, 0.6),
+        speckle=some(settings.speckle) * between(0.05, 0.3),
         # Contrast multiplies and gamma bends: both keep black black, as the display's gain does.
-        kornia.RandomGamma(gamma=(0.7, 1.4), gain=(0.75, 1.3), p=settings.gain),
-        kornia.RandomClahe(clip_limit=(1.0, 3.0), p=settings.clahe),
-        data_keys=["input", "mask"],
+        gamma=np.where(bent, between(*_GAMMA), 1.0),
+        gain=np.where(bent, between(*_GAIN), 1.0),
     )
+    return torch.from_numpy(np.stack(columns, axis=1).astype(np.float32))
 
 
-def _published_recipe() -> kornia.AugmentationSequential:
-    """Colour jitter, CLAHE, affine +-20 degrees and +-20 % shift (FetalCLIP-IQA, commit fbcbdd2)."""
-    return kornia.AugmentationSequential(
-        kornia.RandomGamma(gamma=(0.8, 1.2), gain=(0.8, 1.2), p=1.0),
-        kornia.RandomClahe(clip_limit=(1.0, 4.0), p=0.5),
-        kornia.RandomAffine(20.0, translate=(0.2, 0.2), p=1.0),
-        data_keys=["input", "mask"],
-    )
+def apply_changes(frames: Tensor, masks: Tensor, changes: Tensor) -> tuple[Tensor, Tensor]:
+    """Frames and masks uint8 (B, S, S), masks 0/1, to the same form, changed as `draw_changes` says; torch's random
+    state draws the grain of the speckle.
+
+    Padding and the outside of the fan stay black, since nothing here adds light.
+    """
+    if changes.shape[1] == 0 or len(frames) == 0:
+        return frames, masks
+    # A grid of positions in half precision is off by half a pixel, in steps.
+    with torch.autocast(frames.device.type, enabled=False):
+        column = dict(zip(Change._fields, changes[:, :, None, None, None].unbind(1), strict=True))
+        grey = _change_beams(frames[:, None].float().div_(255), column)
+        grid = F.affine_grid(changes[:, :6].unflatten(1, (2, 3)), [len(frames), 1, *frames.shape[1:]], False)
+        both = torch.cat([grey, masks[:, None].float()], dim=1)
+        grey, moved = F.grid_sample(both, grid, "bilinear", "zeros", False).split(1, dim=1)
+        grey = grey.pow(column["gamma"]).mul_(column["gain"] * 255).round_().clamp_(0, 255)
+        return grey[:, 0].to(torch.uint8), (moved[:, 0] > 0.5).to(torch.uint8)
+
+
+def _change_beams(grey: Tensor, column: dict[str, Tensor]) -> Tensor:
+    """Depth attenuation, shadows and speckle on grey levels (B, 1, S, S) in 0..1; columns are (B, 1, 1, 1)."""
+    size, device = grey.shape[-1], grey.device
+    depth, angle = _beam_coordinates(size, device)
+    below = ((depth - column["start"]) * 10).clamp_(0, 1)
+    shade = torch.exp(-(((angle - column["centre"]) / column["width"]) ** 2)).mul_(below)
+    factor = (1 + column["slope"] * (depth - 0.5)).mul_(1 - column["shadow"] * shade)
+    grain = torch.randn(len(grey), 1, size, size, device=device)
+    grain = F.avg_pool2d(grain, (1, 3), stride=1, padding=(0, 1))
+    return grey.mul_(factor).mul_(1 + column["speckle"] * math.sqrt(3) * grain).clamp_(0, 1)
 
 
 def _beam_coordinates(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -106,14 +130,47 @@ def _beam_coordinates(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return depth.clamp(0, 1)[None, None], (torch.atan2(dx, dy) / _HALF_ANGLE)[None, None]
 
 
-def _uniform(count: int, low: float, high: float, device: torch.device) -> Tensor:
-    return torch.rand(count, 1, 1, 1, device=device) * (high - low) + low
+def equalise_some(frames: Bytes, settings: AugmentSettings, rng: np.random.Generator) -> Bytes:
+    """CLAHE on about the share `settings.clahe` of our recipe's frames (B, S, S), as they are read. It lifts black next
+    to bright pixels by a few grey levels."""
+    if settings.recipe != "sweep" or settings.clahe == 0:
+        return frames
+    chosen = np.flatnonzero(rng.random(len(frames)) < settings.clahe)
+    for row in chosen:
+        frames[row] = cv2.createCLAHE(rng.uniform(*_CLAHE_CLIP), _TILES).apply(frames[row])
+    return frames
 
 
-def _some(count: int, probability: float, device: torch.device) -> Tensor:
-    """1 for about `probability` of the frames, else 0."""
-    return (torch.rand(count, 1, 1, 1, device=device) < probability).float()
+def published_copy(frame: Bytes, mask: Bytes, copy: int, rng: np.random.Generator) -> tuple[Bytes, Bytes]:
+    """A frame and its mask (S, S) as the published recipe shows them: copy 0 is the frame itself, others are changed.
+
+    Brightness and contrast within 20 % with probability 0.5, then CLAHE (clip limit 1 to 4, 8 x 8 tiles) with 0.5, then
+    always +-20 degrees and +-20 % shift, black outside: albumentations' ColorJitter, CLAHE and Affine with their
+    defaults (FetalCLIP-IQA, commit fbcbdd2). Saturation and hue do nothing to grey frames. There it comes before
+    frames are shrunk from 744 pixels to 224, here after.
+    """
+    if copy == 0:
+        return frame, mask
+    if rng.random() < 0.5:
+        frame = _jitter(frame, rng)
+    if rng.random() < 0.5:
+        frame = cv2.createCLAHE(rng.uniform(1.0, 4.0), _TILES).apply(frame)
+    size = frame.shape[0]
+    middle = (size - 1) / 2
+    matrix = cv2.getRotationMatrix2D((middle, middle), rng.uniform(-20.0, 20.0), 1.0)
+    matrix[:, 2] += rng.uniform(-0.2, 0.2, 2) * size
+    moved = cv2.warpAffine(frame, matrix, (size, size), flags=cv2.INTER_LINEAR)
+    return moved, cv2.warpAffine(mask, matrix, (size, size), flags=cv2.INTER_NEAREST)
 
 
-def _to_bytes(grey: Tensor) -> Tensor:
-    return (grey[:, 0] * 255).round().clamp(0, 255).to(torch.uint8)
+def _jitter(frame: Bytes, rng: np.random.Generator) -> Bytes:
+    """Brightness and contrast, in either order; contrast turns about the mean of the whole frame, padding included."""
+    steps = ["brightness", "contrast"]
+    if rng.random() < 0.5:
+        steps.reverse()
+    for step in steps:
+        factor = rng.uniform(0.8, 1.2)
+        offset = float(frame.mean()) * (1 - factor) if step == "contrast" else 0.0
+        levels = (np.arange(256) * factor + offset).round().clip(0, 255).astype(np.uint8)
+        frame = cv2.LUT(frame, levels)
+    return frame

@@ -1,6 +1,7 @@
 """The frames of some cases as one table, and batches of them read from the memory-mapped cache."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -12,6 +13,8 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from acouslic.errors import AcouslicError
+from training.frames.augment import draw_changes, equalise_some, published_copy
+from training.recipe.settings import AugmentSettings
 from training.release.cache import REPEATED, Cache, CachedCase
 
 
@@ -26,6 +29,22 @@ class FrameBatch(NamedTuple):
     """int64 (B,): 0 nothing, 1 optimal, 2 suboptimal."""
     rows: Tensor
     """int64 (B,): where the frames stand in their table."""
+    annotated: Tensor
+    """int64 (annotated frames,): which of the batch have a label. Known here, a device need not be asked for it."""
+    changes: Tensor
+    """float32 (B, columns of `augment.Change`): how `apply_changes` changes them; (B, 0) is not at all."""
+
+
+@dataclass(frozen=True)
+class PlannedBatch:
+    """Which frames a batch shows, and how their changes are drawn."""
+
+    rows: NDArray[np.int64]
+    """(B,): rows of the table."""
+    copies: NDArray[np.int64]
+    """(B,): which of its showings in an epoch each is, from 0."""
+    seed: tuple[int, ...]
+    """Of this batch alone."""
 
 
 class FrameTable:
@@ -78,14 +97,19 @@ class FrameTable:
             torch.from_numpy(np.stack(masks).view(np.uint8)),
             torch.from_numpy(self.label[rows].astype(np.int64)),
             torch.from_numpy(np.asarray(rows, np.int64)),
+            torch.from_numpy(np.flatnonzero(self.label[rows])),
+            torch.zeros(len(rows), 0),
         )
 
 
 class FrameDataset(Dataset[FrameBatch]):
-    """A table for torch's DataLoader, read a whole batch at a time. Processes reopen the memory maps for themselves."""
+    """A table for torch's DataLoader, read and changed a whole batch at a time. Processes reopen the memory maps for
+    themselves."""
 
-    def __init__(self, table: FrameTable) -> None:
+    def __init__(self, table: FrameTable, augment: AugmentSettings, seed: int = 0) -> None:
         self.table = table
+        self.augment = augment
+        self.seed = seed
 
     def __len__(self) -> int:
         return len(self.table)
@@ -93,9 +117,22 @@ class FrameDataset(Dataset[FrameBatch]):
     def __getitem__(self, row: int) -> FrameBatch:
         return self.table.read(np.array([row]))
 
-    def __getitems__(self, rows: Sequence[int]) -> FrameBatch:
-        """One batch; the DataLoader calls this where it is there."""
-        return self.table.read(np.asarray(rows, np.int64))
+    def __getitems__(self, planned: PlannedBatch) -> FrameBatch:
+        """One batch; the DataLoader calls this where it is there. What changes it is drawn from the batch's seed, what
+        makes a published copy from the frame's: neither depends on who reads it, or when."""
+        batch = self.table.read(planned.rows)
+        rng = np.random.default_rng(planned.seed)
+        if self.augment.recipe == "published":
+            return self._published(batch, planned)
+        equalise_some(batch.frames.numpy(), self.augment, rng)
+        return batch._replace(changes=draw_changes(self.augment, len(planned.rows), rng))
+
+    def _published(self, batch: FrameBatch, planned: PlannedBatch) -> FrameBatch:
+        frames, masks = batch.frames.numpy(), batch.masks.numpy()
+        for at, (row, copy) in enumerate(zip(planned.rows, planned.copies, strict=True)):
+            rng = np.random.default_rng((self.seed, int(row), int(copy)))
+            frames[at], masks[at] = published_copy(frames[at], masks[at], int(copy), rng)
+        return batch
 
 
 def table_of(cache: Cache, uuids: Sequence[str]) -> FrameTable:

@@ -1,7 +1,9 @@
 """Which frames an epoch shows, in which order, in which batch: a function of settings, seed and epoch alone."""
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from acouslic.errors import AcouslicError
 from training.frames.dataset import FrameTable
@@ -13,32 +15,33 @@ _UNSEEN = -1.0
 
 
 class HardNegatives:
-    """The presence probability each row of a table had when it was last seen in training; -1 where it never was."""
+    """The presence probability each row of a table had when it was last seen in training; -1 where it never was.
+
+    What an epoch says is noted where it is computed, and counts from the next epoch on: a plan follows from what was
+    known at its start.
+    """
 
     def __init__(self, rows: int) -> None:
         self.last_seen = np.full(rows, _UNSEEN, np.float32)
-        self._noted = np.full(rows, _UNSEEN, np.float32)
+        self.noted = torch.full((rows,), _UNSEEN)
+        """In this epoch so far, on the device that trains."""
 
-    def note(self, rows: Rows, probability: NDArray[np.float32]) -> None:
-        """Remember what the model said about some rows."""
-        self.last_seen[rows] = self._noted[rows] = probability
+    def note(self, rows: Tensor, probability: Tensor) -> None:
+        """Remember what the model said about some rows, int64 and float32 (B,). Nobody waits for it."""
+        self.noted[rows] = probability
 
-    def take_noted(self) -> NDArray[np.float32]:
-        """What was noted since the last call, (rows,); -1 elsewhere."""
-        noted, self._noted = self._noted, np.full(len(self._noted), _UNSEEN, np.float32)
-        return noted
-
-    def learn(self, noted: NDArray[np.float32]) -> None:
-        """Remember what other processes noted, in the form of `take_noted`."""
-        self.last_seen = np.where(noted >= 0, noted, self.last_seen)
+    def learn(self, noted: Tensor) -> None:
+        """Let what all processes noted, in the form of `noted`, count; an epoch has ended."""
+        values = noted.cpu().numpy()
+        self.last_seen = np.where(values >= 0, values, self.last_seen)
+        self.noted.fill_(_UNSEEN)
 
 
 def plan_epoch(
     table: FrameTable, settings: SamplingSettings, hard: HardNegatives, seed: int, epoch: int, showings: int = 1
 ) -> Rows:
-    """The rows of an epoch in their order: annotated frames spread evenly among the others, shuffled.
-
-    Each row that is chosen comes `showings` times.
+    """What an epoch shows, in its order: rows, or with several `showings` of each row numbers `row * showings + k`.
+    `order` of the settings says whether annotated frames are spread evenly among the others, or all are shuffled.
 
     Frames without label: all of them, or `negatives_per_positive` for each annotated one, of which `hard_share` come
     from the hard ones (neighbours of annotated runs that were not seen yet, and what scored highest when last seen).
@@ -53,7 +56,9 @@ def plan_epoch(
     if settings.negatives_per_positive is not None:
         wanted = min(len(negative), round(settings.negatives_per_positive * len(positive)))
         negative = _choose_negatives(table, negative, wanted, settings, hard, rng)
-    positive, negative = (np.repeat(rows, showings) for rows in (positive, negative))
+    positive, negative = ((rows[:, None] * showings + np.arange(showings)).flatten() for rows in (positive, negative))
+    if settings.order == "shuffled":
+        return rng.permutation(np.concatenate([positive, negative]))
     return _mix(rng.permutation(positive), rng.permutation(negative), rng)
 
 

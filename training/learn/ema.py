@@ -19,14 +19,17 @@ class TrainedAverage:
         self.decay = decay
         self.steps = 0
         self.state = {name: tensor.detach().clone() for name, tensor in network.trained_state().items()}
+        self._current: list[Tensor] | None = None
 
     @torch.no_grad()
     def update(self, network: Network) -> None:
         """Take in the network's weights after a step. A decay of 0 just copies them."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        current = network.trained_state()
-        torch._foreach_lerp_(list(self.state.values()), [current[name] for name in self.state], 1 - decay)
+        if self._current is None:  # collecting it takes as long as a small step
+            current = network.trained_state()
+            self._current = [current[name] for name in self.state]
+        torch._foreach_lerp_(list(self.state.values()), self._current, 1 - decay)
 
     def copy_into(self, network: Network) -> None:
         """Give the network the averaged weights."""
@@ -44,7 +47,8 @@ class TrainedAverage:
             _copy_into(current, kept)
 
     def to(self, device: torch.device) -> None:
-        """Move the average to where the network is."""
+        """Move the average to where the network is, and stays."""
+        self._current = None
         self.state = {name: tensor.to(device) for name, tensor in self.state.items()}
 
 

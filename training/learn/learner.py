@@ -4,8 +4,9 @@ Every step's randomness (augmentation, dropout) is drawn from a seed made of the
 So a run that was killed goes on to the same result without any random state in its checkpoint.
 """
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning
@@ -13,20 +14,28 @@ import numpy as np
 import torch
 import torch.distributed
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from algorithm.frames.preprocess import normalise
 from algorithm.model.manifest import PreprocessingConfig
-from training.frames.augment import BatchAugmentation
-from training.frames.dataset import FrameBatch, FrameDataset, FrameTable, soft_masks
+from training.frames.augment import apply_changes
+from training.frames.dataset import FrameBatch, FrameDataset, FrameTable, PlannedBatch, soft_masks
 from training.frames.sampling import HardNegatives, batches_of, plan_epoch, validation_rows
 from training.learn.ema import TrainedAverage
-from training.learn.frame_metrics import best_f1
-from training.learn.losses import mask_loss, optimality_loss, presence_loss, shared_mean
+from training.learn.frame_metrics import best_f1, count_frames, frame_selection_score
+from training.learn.losses import (
+    MASK_FIGURES,
+    mask_figures,
+    mask_loss,
+    optimality_loss,
+    presence_loss,
+    shared_mean,
+    summarise_masks,
+)
+from training.network.fast_layers import frozen_in, merged
 from training.network.model import Network, all_rows
-from training.recipe.settings import TrainSettings
+from training.recipe.settings import AugmentSettings, TrainSettings
 
 VALIDATION_BATCH = 64
 
@@ -49,7 +58,6 @@ class FrameLearner(lightning.LightningModule):
         self.preprocessing = preprocessing
         self.train_table = train_table
         self.validation_table = validation_table
-        self.augmentation = BatchAugmentation(settings.augment)
         self.average = TrainedAverage(network, settings.optimiser.ema_decay)
         self.hard = HardNegatives(len(train_table))
         annotated_only = settings.sampling.sweeps == "annotated"
@@ -58,31 +66,45 @@ class FrameLearner(lightning.LightningModule):
         )
         self._validation: dict[str, Tensor] = {}
         self.validation_figures: dict[str, float] = {}
-        self._swap: Any = None
+        self.step_figures: dict[str, Tensor] = {}
+        """Losses of the last step, on the device."""
+        self.identity: dict[str, Any] | None = None
+        """Of the run, for its checkpoints."""
+        self._goes_on_at = (-1, 0)
+        """Epoch and step in it where a checkpoint was written in its middle."""
+        self._swap = contextlib.ExitStack()
+        """What holds while it validates."""
+        self._fitting = contextlib.ExitStack()
+        """And while it trains."""
 
     # Frames
 
     def train_dataloader(self) -> DataLoader[FrameBatch]:
         """This epoch's batches; Lightning asks anew every epoch."""
-        epoch = self.current_epoch
-        augment = self.settings.augment
+        epoch, augment, seed = self.current_epoch, self.settings.augment, self.settings.seed
         showings = augment.copies + 1 if augment.recipe == "published" else 1
-        rows = plan_epoch(self.train_table, self.settings.sampling, self.hard, self.settings.seed, epoch, showings)
-        size = self.settings.optimiser.batch_size
-        return self._loader(self.train_table, batches_of(rows, size, self._rank, self._world_size))
+        shown = plan_epoch(self.train_table, self.settings.sampling, self.hard, seed, epoch, showings)
+        size, rank = self.settings.optimiser.batch_size, self._rank
+        batches = [
+            PlannedBatch(part // showings, part % showings, (seed, epoch, number, rank))
+            for number, part in enumerate(batches_of(shown, size, rank, self._world_size))
+        ]
+        done = self._goes_on_at[1] if self._goes_on_at[0] == epoch else 0
+        return self._loader(FrameDataset(self.train_table, augment, seed), batches, done)
 
     def val_dataloader(self) -> DataLoader[FrameBatch]:
         """The validation frames, each on one process."""
         rows = self.validation_rows[self._rank :: self._world_size]
-        batches = [rows[start : start + VALIDATION_BATCH] for start in range(0, len(rows), VALIDATION_BATCH)]
-        return self._loader(self.validation_table, batches)
+        parts = [rows[start : start + VALIDATION_BATCH] for start in range(0, len(rows), VALIDATION_BATCH)]
+        batches = [PlannedBatch(part, np.zeros_like(part), ()) for part in parts]
+        return self._loader(FrameDataset(self.validation_table, AugmentSettings(recipe="none")), batches)
 
-    def _loader(self, table: FrameTable, batches: list[NDArray[np.int64]]) -> DataLoader[FrameBatch]:
-        workers = self.settings.machine.workers
+    def _loader(self, dataset: FrameDataset, batches: list[PlannedBatch], done: int = 0) -> DataLoader[FrameBatch]:
         return DataLoader(
-            FrameDataset(table),
-            batch_sampler=batches,  # type: ignore[arg-type]  # rows of a batch as an array
-            num_workers=workers,
+            dataset,
+            batch_sampler=RemainingBatches(batches, done),  # type: ignore[arg-type]  # whole batches, not rows
+            num_workers=self.settings.machine.workers,
+            pin_memory=self.device.type == "cuda",
             collate_fn=_whole_batch,  # type: ignore[arg-type]  # the dataset gives whole batches
         )
 
@@ -99,18 +121,21 @@ class FrameLearner(lightning.LightningModule):
     def training_step(self, batch: FrameBatch) -> Tensor:
         """The weighted sum of the losses of one batch."""
         torch.manual_seed(_step_seed(self.settings.seed, self.global_step, self._rank))
-        frames, masks = self.augmentation(batch.frames, batch.masks)
+        frames, masks = apply_changes(batch.frames, batch.masks, batch.changes)
         loss, parts, presence = self._losses(frames, masks, batch)
-        self.hard.note(batch.rows.cpu().numpy(), presence.detach().float().sigmoid().cpu().numpy())
-        self.log_dict({f"train/{name}": value for name, value in parts.items()}, batch_size=len(frames))
+        if presence is not None:
+            self.hard.note(batch.rows, presence.detach().float().sigmoid())
+        self.step_figures = {name: value.detach() for name, value in parts.items()}
         return loss
 
-    def _losses(self, frames: Tensor, masks: Tensor, batch: FrameBatch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Total, parts by name, and presence logits."""
+    def _losses(
+        self, frames: Tensor, masks: Tensor, batch: FrameBatch
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+        """Total, parts by name, and presence logits, None where nothing judges presence in training."""
         settings, network = self.settings.loss, self.network
         positive = batch.label > 0
         images = normalise(frames, self.preprocessing, torch.float32)
-        mask_rows, counted = self._mask_rows(positive, frames)
+        mask_rows, counted = self._mask_rows(batch)
         output = network(images, mask_rows)
         parts: dict[str, Tensor] = {}
         total = images.new_zeros(())
@@ -127,37 +152,42 @@ class FrameLearner(lightning.LightningModule):
             total = total + settings.mask_factor * parts["mask"]
         parts["loss"] = total.detach()
         presence = network.presence_of(output) if output.presence is not None or settings.mask_frames == "all" else None
-        return total, parts, torch.zeros(len(frames)) if presence is None else presence
+        return total, parts, presence
 
-    def _mask_rows(self, positive: Tensor, frames: Tensor) -> tuple[Tensor | None, Tensor]:
+    def _mask_rows(self, batch: FrameBatch) -> tuple[Tensor | None, Tensor]:
         """Rows the decoder sees, and which of them count. Never none, so that every process does the same work."""
         if not self.network.has_decoder:
-            return None, positive
+            return None, batch.label
         if self.settings.loss.mask_frames == "all":
-            return all_rows(frames), torch.ones_like(positive)
-        rows = torch.nonzero(positive)[:, 0]
-        if len(rows):
-            return rows, torch.ones_like(rows, dtype=torch.bool)
-        return rows.new_zeros(1), positive.new_zeros(1)
+            return all_rows(batch.frames), torch.ones_like(batch.label, dtype=torch.bool)
+        if len(batch.annotated):
+            return batch.annotated, torch.ones_like(batch.annotated, dtype=torch.bool)
+        return batch.annotated.new_zeros(1), torch.zeros(1, dtype=torch.bool, device=batch.label.device)
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def optimizer_step(self, *arguments: Any, **more: Any) -> None:
         """Take the step into the average."""
+        super().optimizer_step(*arguments, **more)
         self.average.update(self.network)
 
     def on_train_epoch_end(self) -> None:
-        """Share what each process learned about hard frames."""
-        noted = self.hard.take_noted()
+        """Share what each process learned about hard frames, for the next epoch's plan."""
+        self.hard.learn(self._noted_by_all())
+
+    def _noted_by_all(self) -> Tensor:
+        # Of this epoch alone: an older, higher value of a process that has not seen the frame again is out of date.
+        noted = self.hard.noted.to(self.device, copy=True)
         if self._world_size > 1:
-            # Of this epoch alone: an older, higher value of a process that has not seen the frame again is out of date.
-            shared = torch.from_numpy(noted).to(self.device)
-            torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
-            self.hard.learn(shared.cpu().numpy())
+            torch.distributed.all_reduce(noted, torch.distributed.ReduceOp.MAX)
+        return noted
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW over what is trained, decoder apart, and its schedule by step."""
         settings = self.settings.optimiser
         steps = int(self.trainer.estimated_stepping_batches)
-        optimiser = torch.optim.AdamW(parameter_groups(self.network, self.settings), weight_decay=0.0)
+        # One kernel for all. Lightning cannot clip what a fused step unscales by itself, as it would in float16.
+        is_fused = str(self.trainer.precision) != "16-mixed"
+        groups = parameter_groups(self.network, self.settings)
+        optimiser = torch.optim.AdamW(groups, weight_decay=0.0, fused=is_fused)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimiser, rate_factor(settings.schedule, round(settings.warmup_share * steps), steps)
         )
@@ -167,47 +197,52 @@ class FrameLearner(lightning.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Validate the averaged weights."""
-        count = len(self.validation_rows)
-        self._validation = {name: torch.zeros(count, device=self.device) for name in ("probability", "loss", "mask")}
-        self._swap = self.average.applied(self.network)
-        self._swap.__enter__()
+        count, names = len(self.validation_rows), ("probability", "loss", *MASK_FIGURES)
+        self._validation = {name: torch.zeros(count, device=self.device) for name in names}
+        self._swap = contextlib.ExitStack()
+        self._swap.enter_context(self.average.applied(self.network))
+        self._swap.enter_context(merged(self.network))
 
     def validation_step(self, batch: FrameBatch) -> None:
         """Remember probability and losses of each frame."""
         positive = batch.label > 0
         images = normalise(batch.frames, self.preprocessing, torch.float32)
-        by_mask = self.network.judges_by_mask
-        rows = all_rows(images) if by_mask else torch.nonzero(positive)[:, 0]
-        has_decoder = self.network.has_decoder
-        output = self.network(images, rows if has_decoder and len(rows) else None)
+        rows = all_rows(images) if self.network.judges_by_mask else batch.annotated
+        output = self.network(images, rows if self.network.has_decoder and len(rows) else None)
         presence = self.network.presence_of(output)
         at = torch.searchsorted(torch.from_numpy(self.validation_rows).to(self.device), batch.rows)
-        settings = self.settings.loss
-        self._validation["probability"][at] = presence.sigmoid()
+        kept = self._validation
+        kept["probability"][at] = presence.sigmoid()
         if output.presence is not None:
-            self._validation["loss"][at] = presence_loss(presence, positive, settings)
+            kept["loss"][at] = presence_loss(presence, positive, self.settings.loss)
         if output.mask is not None:
             target = soft_masks(batch.masks[rows], output.mask.shape[-1])
-            self._validation["mask"][at[rows]] = mask_loss(output.mask, target, settings)
+            for name, values in mask_figures(output.mask, target, self.settings.loss).items():
+                kept[name][at[rows]] = values
 
     def on_validation_epoch_end(self) -> None:
-        """Frame F1 over all validation frames at its best threshold, and the losses."""
-        self._swap.__exit__(None, None, None)
+        """Figures over all validation frames: F1 at its best threshold, losses, the frame that would be chosen."""
+        self._swap.close()
         if self._world_size > 1:
-            for sums in self._validation.values():
-                torch.distributed.all_reduce(sums)
-        label = self.validation_table.label[self.validation_rows]
-        weight = self.validation_weight
-        score, threshold = best_f1(self._validation["probability"].cpu().numpy(), label > 0, weight)
-        loss = self._validation["loss"].cpu().numpy()
-        mask = self._validation["mask"].cpu().numpy()
-        mask_frames = np.ones(len(label), bool) if self.network.judges_by_mask else label > 0
-        mask_mean = float(mask[mask_frames].mean()) if self.network.has_decoder else 0.0
-        presence_mean = 0.0 if self.network.judges_by_mask else float(np.average(loss, weights=weight))
-        total = self.settings.loss.presence_factor * presence_mean + self.settings.loss.mask_factor * mask_mean
-        values = {"f1": score, "threshold": threshold, "loss": total, "presence": presence_mean, "mask": mask_mean}
-        self.validation_figures = {name: float(value) for name, value in values.items()}
-        self.log_dict({f"val/{name}": value for name, value in self.validation_figures.items()}, prog_bar=True)
+            for values in self._validation.values():
+                torch.distributed.all_reduce(values)
+        kept = {name: values.cpu().numpy() for name, values in self._validation.items()}
+        table, rows, settings = self.validation_table, self.validation_rows, self.settings.loss
+        label, weight = table.label[rows], self.validation_weight
+        score, threshold = best_f1(kept["probability"], label > 0, weight)
+        counts = count_frames(kept["probability"], label > 0, threshold, weight)
+        figures = {"f1": score, "threshold": threshold, "precision": counts.precision, "recall": counts.recall}
+        figures["wfss"] = frame_selection_score(kept["probability"], table.case[rows], label)
+        figures["presence"] = figures["mask"] = 0.0
+        if not self.network.judges_by_mask:
+            figures["presence"] = float(np.average(kept["loss"], weights=weight))
+        if self.network.has_decoder:
+            judged = np.ones(len(label), bool) if self.network.judges_by_mask else label > 0
+            figures |= summarise_masks({name: kept[name][judged] for name in MASK_FIGURES}, settings)
+        figures["loss"] = settings.presence_factor * figures["presence"] + settings.mask_factor * figures["mask"]
+        self.validation_figures = {name: float(value) for name, value in figures.items()}
+        for name, value in self.validation_figures.items():
+            self.log(f"val/{name}", value, prog_bar=name in ("f1", "loss"))
 
     # Checkpoints hold what training changes; the frozen tower is where the run's settings say.
 
@@ -217,17 +252,48 @@ class FrameLearner(lightning.LightningModule):
         checkpoint["state_dict"] = {f"network.{name}": tensor for name, tensor in trained.items()}
         checkpoint["average"] = {"steps": self.average.steps, "state": self.average.state}
         checkpoint["validation"] = dict(self.validation_figures)
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        checkpoint["steps_of_epoch"] = 0 if progress.is_last_batch else int(progress.current.ready)
+        checkpoint["run"] = self.identity
         checkpoint["last_seen"] = torch.from_numpy(self.hard.last_seen.copy())
+        checkpoint["noted"] = self._noted_by_all().cpu()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The reverse of `on_save_checkpoint`."""
         self.average.steps = checkpoint["average"]["steps"]
         self.average.state = checkpoint["average"]["state"]
         self.hard.last_seen = checkpoint["last_seen"].numpy().copy()
+        # A checkpoint of an earlier version was written at an epoch's end, with nothing open.
+        self._goes_on_at = (int(checkpoint["epoch"]), int(checkpoint.get("steps_of_epoch", 0)))
+        if "noted" in checkpoint:
+            self.hard.noted = checkpoint["noted"].clone()
 
     def on_fit_start(self) -> None:
-        """The average lives where the network does."""
+        """The average and what is noted live where the network does."""
         self.average.to(self.device)
+        self.hard.noted = self.hard.noted.to(self.device)
+        dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(str(self.trainer.precision))
+        if dtype is not None:
+            self._fitting.enter_context(frozen_in(self.network, dtype))
+
+    def on_fit_end(self) -> None:
+        """The frozen tower is again to the bit what it was."""
+        self._fitting.close()
+
+
+class RemainingBatches:
+    """The batches of an epoch for a DataLoader, from the one on that comes next; its length counts all of them, as
+    Lightning's progress does."""
+
+    def __init__(self, batches: list[PlannedBatch], done: int) -> None:
+        self._batches = batches
+        self._done = done
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[PlannedBatch]:
+        return iter(self._batches[self._done :])
 
 
 def parameter_groups(network: nn.Module, settings: TrainSettings) -> list[dict[str, Any]]:

@@ -1,7 +1,11 @@
 """The losses, each per frame, so that several processes can share one mean over all their frames."""
 
+from collections.abc import Mapping
+
+import numpy as np
 import torch
 import torch.distributed
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -46,6 +50,43 @@ def mask_loss(logit: Tensor, target: Tensor, settings: LossSettings) -> Tensor:
     return dice * (target.amax((1, 2)) > 0) + F.binary_cross_entropy_with_logits(logit, target, reduction="none").mean(
         (1, 2)
     )
+
+
+MASK_FIGURES = ("mask", "overlap", "size", "background")
+"""What `mask_figures` says of a frame."""
+
+
+def mask_figures(logit: Tensor, target: Tensor, settings: LossSettings) -> dict[str, Tensor]:
+    """Of (B, G, G) logits and coverage, for each frame (B,) float32: `mask`, its loss; `overlap` and `size`, the sums
+    over its pixels that a Dice is made of; `background`, the mean probability where there is no mask."""
+    probability = logit.float().sigmoid()
+    outside = target <= 0
+    return {
+        "mask": mask_loss(logit, target, settings),
+        "overlap": (probability * target).sum((1, 2)),
+        "size": probability.sum((1, 2)) + target.sum((1, 2)),
+        "background": (probability * outside).sum((1, 2)) / outside.sum((1, 2)).clamp(min=1),
+    }
+
+
+def summarise_masks(figures: Mapping[str, NDArray[np.float32]], settings: LossSettings) -> dict[str, float]:
+    """`mask`, the loss over frames with these figures, `mask_dice` pooled over all their pixels, and
+    `mask_background`, the mean probability outside the masks of frames that have one.
+
+    `dice_pooled` is one Dice over the pixels of all validation frames, as the published code has it: averaged over
+    batches, of which half hold no annotation, near-perfect masks would be told from none by 0.03.
+    """
+    overlap, size = (float(figures[name].sum(dtype=np.float64)) for name in ("overlap", "size"))
+    loss = (
+        1 - (2 * overlap + _DICE_SMOOTHING) / (size + _DICE_SMOOTHING)
+        if settings.mask == "dice_pooled"
+        else float(figures["mask"].mean())
+    )
+    return {
+        "mask": loss,
+        "mask_dice": 2 * overlap / size if size else 0.0,
+        "mask_background": float(figures["background"].mean()),
+    }
 
 
 def shared_mean(loss: Tensor, included: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from algorithm.frames.preprocess import normalise
 from algorithm.model.manifest import PreprocessingConfig
 from training.frames.dataset import FrameTable
 from training.learn.autocast import autocast_type
+from training.network.fast_layers import merged
 from training.network.model import Network, all_rows
 
 _BATCH = 64
@@ -61,22 +62,23 @@ def score_out_of_fold(
     mask_rows: list[int] = []
     masks: list[NDArray[np.uint8]] = []
     dtype, _ = autocast_type(device)
-    for start in range(0, len(rows), _BATCH):
-        chosen = rows[start : start + _BATCH]
-        batch = table.read(chosen)
-        annotated = torch.nonzero(batch.label > 0)[:, 0]
-        images = normalise(batch.frames.to(device), preprocessing, torch.float32)
-        wanted = all_rows(images) if network.judges_by_mask else annotated.to(device)
-        has_masks = network.has_decoder and len(wanted) > 0
-        with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            output = network(images, wanted if has_masks else None)
-            presence[chosen] = network.presence_of(output).float().cpu().numpy()
-        if output.optimality is not None:
-            optimality[chosen] = output.optimality.float().cpu().numpy()
-        if output.mask is not None and len(annotated):
-            mask = output.mask[annotated.to(device)] if network.judges_by_mask else output.mask
-            masks.append((mask.float().sigmoid() * 255).round().to(torch.uint8).cpu().numpy())
-            mask_rows.extend(chosen[annotated.numpy()].tolist())
+    with merged(network):
+        for start in range(0, len(rows), _BATCH):
+            chosen = rows[start : start + _BATCH]
+            batch = table.read(chosen)
+            annotated = torch.nonzero(batch.label > 0)[:, 0]
+            images = normalise(batch.frames.to(device), preprocessing, torch.float32)
+            wanted = all_rows(images) if network.judges_by_mask else annotated.to(device)
+            has_masks = network.has_decoder and len(wanted) > 0
+            with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                output = network(images, wanted if has_masks else None)
+                presence[chosen] = network.presence_of(output).float().cpu().numpy()
+            if output.optimality is not None:
+                optimality[chosen] = output.optimality.float().cpu().numpy()
+            if output.mask is not None and len(annotated):
+                mask = output.mask[annotated.to(device)] if network.judges_by_mask else output.mask
+                masks.append((mask.float().sigmoid() * 255).round().to(torch.uint8).cpu().numpy())
+                mask_rows.extend(chosen[annotated.numpy()].tolist())
     return OutOfFold(
         uuid=np.array([case.uuid for case in table.cases]),
         frame_counts=np.array([case.frame_count for case in table.cases]),

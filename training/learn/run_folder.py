@@ -3,7 +3,7 @@
 RUN/settings.yaml              the resolved settings
 RUN/cases.json                 what the run learns from and is judged by
 RUN/run.json                   commit, split, fold, tower, cases, figures; written last, by a finished run
-RUN/checkpoints/{last,best}.ckpt
+RUN/checkpoints/{last,best}.ckpt   last: of the last epoch, or of a later step by time or where a signal stopped the run
 RUN/logs/metrics.csv, RUN/tensorboard/
 RUN/member/                    peft's adapter_config.json and adapter_model.safetensors, heads.safetensors, member.json
 RUN/tower/                     only where the tower itself was trained: tower.safetensors, open_clip_config.json
@@ -12,6 +12,7 @@ RUN/out_of_fold.npz            logits and masks of the validation cases, for cal
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import subprocess
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from jsonargparse import ArgumentParser
 from acouslic import __version__
 from acouslic.errors import AcouslicError
 from acouslic.write import write_json, write_text
-from training.recipe.settings import TrainSettings
+from training.recipe.settings import MachineSettings, TrainSettings
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,20 @@ class RunFolder:
                 f"{self.cases_path} names other cases, another fold or another cache: a run goes on only with its own; "
                 "choose another --out"
             )
+        foreign = sorted(self.root.glob("hpc_ckpt_*"))
+        if foreign:
+            raise AcouslicError(
+                f"{foreign[0]} is no checkpoint of this program and perhaps of another run: remove it, and the run "
+                f"goes on from {self.checkpoints / 'last.ckpt'}"
+            )
         return self.record_path.is_file()
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this run from any other, for its checkpoints. The machine and the folder may change."""
+        settings = replace(read_settings(self.settings_path), machine=MachineSettings())
+        cases = self._read_cases()
+        text = settings_to_yaml(settings) + json.dumps(cases, sort_keys=True)
+        return {"fold": cases.get("fold"), "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
     def _read_cases(self) -> Any:
         try:

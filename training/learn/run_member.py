@@ -16,6 +16,7 @@ from algorithm.engine.device import choose_device, set_cpu_threads
 from algorithm.model.artifact import HEADS_FILE
 from algorithm.model.manifest import PreprocessingConfig, TowerConfig
 from training.frames.dataset import FrameTable, table_of
+from training.learn.keeping import StopRequest, ended_by
 from training.learn.learner import FrameLearner
 from training.learn.out_of_fold import score_out_of_fold, write_out_of_fold
 from training.learn.run_folder import RunFolder, made_by
@@ -26,6 +27,8 @@ from training.recipe.settings import TrainSettings
 from training.release.cache import Cache
 
 CHECK_FRAMES = 48
+CONVERGED_BACKGROUND = 0.05
+"""Mean mask probability outside the abdomen, on annotated validation frames, below which a decoder counts as done."""
 
 
 @dataclass(frozen=True)
@@ -126,10 +129,11 @@ def learner_of(
 def train(learner: FrameLearner, folder: RunFolder, *, check: bool = False) -> dict[str, Any] | None:
     """Train from the last checkpoint, or from the start, and put the kept epoch's averaged weights into the network.
 
-    Returns what `run.json` says of it; None on processes other than the first. Raises AcouslicError where it was
-    interrupted.
+    Returns what `run.json` says of it; None on processes other than the first. Raises StoppedError where a signal
+    ended it, and AcouslicError where the checkpoint is of another run.
     """
     settings, network = learner.settings, learner.network
+    learner.identity = folder.identity()
     threads, reason = set_cpu_threads() if settings.machine.threads is None else (settings.machine.threads, "as asked")
     torch.set_num_threads(threads)
     print(f"{threads} CPU threads: {reason}", flush=True)
@@ -139,23 +143,56 @@ def train(learner: FrameLearner, folder: RunFolder, *, check: bool = False) -> d
         flush=True,
     )
     last = folder.checkpoints / "last.ckpt"
-    goes_on = last.is_file() and not check
-    with quiet_lightning():
-        trainer = make_trainer(folder, settings, check)
-        # A run that had stopped early and was ended while its frames were scored has nothing left to train.
-        stopped_after = stopped_early_after(read_checkpoint(last), settings) if goes_on else None
+    checkpoint = read_own_checkpoint(last, folder) if last.is_file() and not check else None
+    from_step = 0 if checkpoint is None else int(checkpoint["global_step"])
+    # A run that had stopped early and was ended while its frames were scored has nothing left to train.
+    stopped_after = None if checkpoint is None else stopped_early_after(checkpoint, settings)
+    request = StopRequest()
+    with quiet_lightning(), ended_by(request, last):
+        trainer = make_trainer(folder, settings, check, request, from_step)
+        if checkpoint is not None:
+            print(f"goes on from step {from_step} ({last})", flush=True)
         if stopped_after is None:
-            trainer.fit(learner, ckpt_path=str(last) if goes_on else None, weights_only=True)
+            path = None if checkpoint is None else str(last)
+            del checkpoint
+            trainer.fit(learner, ckpt_path=path, weights_only=True)
+        if request.number is not None:  # in the last moments of the fit
+            raise KeyboardInterrupt(request.number)
     if not trainer.is_global_zero:
         return None
-    if trainer.interrupted:
-        raise AcouslicError(f"training was interrupted; the same command goes on from {last}")
-    return {
+    facts: dict[str, Any] = {
         "trained_parameters": count_trained(network),
         "epochs": trainer.current_epoch if stopped_after is None else stopped_after,
         "kept": _take_best(learner, folder, settings, check),
         "precision": str(trainer.precision),
     }
+    say_where_unfinished(facts["kept"], from_step if stopped_after is not None else trainer.global_step)
+    return facts
+
+
+def read_own_checkpoint(path: Path, folder: RunFolder) -> dict[str, Any]:
+    """A checkpoint of this run. Raises AcouslicError where it is of another, which learned from other cases."""
+    content = read_checkpoint(path)
+    own, found = folder.identity(), content.get("run")
+    if found is not None and found != own:
+        differing = "fold" if found.get("fold") != own["fold"] else "settings or cases"
+        raise AcouslicError(
+            f"{path} is a checkpoint of another run (its {differing} differ: fold {found.get('fold')}, this is fold "
+            f"{own['fold']}): remove it, or choose another --out"
+        )
+    return content
+
+
+def say_where_unfinished(kept: dict[str, Any], steps: int) -> None:
+    """Warn of a decoder that has not learned to leave the background dark."""
+    background = kept.get("mask_background")
+    if background is not None and background > CONVERGED_BACKGROUND:
+        print(
+            f"the mask decoder is not done after {steps} steps: it gives pixels outside the abdomen a probability of "
+            f"{background:.2f} on average, a finished one less than {CONVERGED_BACKGROUND} (val/mask_background in "
+            "metrics.csv); raise --optimiser.epochs",
+            flush=True,
+        )
 
 
 def _check_tables(train: FrameTable, validation: FrameTable) -> None:

@@ -1,7 +1,8 @@
-"""Lightning's trainer of a run: its precision, its loggers, and checkpoints from which it goes on anywhere."""
+"""Lightning's trainer of a run: its precision, its callbacks, and checkpoints from which it goes on anywhere."""
 
 import contextlib
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,59 +10,80 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from acouslic.errors import AcouslicError
 from algorithm.engine.device import choose_device
 from training.learn.autocast import autocast_type
+from training.learn.keeping import Keeping, StopRequest
 from training.learn.run_folder import RunFolder
+from training.learn.run_log import LOG_EVERY, Bar, StepFigures, make_loggers
 from training.recipe.settings import MachineSettings, TrainSettings
 
 
-def make_trainer(folder: RunFolder, settings: TrainSettings, check: bool) -> lightning.Trainer:
-    """The trainer of a run; with `check` of one batch, without files."""
+def make_trainer(
+    folder: RunFolder, settings: TrainSettings, check: bool, request: StopRequest, from_step: int = 0
+) -> lightning.Trainer:
+    """The trainer of a run that begins at a step; with `check` of one batch, without files.
+
+    Raises AcouslicError where the machine is not as the settings say.
+    """
     machine, optimiser = settings.machine, settings.optimiser
+    # Deterministic algorithms would write every fresh tensor once for nothing: none is read before it is written.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        return lightning.Trainer(
+            accelerator=machine.accelerator,
+            devices=machine.devices if machine.accelerator != "cpu" or machine.devices != "auto" else 1,
+            num_nodes=machine.nodes,
+            strategy=machine.strategy,
+            precision=choose_training_precision(machine),  # type: ignore[arg-type]
+            # A requeued job starts the same command again, which goes on. Lightning's own way would look for a
+            # checkpoint wherever the job was started, and take that of another fold.
+            plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
+            default_root_dir=folder.root,
+            max_epochs=1 if check else optimiser.epochs,
+            limit_train_batches=1 if check else None,
+            limit_val_batches=1 if check else None,
+            logger=False if check else make_loggers(folder.root, from_step),
+            callbacks=_callbacks(folder, settings, check, request),
+            enable_checkpointing=not check,
+            enable_model_summary=False,
+            gradient_clip_val=optimiser.clip_norm or None,
+            num_sanity_val_steps=0,
+            log_every_n_steps=LOG_EVERY,
+            use_distributed_sampler=False,
+            reload_dataloaders_every_n_epochs=1,
+            sync_batchnorm=torch.cuda.is_available() and machine.accelerator != "cpu",
+            deterministic="warn",
+        )
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        asked = f"machine.accelerator={machine.accelerator}, machine.devices={machine.devices}"
+        if SLURMEnvironment.detect():
+            asked += f", and Slurm's job has SLURM_NTASKS={os.environ.get('SLURM_NTASKS')}"
+        raise AcouslicError(f"this machine cannot train as asked ({asked}): {' '.join(str(error).split())}") from None
+
+
+def _callbacks(folder: RunFolder, settings: TrainSettings, check: bool, request: StopRequest) -> list[Callback]:
+    """In an order that matters: figures before the bar that shows them, and the best checkpoint before the last, which
+    holds the best one's state."""
+    optimiser = settings.optimiser
+    figures = StepFigures()
+    callbacks: list[Callback] = [figures, Bar(figures)]
+    if check:
+        return callbacks
     monitor, mode = ("val/f1", "max") if optimiser.keep == "f1" else ("val/loss", "min")
-    callbacks: list[Callback] = [TQDMProgressBar(refresh_rate=10)]
     if optimiser.keep != "last":
         callbacks.append(_Checkpoint(folder.checkpoints, "best", monitor, mode))
-    # After the best one, whose state it holds.
     callbacks.append(_Checkpoint(folder.checkpoints, "last"))
     if optimiser.patience_epochs is not None:
         callbacks.append(
             EarlyStopping(monitor, mode=mode, patience=optimiser.patience_epochs, check_on_train_epoch_end=True)
         )
-    loggers: list[Logger] = [
-        CSVLogger(folder.root, name="", version=_log_version(folder)),
-        TensorBoardLogger(folder.root, name="", version="tensorboard"),
-    ]
-    return lightning.Trainer(
-        accelerator=machine.accelerator,
-        devices=machine.devices if machine.accelerator != "cpu" or machine.devices != "auto" else 1,
-        num_nodes=machine.nodes,
-        strategy=machine.strategy,
-        precision=choose_training_precision(machine),  # type: ignore[arg-type]
-        max_epochs=1 if check else optimiser.epochs,
-        limit_train_batches=1 if check else None,
-        limit_val_batches=1 if check else None,
-        logger=False if check else loggers,
-        callbacks=callbacks[:1] if check else callbacks,
-        enable_checkpointing=not check,
-        enable_model_summary=False,
-        gradient_clip_val=optimiser.clip_norm or None,
-        num_sanity_val_steps=0,
-        log_every_n_steps=10,
-        use_distributed_sampler=False,
-        reload_dataloaders_every_n_epochs=1,
-        sync_batchnorm=torch.cuda.is_available() and machine.accelerator != "cpu",
-        deterministic="warn",
-    )
-
-
-def _log_version(folder: RunFolder) -> str:
-    """`logs`, and `logs_2`, ... for a run that goes on: Lightning's CSV logger would delete what is there."""
-    earlier = len(list(folder.root.glob("logs*")))
-    return f"logs_{earlier + 1}" if earlier else "logs"
+    callbacks.append(Keeping(folder.checkpoints / "last.ckpt", request))
+    return callbacks
 
 
 def choose_training_precision(machine: MachineSettings) -> str:
@@ -103,6 +125,7 @@ _EXPECTED_WARNINGS: Sequence[str] = (
     ".*does not have many workers.*",  # reading memory-mapped frames is not what takes the time
     ".*The number of training batches.*is smaller than the logging interval.*",
     ".*Checkpoint directory.*exists and is not empty.*",  # a run that goes on
+    ".*resuming from a checkpoint that ended before the epoch ended.*",  # the loader begins at the step
     ".*No device id is provided via.*",
     ".*GPU available but not used.*",
     ".*LeafSpec.*is deprecated.*",  # Lightning 2.6 against torch 2.14

@@ -15,6 +15,7 @@ from acouslic.errors import AcouslicError
 from algorithm.model.heads import Heads, presence_from_mask
 from algorithm.model.manifest import DecoderConfig, MemberConfig, TowerConfig
 from algorithm.model.tower import Tower, check_state, tower_from_state
+from training.network.fast_layers import speed_up
 from training.network.tower_source import LoadedTower, read_weights
 from training.recipe.settings import AdapterSettings, HeadSettings
 
@@ -119,6 +120,7 @@ def build_network(
     own_heads = Heads(member, loaded.config)
     if heads.weights is not None:
         load_heads(own_heads, Path(heads.weights))
+    speed_up(adapted)
     return FrameNetwork(adapted, member, own_heads, heads.detach_decoder).train()
 
 

@@ -95,6 +95,7 @@ class SamplingSettings:
         near_frames: how far from an annotated frame a neighbour may be.
         min_positive_pixels: annotated frames with a smaller mask (in pixels of the training image) are left out;
             1 keeps every one.
+        order: `spread` gives every batch its share of annotated frames; `shuffled` leaves it to chance (published).
         validation_stride: validation during training sees every annotated frame and every n-th of the others,
             weighted accordingly.
     """
@@ -104,6 +105,7 @@ class SamplingSettings:
     hard_share: float = 0.5
     near_frames: int = 12
     min_positive_pixels: int = 16
+    order: Literal["spread", "shuffled"] = "spread"
     validation_stride: int = 4
 
 
@@ -112,10 +114,11 @@ class AugmentSettings:
     """Random changes of a training batch, image and mask together. Probabilities are for each frame.
 
     Args:
-        recipe: `sweep` for ours; `published` for colour jitter, CLAHE, +-20 degrees and +-20 % shift on `copies` of
-            `copies + 1` showings of each frame; `none`.
-        copies: an epoch of the published recipe shows each frame this many more times than once, and as many of
-            `copies + 1` showings are augmented, drawn anew each time.
+        recipe: `sweep` for ours, drawn anew at each showing; `published` for fixed copies with colour jitter, CLAHE,
+            +-20 degrees and +-20 % shift (`frames.augment.published_copy`), to which none of the following but
+            `copies` applies; `none`.
+        copies: an epoch of the published recipe shows each frame as it is and so many changed copies of it, the same
+            ones in every epoch.
         flip: left to right.
         affine: rotation, shift and scale.
         degrees: largest rotation.
@@ -250,7 +253,12 @@ _FAITHFUL_OPTIMISER = OptimiserSettings(
     patience_epochs=None,
 )
 _FAITHFUL_SAMPLING = SamplingSettings(
-    sweeps="annotated", negatives_per_positive=None, hard_share=0.0, min_positive_pixels=1, validation_stride=1
+    sweeps="annotated",
+    negatives_per_positive=None,
+    hard_share=0.0,
+    min_positive_pixels=1,
+    order="shuffled",
+    validation_stride=1,
 )
 
 FAITHFUL_CLS = TrainSettings(

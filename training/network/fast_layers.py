@@ -1,0 +1,158 @@
+"""The tower's layers in training, with fewer kernels than as they are written, on the very same parameters.
+
+peft's layer casts its input for the frozen product, again for its own, and drops a fraction of a float32 copy; queries,
+keys and values do all of it three times. Here an input is cast and dropped once, the frozen products of queries, keys
+and values are one, and an adapter's product is added as it is computed. While a network is only asked, adapters are
+merged: one product a layer. Names and values of all parameters stay peft's.
+"""
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from peft.tuners.lora.layer import Linear as LoraLinear
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from algorithm.model.tower import Attention
+
+_ADAPTER = "default"
+"""peft's name of the only adapter of a network that is trained."""
+
+
+def speed_up(tower: nn.Module) -> None:
+    """Let a tower's attention and adapted layers compute as described above, from now on.
+
+    A module that another forward was given, or with an adapter that is no plain LoRA, is left alone.
+    """
+    attentions = [module for module in tower.modules() if isinstance(module, Attention)]
+    for attention in attentions:
+        # A plain attribute before the class's method: no parameter gets another name.
+        attention.forward = functools.partial(_attend, attention, _Packed())
+    for module in tower.modules():
+        if isinstance(module, LoraLinear) and _is_plain(module):
+            module.forward = functools.partial(_adapted, module)
+
+
+@contextmanager
+def merged(network: nn.Module) -> Iterator[None]:
+    """Inside, adapters are part of the weights, for a network that only forwards. They must not change meanwhile.
+    Layers that `speed_up` has not seen stay as they are."""
+    layers = [module for module in network.modules() if isinstance(module, LoraLinear) and "forward" in vars(module)]
+    try:
+        with torch.no_grad():
+            for layer in layers:
+                _, _, down, up, scaling = _parts(layer)
+                weight = layer.base_layer.weight
+                layer.merged_weight = (weight.float() + scaling * (up.float() @ down.float())).to(weight.dtype)
+        yield
+    finally:
+        for layer in layers:
+            layer.merged_weight = None
+
+
+@contextmanager
+def frozen_in(tower: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Inside, frozen matrices are held in `dtype`, in which autocast would cast them at every step; afterwards they are
+    to the bit what they were, on the CPU where they were moved meanwhile."""
+    exact: dict[nn.Parameter, Tensor] = {}
+    for module in tower.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            for parameter in module.parameters(recurse=False):
+                if not parameter.requires_grad and parameter.dtype == torch.float32 and dtype != torch.float32:
+                    exact[parameter] = parameter.data.cpu()
+                    parameter.data = parameter.data.to(dtype)
+    try:
+        yield
+    finally:
+        for parameter, values in exact.items():
+            parameter.data = values.to(parameter.device)
+
+
+@dataclass
+class _Packed:
+    """Frozen queries, keys and values of one attention as one product; the three layers hold views of it."""
+
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+    def of(self, layers: list[nn.Linear]) -> tuple[Tensor, Tensor]:
+        first = layers[0].weight
+        if self.weight is None or self.weight.data_ptr() != first.data_ptr() or self.weight.dtype != first.dtype:
+            self.weight = torch.cat([layer.weight.data for layer in layers])
+            self.bias = torch.cat([layer.bias.data for layer in layers])
+            for layer, weight, bias in zip(layers, self.weight.chunk(3), self.bias.chunk(3), strict=True):
+                layer.weight.data, layer.bias.data = weight, bias
+        assert self.bias is not None
+        return self.weight, self.bias
+
+
+def _attend(attention: Attention, packed: _Packed, x: Tensor) -> Tensor:
+    """As `Attention.forward`; batch and tokens are one dimension until heads are told apart."""
+    layers = [attention.q_proj, attention.k_proj, attention.v_proj]
+    x = _cast(x)
+    if all(isinstance(layer, LoraLinear) and _is_plain(layer) for layer in layers):
+        q, k, v = _adapted_three(layers, packed, x)
+    elif all(type(layer) is nn.Linear and not layer.weight.requires_grad for layer in layers):
+        q, k, v = F.linear(x, *packed.of(layers)).chunk(3, dim=-1)
+    else:
+        q, k, v = (layer(x) for layer in layers)
+    q, k, v = (part.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for part in (q, k, v))
+    attended = F.scaled_dot_product_attention(q, k, v)
+    return attention.out_proj(attended.transpose(1, 2).flatten(2))
+
+
+def _adapted_three(layers: list[LoraLinear], packed: _Packed, x: Tensor) -> tuple[Tensor, ...]:
+    if getattr(layers[0], "merged_weight", None) is not None:
+        return tuple(F.linear(x, layer.merged_weight, layer.base_layer.bias) for layer in layers)
+    parts = [_parts(layer) for layer in layers]
+    if len({(part[4], part[2].shape) for part in parts}) > 1:
+        return tuple(layer(x) for layer in layers)
+    frozen = F.linear(x, *packed.of([layer.base_layer for layer in layers]))
+    dropped = layers[0].lora_dropout[_ADAPTER](x)
+    hidden = F.linear(dropped, torch.cat([part[2] for part in parts]))
+    # (3, rows, width) of both; the adapters' products are added by the one that computes them.
+    frozen = frozen.flatten(0, -2).unflatten(-1, (3, -1)).transpose(0, 1)
+    hidden = hidden.flatten(0, -2).unflatten(-1, (3, -1)).transpose(0, 1)
+    up = torch.stack([part[3] for part in parts]).transpose(1, 2)
+    added = torch.baddbmm(frozen, hidden, up.to(hidden.dtype), alpha=parts[0][4])
+    return tuple(part.unflatten(0, x.shape[:-1]) for part in added.unbind(0))
+
+
+def _adapted(layer: LoraLinear, x: Tensor) -> Tensor:
+    """As peft's layer: frozen product and scaled product of the factors, of the input with dropout."""
+    weight, bias, down, up, scaling = _parts(layer)
+    x = _cast(x)
+    merged_weight = getattr(layer, "merged_weight", None)
+    if merged_weight is not None:
+        return F.linear(x, merged_weight, bias)
+    frozen = F.linear(x, weight, bias)
+    hidden = F.linear(layer.lora_dropout[_ADAPTER](x), down)
+    added = torch.addmm(frozen.flatten(0, -2), hidden.flatten(0, -2), up.t().to(hidden.dtype), alpha=scaling)
+    return added.view(frozen.shape)
+
+
+def _parts(layer: LoraLinear) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
+    """Frozen weight and bias, factors A (rank, in) and B (out, rank), and their scale."""
+    base = layer.base_layer
+    down, up = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
+    return base.weight, base.bias, down, up, float(layer.scaling[_ADAPTER])
+
+
+def _is_plain(layer: LoraLinear) -> bool:
+    """One adapter, of the kind that `attach_adapter` makes."""
+    return (
+        list(layer.lora_A) == [_ADAPTER]
+        and type(layer.base_layer) is nn.Linear
+        and not layer.merged
+        and not layer.disable_adapters
+        and not layer.lora_variant
+    )
+
+
+def _cast(x: Tensor) -> Tensor:
+    """What autocast computes products in, once for all products of `x`."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
