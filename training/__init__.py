@@ -1,6 +1,7 @@
 """Makes the models: raw release in, trained artifact out.
 
-The commands of several steps are here (`fit`, `ensemble`, `table`, `demo`); `__main__` names them all. The rooms, each
+The commands of several steps are here (`fit`, `ensemble`, `table`, `demo`); `__main__` names them all, and
+`slurm_ensemble.sh` makes jobs of an ensemble's folds. The rooms, each
 of which may use only those before it:
 
     phantom    draws blind sweeps of our own making

@@ -1,9 +1,12 @@
 """One command from the raw release to a trained ensemble: prepare, split by subject, fit every fold.
 
-    python -m training ensemble --raw RELEASE --out WORK --tower.weights FILE [--folds 5] [--config X.yaml] ...
+    python -m training ensemble --raw RELEASE --out WORK --tower.weights FILE [--folds 5] [--parallel N]
+                                [--config X.yaml] ...
 
 WORK/cache, WORK/split.json and WORK/fold_1, WORK/fold_2, ... are what the single commands would make; one that was
-ended goes on. Settings are those of `fit`. Then: python -m training export WORK --out model/ --pack model.tar.gz ...
+ended goes on. Settings are those of `fit`. `--parallel N` trains N folds beside each other, each on a GPU of its own
+where there are GPUs; `--parallel 0` stops before the first, for `slurm_ensemble.sh`, which trains them as an array of
+jobs. Then: python -m training export WORK --out model/ --pack model.tar.gz ...
 """
 
 import shlex
@@ -11,9 +14,12 @@ from pathlib import Path
 
 from acouslic.errors import AcouslicError
 from acouslic.release import Release
+from acouslic.write import write_text
 from algorithm.model.open_clip_weights import tower_config_from_open_clip
 from training.fit import fit_fold, make_parser, parse_with, settings_of
+from training.learn.run_folder import settings_to_yaml
 from training.network.tower_source import read_model_config
+from training.parallel import FoldProcesses, fit_command, visible_gpus
 from training.release import prepare, split
 from training.release.cache import Cache
 
@@ -27,7 +33,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--split_seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=1, help="processes that prepare")
     parser.add_argument("--antialias", type=bool, default=False, help="resize with antialiasing")
+    parser.add_argument("--parallel", type=int, default=1, help="folds beside each other; 0 trains none")
     options = parse_with(parser, "ensemble", arguments)
+    if options.parallel < 0:
+        raise AcouslicError(f"--parallel is how many folds to train at once, not {options.parallel}")
     settings, out, raw = settings_of(options), Path(options.out), Path(options.raw)
     image_size = tower_config_from_open_clip(read_model_config(settings.tower)).image_size
     words = [f"--raw={raw}", f"--out={out / 'cache'}", f"--image-size={image_size}", f"--jobs={options.jobs}"]
@@ -36,10 +45,24 @@ def main(arguments: list[str]) -> int:
     split_path = out / "split.json"
     _done(split.main(["--protocol=subject", *words, f"--seed={options.split_seed}", f"--out={split_path}"]), "split")
     cache, folds = Cache(out / "cache"), split.read_split(split_path)
+    write_text(out / "settings.yaml", settings_to_yaml(settings))
+    if options.parallel == 0:
+        print(f"{folds.members} folds to train with the settings of {out / 'settings.yaml'}", flush=True)
+        return 0
+    if options.parallel > 1:
+        fit = fit_command(out / "cache", split_path, out / "settings.yaml")
+        gpus = [] if settings.machine.accelerator == "cpu" else visible_gpus()
+        FoldProcesses(fit, out, folds.members, options.parallel, gpus).run()
+        return _say_done(folds.members, out)
     command = shlex.join(["python", "-m", "training", "ensemble", *arguments])
     for member in range(folds.members):
+        print(f"fold {member + 1} of {folds.members}, in {out / f'fold_{member + 1}'}", flush=True)
         fit_fold(cache, folds, member, settings, out / f"fold_{member + 1}", command=command)
-    print(f"{folds.members} members in {out}; next: python -m training export {out} --out model/", flush=True)
+    return _say_done(folds.members, out)
+
+
+def _say_done(members: int, out: Path) -> int:
+    print(f"{members} members in {out}; next: python -m training export {out} --out model/", flush=True)
     return 0
 
 

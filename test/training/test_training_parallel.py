@@ -1,0 +1,125 @@
+"""Folds beside each other: as processes of one command, and as an array of Slurm jobs."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from acouslic.errors import AcouslicError
+from training.learn.keeping import StoppedError
+from training.learn.run_folder import RunFolder
+from training.parallel import FoldProcesses
+
+NOTES_PLACE = """
+import os, sys, time
+fold = [word for word in sys.argv if word.startswith("--fold=")][0].removeprefix("--fold=")
+out = [word for word in sys.argv if word.startswith("--out=")][0].removeprefix("--out=")
+print("GPU", os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
+open(os.path.join(out, "began"), "w").write(str(time.time()))
+time.sleep(float(sys.argv[1]))
+open(os.path.join(out, "ended"), "w").write(str(time.time()))
+if fold == sys.argv[2]:
+    sys.exit("the disk is full")
+"""
+
+
+def folds(tmp_path: Path, seconds: float = 0.5, failing: str = "", **more: Any) -> FoldProcesses:
+    """Four processes that take their time, two at once."""
+    script = tmp_path / "fold.py"
+    script.write_text(NOTES_PLACE)
+    return FoldProcesses([sys.executable, str(script), str(seconds), failing], tmp_path / "work", 4, 2, **more)
+
+
+def test_two_run_at_once_on_two_gpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Never more than asked for, each on the GPU of its place, and each fold is announced."""
+    folds(tmp_path, gpus=["4", "6"]).run()
+    logs = [(tmp_path / "work" / f"fold_{k}" / "log.txt").read_text().split() for k in range(1, 5)]
+    assert {gpu for _, gpu in logs} == {"4", "6"}
+    times = [
+        [float((tmp_path / "work" / f"fold_{k}" / name).read_text()) for name in ("began", "ended")]
+        for k in range(1, 5)
+    ]
+    for began, _ in times:
+        assert sum(first <= began < last for first, last in times) <= 2
+    assert sum(first <= times[1][0] < last for first, last in times) == 2, "one after another: nothing is parallel"
+    told = capsys.readouterr().out
+    assert all(f"fold {k} of 4 on GPU" in told for k in range(1, 5))
+
+
+def test_a_fold_that_fails_is_named_once_the_others_are_done(tmp_path: Path) -> None:
+    """With its own last words and its log."""
+    with pytest.raises(AcouslicError, match=r"1 of 4 folds failed: fold 2: the disk is full \(.*fold_2.log\.txt\)"):
+        folds(tmp_path, 0.1, "2").run()
+    assert (tmp_path / "work" / "fold_4" / "ended").is_file()
+
+
+def test_a_signal_reaches_all_and_none_is_left(tmp_path: Path) -> None:
+    """What runs is ended, what waits is not begun, and the exit code is the signal's."""
+    running = folds(tmp_path, 60)
+
+    def stop_when_begun() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if all((tmp_path / "work" / f"fold_{k}" / "began").is_file() for k in (1, 2)):
+                break
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_when_begun).start()
+    with pytest.raises(StoppedError, match="stopped by SIGTERM: each fold kept") as told:
+        running.run()
+    assert told.value.exit_code == 143
+    assert not (tmp_path / "work" / "fold_3").exists()
+    assert not list((tmp_path / "work").glob("fold_*/ended"))
+
+
+FAKE_SBATCH = """#!/bin/bash
+printf '%s\\n' "$@" > "$FAKE/sbatch.txt"
+for word in "$@"; do
+    case $word in --array=1-*) last=${word#--array=1-};; --wrap=*) job=${word#--wrap=};; esac
+done
+for task in $(seq "$last"); do
+    SLURM_ARRAY_JOB_ID=77 SLURM_ARRAY_TASK_ID=$task bash -c "$job" > "$FAKE/job-$task.txt" 2>&1
+    echo "$task $?" >> "$FAKE/codes.txt"
+done
+"""
+
+
+def test_slurm_trains_a_fold_a_job(tiny_training: Any, repository: Path, tmp_path: Path) -> None:
+    """The script prepares, submits an array of as many jobs as folds, and each job trains its fold; one that a signal
+    ends asks to be started again. sbatch, srun and scontrol are stand-ins."""
+    commands = {
+        "sbatch": FAKE_SBATCH,
+        # The second task is ended by a signal, as at its time limit.
+        "srun": '#!/bin/bash\n[ "$SLURM_ARRAY_TASK_ID" = 2 ] && exit 143\nshift\nexec "$@"\n',
+        "scontrol": '#!/bin/bash\necho "$@" >> "$FAKE/scontrol.txt"\n',
+    }
+    for name, text in commands.items():
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+    work = tmp_path / "work"
+    settings = tiny_training.fit_arguments(work, "--optimiser.epochs=1", "--heads.decoder=false")[2:]
+    words = [str(tiny_training.release), str(work), "--partition=gpu", "--", "--folds=2", "--antialias=true", *settings]
+    environment = os.environ | {
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "PYTHON": sys.executable,
+        "FAKE": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [str(repository / "training" / "slurm_ensemble.sh"), *words]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert ended.returncode == 0, ended.stderr
+    submitted = (tmp_path / "sbatch.txt").read_text().splitlines()
+    assert {"--array=1-2", "--requeue", "--signal=TERM@120", "--partition=gpu"} <= set(submitted)
+    assert (tmp_path / "codes.txt").read_text().split() == ["1", "0", "2", "143"], (tmp_path / "job-1.txt").read_text()
+    assert (tmp_path / "scontrol.txt").read_text() == "requeue 77_2\n"
+    assert RunFolder(work / "fold_1").read_record()["fold"] == 1
+    assert not (work / "fold_2" / "run.json").exists()

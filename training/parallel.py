@@ -1,0 +1,123 @@
+"""Several folds beside each other, each in a process of its own and, where there are GPUs, on one of its own.
+
+Every process is `python -m training fit` of one fold, with the settings of the whole in a file. What it prints goes to
+`log.txt` in the fold's folder. A signal is passed on, and all are waited for.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from acouslic.errors import AcouslicError
+from training.learn.keeping import StoppedError
+
+_POLL_S = 0.2
+
+
+@dataclass
+class _Running:
+    fold: int
+    process: subprocess.Popen[bytes]
+    log: Path
+    place: int
+    """Which of the processes that run at once it is, from 0: decides its GPU."""
+
+
+@dataclass
+class FoldProcesses:
+    """Trains folds 1 to `folds`, at most `at_once` beside each other."""
+
+    command: Sequence[str]
+    """Of `fit`, without fold and folder."""
+    out: Path
+    """Gets `fold_1`, `fold_2`, ..."""
+    folds: int
+    at_once: int
+    gpus: Sequence[str] = ()
+    """Names for CUDA_VISIBLE_DEVICES; none is no GPU."""
+    failed: list[_Running] = field(default_factory=list)
+    _running: list[_Running] = field(default_factory=list)
+    _stopped_by: int | None = None
+
+    def run(self) -> None:
+        """Train them all. Raises StoppedError after a signal, and AcouslicError, naming each fold that failed and its
+        log, once the others are done."""
+        before = {number: signal.signal(number, self._pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+        running = self._running
+        waiting = list(range(1, self.folds + 1))
+        try:
+            while running or (waiting and self._stopped_by is None):
+                while waiting and len(running) < self.at_once and self._stopped_by is None:
+                    free = min(set(range(self.at_once)) - {one.place for one in running})
+                    running.append(self._start(waiting.pop(0), free))
+                time.sleep(_POLL_S)
+                for one in [one for one in running if one.process.poll() is not None]:
+                    running.remove(one)
+                    self._note_end(one)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if self._stopped_by is not None:
+            name = signal.Signals(self._stopped_by).name
+            text = f"stopped by {name}: each fold kept what it says in its log.txt under {self.out}, and the same "
+            raise StoppedError(self._stopped_by, text + "command goes on from there")
+        if self.failed:
+            told = "; ".join(f"fold {one.fold}: {_last_line(one.log)} ({one.log})" for one in self.failed)
+            raise AcouslicError(f"{len(self.failed)} of {self.folds} folds failed: {told}")
+
+    def _start(self, fold: int, place: int) -> _Running:
+        folder = self.out / f"fold_{fold}"
+        folder.mkdir(parents=True, exist_ok=True)
+        log = folder / "log.txt"
+        environment: Mapping[str, str] = os.environ
+        where = "the CPU"
+        if self.gpus:
+            where = f"GPU {self.gpus[place % len(self.gpus)]}"
+            environment = os.environ | {"CUDA_VISIBLE_DEVICES": self.gpus[place % len(self.gpus)]}
+        with log.open("ab") as file:
+            process = subprocess.Popen(
+                [*self.command, f"--fold={fold}", f"--out={folder}"],
+                stdout=file,
+                stderr=file,
+                env=environment,
+                start_new_session=True,  # Ctrl-C reaches it once, through this process
+            )
+        print(f"fold {fold} of {self.folds} on {where}, in {folder}; its words go to {log.name}", flush=True)
+        return _Running(fold, process, log, place)
+
+    def _note_end(self, one: _Running) -> None:
+        code = one.process.returncode
+        if code and self._stopped_by is None:
+            self.failed.append(one)
+        print(f"fold {one.fold} {'is done' if code == 0 else f'ended with {code}'}: {_last_line(one.log)}", flush=True)
+
+    def _pass_on(self, number: int, _: FrameType | None) -> None:
+        self._stopped_by = number
+        for one in self._running:
+            one.process.send_signal(number)
+
+
+def fit_command(cache: Path, split: Path, settings: Path) -> list[str]:
+    """`fit` of one fold, but for its fold and folder."""
+    words = [f"--cache={cache}", f"--split={split}", f"--config={settings}"]
+    return [sys.executable, "-m", "training", "fit", *words]
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, by the names that its children need."""
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [str(index) for index in range(torch.cuda.device_count())]
+    return [name.strip() for name in named.split(",")][: len(names)] if named and names else names
+
+
+def _last_line(log: Path) -> str:
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1][-300:] if lines else "it said nothing"
