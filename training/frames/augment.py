@@ -6,7 +6,7 @@ mask together; looks change the image alone.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -28,28 +28,29 @@ _CLAHE_CLIP = (1.0, 3.0)
 _GAMMA, _GAIN = (0.7, 1.4), (0.75, 1.3)
 
 Bytes = NDArray[np.uint8]
+Values = NDArray[np.floating[Any]]
 
 
 class Change(NamedTuple):
     """What happens to each frame of a batch, a value a frame; the columns of `FrameBatch.changes`."""
 
-    xx: NDArray[np.float32]
+    xx: Values
     """Where an output position comes from, x' = xx x + xy y + x0, on a square of -1..1; and so for y."""
-    xy: NDArray[np.float32]
-    x0: NDArray[np.float32]
-    yx: NDArray[np.float32]
-    yy: NDArray[np.float32]
-    y0: NDArray[np.float32]
-    slope: NDArray[np.float32]
+    xy: Values
+    x0: Values
+    yx: Values
+    yy: Values
+    y0: Values
+    slope: Values
     """Gain at the deepest point less that at the probe."""
-    shadow: NDArray[np.float32]
+    shadow: Values
     """Share of light that a shadow takes; 0 is no shadow."""
-    centre: NDArray[np.float32]
-    width: NDArray[np.float32]
-    start: NDArray[np.float32]
-    speckle: NDArray[np.float32]
-    gamma: NDArray[np.float32]
-    gain: NDArray[np.float32]
+    centre: Values
+    width: Values
+    start: Values
+    speckle: Values
+    gamma: Values
+    gain: Values
 
 
 def draw_changes(settings: AugmentSettings, count: int, rng: np.random.Generator) -> Tensor:
@@ -154,13 +155,13 @@ def published_copy(frame: Bytes, mask: Bytes, copy: int, rng: np.random.Generato
     if rng.random() < 0.5:
         frame = _jitter(frame, rng)
     if rng.random() < 0.5:
-        frame = cv2.createCLAHE(rng.uniform(1.0, 4.0), _TILES).apply(frame)
+        frame = _as_bytes(cv2.createCLAHE(rng.uniform(1.0, 4.0), _TILES).apply(frame))
     size = frame.shape[0]
     middle = (size - 1) / 2
     matrix = cv2.getRotationMatrix2D((middle, middle), rng.uniform(-20.0, 20.0), 1.0)
     matrix[:, 2] += rng.uniform(-0.2, 0.2, 2) * size
     moved = cv2.warpAffine(frame, matrix, (size, size), flags=cv2.INTER_LINEAR)
-    return moved, cv2.warpAffine(mask, matrix, (size, size), flags=cv2.INTER_NEAREST)
+    return _as_bytes(moved), _as_bytes(cv2.warpAffine(mask, matrix, (size, size), flags=cv2.INTER_NEAREST))
 
 
 def _jitter(frame: Bytes, rng: np.random.Generator) -> Bytes:
@@ -172,5 +173,10 @@ def _jitter(frame: Bytes, rng: np.random.Generator) -> Bytes:
         factor = rng.uniform(0.8, 1.2)
         offset = float(frame.mean()) * (1 - factor) if step == "contrast" else 0.0
         levels = (np.arange(256) * factor + offset).round().clip(0, 255).astype(np.uint8)
-        frame = cv2.LUT(frame, levels)
+        frame = levels[frame]
     return frame
+
+
+def _as_bytes(image: NDArray[Any]) -> Bytes:
+    """OpenCV's result, whose type its annotations leave open."""
+    return image.astype(np.uint8, copy=False)

@@ -32,7 +32,7 @@ def make_trainer(
     """
     machine, optimiser = settings.machine, settings.optimiser
     # Deterministic algorithms would write every fresh tensor once for nothing: none is read before it is written.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
     try:
         return lightning.Trainer(
             accelerator=machine.accelerator,

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
@@ -20,6 +21,8 @@ from algorithm.model.tower import Attention
 
 _ADAPTER = "default"
 """peft's name of the only adapter of a network that is trained."""
+_MERGED = "merged_weight"
+"""A layer's weight with its adapter in it, while there is one."""
 
 
 def speed_up(tower: nn.Module) -> None:
@@ -30,10 +33,10 @@ def speed_up(tower: nn.Module) -> None:
     attentions = [module for module in tower.modules() if isinstance(module, Attention)]
     for attention in attentions:
         # A plain attribute before the class's method: no parameter gets another name.
-        attention.forward = functools.partial(_attend, attention, _Packed())
+        attention.__dict__["forward"] = functools.partial(_attend, attention, _Packed())
     for module in tower.modules():
         if isinstance(module, LoraLinear) and _is_plain(module):
-            module.forward = functools.partial(_adapted, module)
+            module.__dict__["forward"] = functools.partial(_adapted, module)
 
 
 @contextmanager
@@ -44,13 +47,12 @@ def merged(network: nn.Module) -> Iterator[None]:
     try:
         with torch.no_grad():
             for layer in layers:
-                _, _, down, up, scaling = _parts(layer)
-                weight = layer.base_layer.weight
-                layer.merged_weight = (weight.float() + scaling * (up.float() @ down.float())).to(weight.dtype)
+                weight, _, down, up, scaling = _parts(layer)
+                layer.__dict__[_MERGED] = (weight.float() + scaling * (up.float() @ down.float())).to(weight.dtype)
         yield
     finally:
         for layer in layers:
-            layer.merged_weight = None
+            layer.__dict__.pop(_MERGED, None)
 
 
 @contextmanager
@@ -91,7 +93,7 @@ class _Packed:
 
 def _attend(attention: Attention, packed: _Packed, x: Tensor) -> Tensor:
     """As `Attention.forward`; batch and tokens are one dimension until heads are told apart."""
-    layers = [attention.q_proj, attention.k_proj, attention.v_proj]
+    layers: list[Any] = [attention.q_proj, attention.k_proj, attention.v_proj]
     x = _cast(x)
     if all(isinstance(layer, LoraLinear) and _is_plain(layer) for layer in layers):
         q, k, v = _adapted_three(layers, packed, x)
@@ -105,12 +107,12 @@ def _attend(attention: Attention, packed: _Packed, x: Tensor) -> Tensor:
 
 
 def _adapted_three(layers: list[LoraLinear], packed: _Packed, x: Tensor) -> tuple[Tensor, ...]:
-    if getattr(layers[0], "merged_weight", None) is not None:
-        return tuple(F.linear(x, layer.merged_weight, layer.base_layer.bias) for layer in layers)
     parts = [_parts(layer) for layer in layers]
+    if _MERGED in vars(layers[0]):
+        return tuple(F.linear(x, vars(layer)[_MERGED], part[1]) for layer, part in zip(layers, parts, strict=True))
     if len({(part[4], part[2].shape) for part in parts}) > 1:
         return tuple(layer(x) for layer in layers)
-    frozen = F.linear(x, *packed.of([layer.base_layer for layer in layers]))
+    frozen = F.linear(x, *packed.of([_base(layer) for layer in layers]))
     dropped = layers[0].lora_dropout[_ADAPTER](x)
     hidden = F.linear(dropped, torch.cat([part[2] for part in parts]))
     # (3, rows, width) of both; the adapters' products are added by the one that computes them.
@@ -125,9 +127,8 @@ def _adapted(layer: LoraLinear, x: Tensor) -> Tensor:
     """As peft's layer: frozen product and scaled product of the factors, of the input with dropout."""
     weight, bias, down, up, scaling = _parts(layer)
     x = _cast(x)
-    merged_weight = getattr(layer, "merged_weight", None)
-    if merged_weight is not None:
-        return F.linear(x, merged_weight, bias)
+    if _MERGED in vars(layer):
+        return F.linear(x, vars(layer)[_MERGED], bias)
     frozen = F.linear(x, weight, bias)
     hidden = F.linear(layer.lora_dropout[_ADAPTER](x), down)
     added = torch.addmm(frozen.flatten(0, -2), hidden.flatten(0, -2), up.t().to(hidden.dtype), alpha=scaling)
@@ -136,9 +137,16 @@ def _adapted(layer: LoraLinear, x: Tensor) -> Tensor:
 
 def _parts(layer: LoraLinear) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
     """Frozen weight and bias, factors A (rank, in) and B (out, rank), and their scale."""
-    base = layer.base_layer
-    down, up = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
+    base, factors = _base(layer), (layer.lora_A[_ADAPTER], layer.lora_B[_ADAPTER])
+    down, up = (factor.weight for factor in factors if isinstance(factor, nn.Linear))
     return base.weight, base.bias, down, up, float(layer.scaling[_ADAPTER])
+
+
+def _base(layer: LoraLinear) -> nn.Linear:
+    """The frozen layer within peft's."""
+    base = layer.base_layer
+    assert isinstance(base, nn.Linear)
+    return base
 
 
 def _is_plain(layer: LoraLinear) -> bool:

@@ -1,0 +1,130 @@
+"""How fast a member is trained: this project's step against the one that one would write, on the same frames.
+
+    python bench/training_speed.py [--cache CACHE] [--tower CONFIG.json] [--recipe cls|ours] [--against TREE]
+
+Side A is `setting/straightforward_training.py` (open_clip, peft, torchvision, Lightning); side B is `training fit`.
+With `--against` a checkout of an older version is a third side. The sides take turns, each in a process of its own, and
+a step is timed from end to end, its reading included. Without a cache, cases are drawn and prepared first (a minute);
+without a tower it is one of six blocks of width 256, small enough for a CPU. On a GPU name FetalCLIP's configuration
+and `--precision bf16-mixed`.
+
+What is counted of one step: operators that run on the device (`kernels_per_step`), values that the host waits for
+(`host_waits_per_step`), and the share of its time that is no pass of the tower (`not_tower_share`). `share_of_peak` is
+the arithmetic of a step over the best rate of products measured in the same minute. The last line is a JSON object.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.figures.table import table
+from bench.matrix_peak import matrix_peak_flop_per_s
+from bench.setting.machine import describe_machine, today, versions, warn_if_busy
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SMALL_TOWER = {
+    "embed_dim": 128,
+    "vision_cfg": {"image_size": 112, "patch_size": 14, "width": 256, "layers": 6, "head_width": 64},
+}
+_DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def draw_cache(folder: Path, image_size: int) -> Path:
+    """A cache of a few drawn cases."""
+    from training.phantom import generate
+    from training.release import prepare
+
+    size = ["--cases=6", "--rows=281", "--sweeps=3", "--frames-per-sweep=96", "--seed=11"]
+    generate.main([f"--out={folder / 'release'}", *size])
+    words = [f"--raw={folder / 'release'}", f"--out={folder / 'cache'}", f"--image-size={image_size}"]
+    prepare.main([*words, "--allow-unannotated"])
+    return folder / "cache"
+
+
+def run_side(side: str, tree: Path, words: Sequence[str]) -> dict[str, Any]:
+    """One turn of a side, on the packages of a tree."""
+    script = REPOSITORY / "bench" / "setting" / "training_side.py"
+    environment = os.environ | {"PYTHONPATH": f"{tree}:{REPOSITORY}", "OMP_WAIT_POLICY": "PASSIVE"}
+    command = [sys.executable, "-P", str(script), f"--side={side}", *words]
+    ended = subprocess.run(command, env=environment, cwd=tree, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        raise SystemExit(f"{side} in {tree} failed:\n{ended.stderr[-2000:]}")
+    result: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    return result
+
+
+def summarise(turns: Sequence[dict[str, Any]], peak_flop_per_s: float) -> dict[str, float]:
+    """The figures of a side over its turns: medians, and the smallest share of a step beside its own tower."""
+    seconds = float(np.median([second for turn in turns for second in turn["seconds"]]))
+    outside = [1 - turn["tower_s"] / float(np.median(turn["seconds"])) for turn in turns]
+    last = turns[-1]
+    return {
+        "seconds_per_step": seconds,
+        "frames_per_s": last["batch"] / seconds,
+        "not_tower_share": float(np.median(outside)),
+        "share_of_peak": last["flop_per_step"] / seconds / peak_flop_per_s,
+        "kernels_per_step": last["kernels_per_step"],
+        "host_waits_per_step": last["host_waits_per_step"],
+        "peak_bytes": max(turn["peak_bytes"] for turn in turns),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--tower", type=Path)
+    parser.add_argument("--recipe", choices=("cls", "ours"), default="cls")
+    parser.add_argument("--against", type=Path, help="a checkout of an older version")
+    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--precision", choices=sorted(_DTYPES), default="32-true")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args(arguments)
+    machine = describe_machine()
+    with tempfile.TemporaryDirectory(prefix="bench-training-") as folder:
+        tower = options.tower
+        if tower is None:
+            tower = Path(folder) / "tower.json"
+            tower.write_text(json.dumps(SMALL_TOWER), encoding="utf-8")
+        image_size = json.loads(tower.read_text(encoding="utf-8"))["vision_cfg"]["image_size"]
+        cache = options.cache or draw_cache(Path(folder), image_size)
+        words = [f"--cache={cache.absolute()}", f"--tower={tower.absolute()}", f"--recipe={options.recipe}"]
+        words += [f"--{name}={getattr(options, name)}" for name in ("steps", "batch", "precision", "threads")]
+        sides = {"straightforward": ("straightforward", REPOSITORY), "ours": ("ours", REPOSITORY)}
+        if options.against is not None:
+            sides["older"] = ("ours", options.against.absolute())
+        turns: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
+        for turn in range(options.turns):
+            for name, (side, tree) in sides.items():
+                print(f"turn {turn + 1} of {options.turns}: {name}", file=sys.stderr, flush=True)
+                turns[name].append(run_side(side, tree, words))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(options.threads)
+    peak = matrix_peak_flop_per_s(device, _DTYPES[options.precision], ((4096, 1024, 1024),))
+    figures = {name: summarise(found, peak) for name, found in turns.items()}
+    warning = warn_if_busy(machine["load_before"], machine["cores"])
+    print(f"{today()}, {machine['processor']}, {options.recipe}, batch {options.batch}, {options.precision}")
+    if warning:
+        print(warning)
+    names = list(next(iter(figures.values())))
+    print(table(["", *figures], [[name, *(f"{figures[side][name]:.4g}" for side in figures)] for name in names]))
+    result: dict[str, Any] = figures["ours"] | {"sides": figures, "machine": machine, "versions": versions()}
+    result["speedup"] = figures["straightforward"]["seconds_per_step"] / figures["ours"]["seconds_per_step"]
+    if "older" in figures:
+        result["speedup_over_older"] = figures["older"]["seconds_per_step"] / figures["ours"]["seconds_per_step"]
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
