@@ -57,7 +57,7 @@ def run_side(side: str, tree: Path, words: Sequence[str]) -> dict[str, Any]:
     command = [sys.executable, "-P", str(script), f"--side={side}", *words]
     ended = subprocess.run(command, env=environment, cwd=tree, capture_output=True, text=True, check=False)
     if ended.returncode:
-        raise SystemExit(f"{side} in {tree} failed:\n{ended.stderr[-2000:]}")
+        raise SystemExit(f"{side} in {tree} ended with {ended.returncode}:\n{ended.stderr[-2000:]}")
     result: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
     return result
 

@@ -58,7 +58,9 @@ def main(arguments: list[str]) -> int:
         interrupts.install()
         with interrupts.held():
             module = importlib.import_module(COMMANDS[command][0])
-        return module.main(rest)
+        code: int = module.main(rest)
+        interrupts.end()
+        return code
     except AcouslicError as error:
         print(one_line(" ".join(str(error).split()), _LONGEST_MESSAGE), file=sys.stderr)
         return error.exit_code

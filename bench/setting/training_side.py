@@ -45,14 +45,18 @@ class CountedOperators(TorchDispatchMode):
         super().__init__()
         self.kernels: collections.Counter[str] = collections.Counter()
         self.waits = 0
+        self.waited_in: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         if name not in _NO_KERNEL:
             self.kernels[name] += 1
-        self.waits += name in _WAITS
+        waits = name in _WAITS
         if name in ("index", "index_put_", "index_put", "_index_put_impl_"):
-            self.waits += any(isinstance(i, Tensor) and i.dtype == torch.bool for i in args[1] or ())
+            waits = any(isinstance(i, Tensor) and i.dtype == torch.bool for i in args[1] or ())
+        if waits:
+            self.waits += 1
+            self.waited_in.append(name)
         return func(*args, **(kwargs or {}))
 
 
@@ -86,6 +90,7 @@ class Clock(Callback):
         self.seconds: list[float] = []
         self.kernels = self.waits = self.flop = 0
         self.batch_frames = 0
+        self.waited_in: list[str] = []
         self._ended = 0.0
         self._counting = contextlib.ExitStack()
         self._counted: tuple[CountedOperators, FlopCounterMode, list[str]] | None = None
@@ -105,6 +110,7 @@ class Clock(Callback):
             operators, flop, fetched = self._counted
             self.kernels, self.waits = operators.kernels.total(), operators.waits + len(fetched)
             self.flop = flop.get_total_flops()
+            self.waited_in = sorted({*fetched, *operators.waited_in})
             trainer.should_stop = True
             return
         if torch.cuda.is_available():
@@ -174,6 +180,11 @@ def _held(tower: Any, dtype: torch.dtype) -> Any:
 
 def main() -> None:
     """Train a few steps and print what they took."""
+    print(json.dumps(measure(parse())))
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The options."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--side", choices=("ours", "straightforward"), required=True)
     parser.add_argument("--cache", required=True)
@@ -184,7 +195,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--precision", default="32-true")
     parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Train `WARM_UP` and `steps` steps, and one that is counted."""
     torch.set_num_threads(options.threads)
     module, batches = (build_ours if options.side == "ours" else build_straightforward)(options)
     clock = Clock(options.steps)
@@ -207,19 +222,16 @@ def main() -> None:
         )
         trainer.fit(module, batches)
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-    print(
-        json.dumps(
-            {
-                "seconds": clock.seconds,
-                "batch": clock.batch_frames,
-                "kernels_per_step": clock.kernels,
-                "host_waits_per_step": clock.waits,
-                "flop_per_step": clock.flop,
-                "tower_s": seconds_of_tower(module, options, options.precision),
-                "peak_bytes": peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            }
-        )
-    )
+    return {
+        "seconds": clock.seconds,
+        "batch": clock.batch_frames,
+        "kernels_per_step": clock.kernels,
+        "host_waits_per_step": clock.waits,
+        "waits": clock.waited_in,
+        "flop_per_step": clock.flop,
+        "tower_s": seconds_of_tower(module, options, options.precision),
+        "peak_bytes": peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
 
 
 if __name__ == "__main__":

@@ -111,9 +111,9 @@ def build_network(
     """
     tower = tower_from_state(loaded.config, {name: tensor.clone() for name, tensor in loaded.state.items()})
     tower.requires_grad_(train_all)
-    member = member_config(loaded.config, adapter, heads)
-    if not member.presence and member.decoder is None:
+    if not heads.presence and not heads.decoder:
         raise AcouslicError("heads.presence and heads.decoder are both false: nothing would judge a frame")
+    member = member_config(loaded.config, adapter, heads)
     if checkpoint_blocks:
         _checkpoint_blocks(tower, 0 if train_all else first_adapted_block(loaded.config, adapter))
     adapted = attach_adapter(tower, adapter) if member.adapter else tower
