@@ -273,8 +273,9 @@ def test_the_mask_threshold_goes_on_beyond_its_usual_range_and_says_so(tiny_trai
     assert found.value > 0.7
     assert found.error < 0.2
     assert found.background == pytest.approx(0.6, abs=0.02)
-    assert f"warning: the mask threshold is {found.value}" in found.describe()
-    assert "train for more epochs" in found.describe()
+    assert f"warning: a mask threshold of {found.value}" in found.describe()
+    assert "train for more epochs" in found.describe().replace("\n", " ")
+    assert "0.60 where no abdomen is" in found.describe()
     faint = choose_mask_threshold([draw_masks(cache, 7.0)], cache)
     assert faint.value < 0.3
     assert "warning" in faint.describe()

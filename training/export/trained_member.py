@@ -12,10 +12,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from acouslic.errors import AcouslicError
-from algorithm.model.artifact import HEADS_FILE
+from algorithm.model.artifact import HEADS_FILE, Artifact, MemberState
 from algorithm.model.heads import Heads
-from algorithm.model.manifest import MemberConfig
-from algorithm.model.tower import tower_from_state
+from algorithm.model.lora import read_adapter
+from algorithm.model.manifest import (
+    SCHEMA_VERSION,
+    Manifest,
+    MemberConfig,
+    Provenance,
+    ScoringConfig,
+    SelectionConfig,
+    Thresholds,
+)
+from algorithm.model.tower import linear_shapes, tower_from_state
 from training.judge.calibrate import Calibration, calibrate_member
 from training.learn.out_of_fold import OutOfFold, read_out_of_fold
 from training.learn.run_folder import RunFolder, read_settings
@@ -84,6 +93,28 @@ def shared_tower(members: Sequence[TrainedMember], cache: Cache, moved: MovedTow
         where = moved.now(settings.tower).weights
         raise AcouslicError(f"{where} is not the tower that {first.folder.root} was trained on")
     return loaded
+
+
+def artifact_of(members: Sequence[TrainedMember], loaded: LoadedTower) -> Artifact:
+    """The members on their tower as an artifact in memory, to be asked as inference asks; never written, so it has no
+    provenance."""
+    shapes = linear_shapes(loaded.config)
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        name="members in memory",
+        tower=loaded.config,
+        preprocessing=loaded.preprocessing,
+        members=tuple(replace(member.config, **vars(member.calibration)) for member in members),
+        thresholds=Thresholds(),
+        scoring=ScoringConfig(),
+        selection=SelectionConfig(),
+        provenance=Provenance("", "", "", "", ""),
+    )
+    states = tuple(
+        MemberState(read_adapter(member.folder.member, shapes) if member.config.adapter else None, member.heads)
+        for member in members
+    )
+    return Artifact(members[0].folder.root, manifest, loaded.state, states)
 
 
 def rebuild_network(member: TrainedMember, loaded: LoadedTower) -> FrameNetwork:

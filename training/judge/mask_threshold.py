@@ -23,8 +23,8 @@ _ALL = (1, 19)
 _MOST_MASKS = 400
 """Annotated frames on which the mask threshold is chosen: more change its second decimal no more."""
 _MOST_BACKGROUND = 0.05
-"""Mean probability outside the annotation from which on a decoder counts as not converged: converged ones have 0.00 to
-0.02, one of 300 steps 0.15."""
+"""Mean probability outside the annotation from which on a decoder counts as not converged: one of the stand-in said
+0.15 everywhere after 300 steps."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,18 @@ class MaskThreshold:
         """What `export` and `calibrate` say of it: one line, and a second where something is odd."""
         if np.isnan(self.error):
             return f"mask threshold {self.value}: no member draws masks"
-        lines = [f"mask threshold {self.value}: mean error of the circumference {self.error:.2%}"]
+        lines = [
+            f"mask threshold {self.value}: mean error of the circumference {self.error:.2%}; the decoders say "
+            f"{self.background:.2f} where no abdomen is"
+        ]
         low, high = (round(step * _STEP, 2) for step in _USUAL)
         at_end = self.value in (round(step * _STEP, 2) for step in _ALL)
         if at_end or not low <= self.value <= high or self.background > _MOST_BACKGROUND:
-            where = "at the end of what was tried" if at_end else f"usual is {low} to {high}"
+            where = "the end of what was tried" if at_end else f"usual is {low} to {high}"
             lines.append(
-                f"warning: the mask threshold is {self.value} ({where}) and the decoders say {self.background:.2f} "
-                "where no abdomen is (converged ones below "
-                f"{_MOST_BACKGROUND}): their training was too short; train for more epochs"
+                f"warning: a mask threshold of {self.value} ({where}) with {self.background:.2f} where no abdomen is "
+                f"(at most {_MOST_BACKGROUND} is usual) tells of decoders that were trained too briefly: train for "
+                "more epochs"
             )
         return "\n".join(lines)
 
