@@ -4,8 +4,8 @@
 #   ./run.sh                        a case that is generated first, into results/
 #   ./run.sh SWEEP [OUTPUT_DIR]     a stack of your own, or a folder of stacks
 #
-# A stack is a MetaImage (.mha, .mhd), a TIFF (.tif, .tiff), a NIfTI (.nii, .nii.gz), an NRRD (.nrrd, .nhdr), or one
-# still (.png, .jpg, .jpeg).
+# A stack is a MetaImage (.mha, .mhd), a TIFF (.tif, .tiff), a NIfTI (.nii, .nii.gz), an NRRD (.nrrd, .nhdr), a DICOM
+# file or a folder of them, a video (.mp4, .avi), a folder of PNG pictures, or one still (.png, .jpg, .jpeg).
 #
 # MODEL_DIR           the model (default: model/demo, which was trained on generated sweeps and is for show only)
 # PYTHON, PIP_...     for the virtual environment, see requirements/set_up.sh

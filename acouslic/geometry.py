@@ -41,3 +41,12 @@ def index_of_sweep(frame_index: int, sweeps: Sequence[range]) -> int:
         if frame_index in sweep:
             return index
     raise ValueError(f"frame {frame_index} is in none of {len(sweeps)} sweeps")
+
+
+def told_apart(lengths: Sequence[int]) -> tuple[int, ...]:
+    """The frames of each sweep as files tell them; empty where one file has a whole case of the challenge's length.
+
+    Such a case is six sweeps behind one another, which its file does not tell apart.
+    """
+    whole_case = (FRAMES_PER_CASE, _RELEASE_1_0_FRAMES)
+    return () if len(lengths) == 1 and lengths[0] in whole_case else tuple(lengths)

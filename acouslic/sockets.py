@@ -15,7 +15,8 @@ INPUTS_FILE = "inputs.json"
 SWEEP_FOLDER = f"images/{SWEEP_SLUG}"
 SOCKET_SUFFIXES = (".mha", ".mhd", ".tif", ".tiff")
 """What the platform hands over."""
-STACK_SUFFIXES = (*SOCKET_SUFFIXES, ".nii", ".nii.gz", ".nrrd", ".nhdr", ".png", ".jpg", ".jpeg")
+_VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr")
+STACK_SUFFIXES = (*SOCKET_SUFFIXES, *_VOLUME_SUFFIXES, ".png", ".jpg", ".jpeg", ".dcm", ".mp4", ".avi")
 """What a person may have: more than the platform."""
 SEGMENTATION_FILE = f"images/{SEGMENTATION_SLUG}/output.mha"
 FRAME_NUMBER_FILE = f"{FRAME_NUMBER_SLUG}.json"

@@ -29,6 +29,8 @@ from acouslic.reading.source import FrameSource, SourceFile, SourceHeader, one_c
 CHUNK_FRAMES = 16
 _PLAUSIBLE_MM = (0.05, 2.0)
 _UNKNOWN_MM = 1.0
+_SAME = 0.01
+"""Share by which a spacing that was given may differ from the file's without a note."""
 _DEFAULT_DOTS_PER_INCH = (72, 96, 300)
 
 
@@ -57,6 +59,18 @@ class StackHeader:
     """Frames of each sweep, where the file or folder tells them apart; else empty, and `sweeps` is the challenge's."""
     sources: tuple[SourceFile, ...] = ()
     """The DICOM files that the frames come from, in the order of the frames; empty for every other kind."""
+    label: str = ""
+    """What logs and results call the file where its name may be a patient's; else empty."""
+
+    @property
+    def name(self) -> str:
+        """What results and notes call it."""
+        return self.label or self.path.name
+
+    @property
+    def where(self) -> str:
+        """What logs and messages call it."""
+        return self.label or str(self.path)
 
     @property
     def sweeps(self) -> list[range]:
@@ -124,33 +138,55 @@ class StackReader:
         return _fill_from_frames(self._source, destination_of, chunks)
 
 
-def open_stack(path: Path, *, opener: OpenPixels = open_pixels, most_frames: int | None = None) -> StackReader:
+def open_stack(
+    path: Path,
+    *,
+    opener: OpenPixels = open_pixels,
+    most_frames: int | None = None,
+    spacing_mm: tuple[float, float] | None = None,
+    stills: bool = True,
+) -> StackReader:
     """Read and check the header of a stack, of any kind that `STACK_SUFFIXES` names; no pixel is decoded.
 
     `opener` decodes the pixels of a MetaImage. A TIFF of more than `most_frames` pages is refused on reading one more.
+    `spacing_mm` (row, column) stands in place of what the file states; where it states another one, a note says so.
+    A single picture is a stack of one frame, or refused where `stills` is false.
     Raises AcouslicError, naming what was found and what is expected, for any other file.
     """
     source = _open_source(path, most_frames)
     found = source_header(source) if isinstance(source, MetaImageHeader) else source.header
-    spacing_mm, note = _in_plane_spacing(found)
+    if found.is_still and not stills:
+        raise AcouslicError(
+            f"{found.where} is a single 2-D image of {found.rows} x {found.columns} pixels; expected a stack of frames "
+            "(3-D)"
+        )
+    stated_mm, note = _in_plane_spacing(found)
+    if spacing_mm is not None:
+        agree = note is not None or np.allclose(stated_mm, spacing_mm, rtol=_SAME, atol=0)
+        note = None if agree else _contradiction(found, stated_mm, spacing_mm)
     header = StackHeader(
         path,
         found.frames,
         found.rows,
         found.columns,
-        spacing_mm,
+        stated_mm if spacing_mm is None else spacing_mm,
         note,
         found.pixel_type,
         found.frame_spacing,
         notes=found.notes,
         sweep_lengths=found.sweep_lengths,
         sources=found.sources,
+        label=found.label,
     )
     return StackReader(header, source, opener)
 
 
 def _open_source(path: Path, most_frames: int | None) -> MetaImageHeader | FrameSource:
     """The reader for a file's kind. Imported here, because a container that starts for one .mha needs no other."""
+    if path.is_dir():
+        from acouslic.scanner.folder import open_folder
+
+        return open_folder(path)
     kind = kind_of(path)
     if kind == "MetaImage":
         metaimage = read_header(path)
@@ -163,6 +199,14 @@ def _open_source(path: Path, most_frames: int | None) -> MetaImageHeader | Frame
         from acouslic.reading.still import open_still
 
         return open_still(path, kind)
+    if kind == "DICOM":
+        from acouslic.scanner.dicom import open_dicom
+
+        return open_dicom(path, [path])
+    if kind == "video":
+        from acouslic.scanner.video import open_video
+
+        return open_video(path)
     from acouslic.reading.volume import open_volume
 
     return open_volume(path, kind)
@@ -199,7 +243,7 @@ def _fill_from_metaimage(
             else:
                 for frame_index, frame in zip(indices, destination, strict=True):
                     pixels.read_into(values.view(np.uint8).data.cast("B"))
-                    _narrow(one_channel(values, source.path, frame_index), frame, frame_index, source.path)
+                    _narrow(one_channel(values, source.path, frame_index), frame, frame_index, str(source.path))
             if indices is chunks[-1]:
                 pixels.finish()
             yield indices
@@ -211,11 +255,11 @@ def _fill_from_frames(
     with contextlib.closing(source.frames()) as frames:
         for indices in chunks:
             for frame_index, destination in zip(indices, destination_of(indices), strict=True):
-                _narrow(next(frames), destination, frame_index, source.header.path)
+                _narrow(next(frames), destination, frame_index, source.header.where)
             yield indices
 
 
-def _narrow(values: np.ndarray, destination: np.ndarray, frame_index: int, path: Path) -> None:
+def _narrow(values: np.ndarray, destination: np.ndarray, frame_index: int, where: str) -> None:
     """Copy values (rows, columns) of any type into uint8, refusing what does not fit."""
     with np.errstate(invalid="ignore"):  # NaN and what is out of range is found by comparing
         np.copyto(destination, values, casting="unsafe")
@@ -224,7 +268,7 @@ def _narrow(values: np.ndarray, destination: np.ndarray, frame_index: int, path:
     wrong = destination != values
     if wrong.any():
         raise AcouslicError(
-            f"{path}: expected whole numbers in 0..255, got {values[wrong][0]} ({values.dtype.name}) in frame "
+            f"{where}: expected whole numbers in 0..255, got {values[wrong][0]} ({values.dtype.name}) in frame "
             f"{frame_index} (counted from 0); rescale the frames to uint8"
         )
 
@@ -245,4 +289,10 @@ def _in_plane_spacing(source: SourceHeader) -> tuple[tuple[float, float], str | 
             why = f"states a pixel spacing of {stated}, which is the resolution of a screen or printer"
         else:
             return (row_mm, column_mm), None
-    return (SPACING_MM, SPACING_MM), f"{source.path.name} {why}; {SPACING_MM} mm is assumed"
+    return (SPACING_MM, SPACING_MM), f"{source.name} {why}; {SPACING_MM} mm is assumed"
+
+
+def _contradiction(source: SourceHeader, stated_mm: tuple[float, float], given_mm: tuple[float, float]) -> str:
+    """The note where a file states another spacing than the one that was given."""
+    stated, given = (f"{row:g} x {column:g} mm" for row, column in (stated_mm, given_mm))
+    return f"{source.name} states a pixel spacing of {stated}, but {given} was given and is used"

@@ -104,6 +104,7 @@ def _predict(parsed: argparse.Namespace, model_dir: Path, interrupts: Interrupts
         batch_frames=parsed.batch_frames,
         verbose=parsed.verbose,
         age=parsed.gestational_age,
+        spacing_mm=parsed.spacing_mm,
         dicom=parsed.dicom,
         page=parsed.page,
         resume=parsed.resume,
@@ -166,7 +167,7 @@ def _run_one_case(
         prepare_output(output_dir)
         sweep = find_sweep_input(input_dir)
         read_manifest(model_dir)
-        with contextlib.closing(FrameStream(sweep.path)) as stream:
+        with contextlib.closing(FrameStream(sweep.path, stills=False)) as stream:
             _ = stream.header
 
             with interrupts.held():

@@ -20,6 +20,10 @@ COMMANDS = {
     "health": "whether a server or a watcher on this machine is alive: exit code 0",
 }
 """One line of help by command; `acouslic --help` shows them too."""
+_SWEEP = """\
+a stack, or a folder of stacks: MetaImage (.mha, .mhd), TIFF (.tif, .tiff), NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr),
+DICOM (.dcm or without a suffix; a folder of DICOM files is one case), video (.mp4, .avi), one still (.png, .jpg); a
+folder of PNG is one sweep"""
 PORT = 4743
 """The platform's for invoke mode."""
 _EPILOG = """\
@@ -71,7 +75,7 @@ def _serve(serve: argparse.ArgumentParser) -> None:
 
 
 def _predict(predict: argparse.ArgumentParser) -> None:
-    predict.add_argument("sweeps", type=Path, nargs="+", metavar="SWEEP", help="a stack, or a folder of stacks")
+    predict.add_argument("sweeps", type=Path, nargs="+", metavar="SWEEP", help=_SWEEP)
     predict.add_argument("--output", type=Path, required=True, metavar="DIR", help="gets a folder a case, results.csv")
     predict.add_argument(
         "--gestational-age",
@@ -85,6 +89,12 @@ def _predict(predict: argparse.ArgumentParser) -> None:
         help="for DICOM input: write a Segmentation and a structured report that refer to it, marked as research",
     )
     predict.add_argument("--no-page", dest="page", action="store_false", help="write no report.html and no index.html")
+    predict.add_argument(
+        "--spacing-mm",
+        type=millimetres,
+        metavar="MM",
+        help="size of a pixel of all cases, where files state none (video, PNG) or a wrong one",
+    )
     predict.add_argument("--verbose", action="store_true", help="log timings and notes of each case")
     many = predict.add_argument_group("many cases")
     many.add_argument(
@@ -151,6 +161,17 @@ def positive(text: str) -> int:
 def not_negative(text: str) -> int:
     """A whole number from 0."""
     return _whole(text, 0)
+
+
+def millimetres(text: str) -> float:
+    """The size of a pixel: what a scanner can have."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.01 <= value <= 5:
+        raise argparse.ArgumentTypeError(f"must be millimetres from 0.01 to 5, such as 0.28, not {text!r}")
+    return value
 
 
 def age(text: str) -> "GestationalAge":

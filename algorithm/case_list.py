@@ -2,16 +2,29 @@
 
 import csv
 import glob
+import os
+import stat
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from acouslic.errors import AcouslicError
-from acouslic.sockets import STACK_SUFFIXES, SWEEP_FOLDER, SweepInput, case_name, find_sweep_input
+from acouslic.scanner.dicom import dicom_case_name
+from acouslic.scanner.dicom_header import is_dicom
+from acouslic.scanner.folder import case_files
+from acouslic.sockets import (
+    STACK_SUFFIXES,
+    SWEEP_FOLDER,
+    SweepInput,
+    case_name,
+    find_sweep_input,
+    stack_suffix,
+)
 from algorithm.result.table import INDEX_FILE, RESULTS_FILE
 
 _RELEASE_FOLDER = "images/stacked_fetal_ultrasound"
+_STILL_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 LIST_SUFFIXES = (".csv", ".parquet")
@@ -22,9 +35,10 @@ a column `case`."""
 def find_sweeps(paths: Sequence[Path]) -> list[SweepInput]:
     """The stacks that files, folders and patterns stand for, in the order given.
 
-    A folder is one of stacks, of stacks in the raw release's layout, or a case in the platform's layout. Raises
-    AcouslicError where there is nothing in one, a stack is given twice, two cases would have the same name, or one
-    has a name that no folder can have.
+    A folder is one of stacks, of stacks in the raw release's layout, a case in the platform's layout, a case of DICOM
+    files or of PNG pictures, or one of such folders. A DICOM case is called by its UID, since the name of a file may be
+    a patient's. Raises AcouslicError where there is nothing in one, a stack is given twice, two cases would have the
+    same name, or one has a name that no folder can have.
     """
     sweeps = [sweep for path in paths for match in _matches(path) for sweep in _sweeps_at(match)]
     twice = [path for path, count in Counter(sweep.path for sweep in sweeps).items() if count > 1]
@@ -42,7 +56,7 @@ def find_sweeps(paths: Sequence[Path]) -> list[SweepInput]:
 
 def _matches(path: Path) -> list[Path]:
     """What a pattern stands for: a shell outside a container cannot expand one that is meant for the inside."""
-    if path.exists() or not glob.has_magic(str(path)):
+    if not glob.has_magic(str(path)) or os.path.lexists(path):
         return [path]
     return [Path(match) for match in sorted(glob.glob(str(path)))] or [path]  # noqa: PTH207 - absolute patterns too
 
@@ -90,28 +104,62 @@ def _rows_of_list(path: Path) -> list[dict[str, Any]]:
 
 
 def _sweeps_at(path: Path) -> list[SweepInput]:
-    if not path.exists():
-        raise AcouslicError(f"{path} does not exist: give sweep stacks or folders of them")
-    if not path.is_dir() and path.suffix.lower() in LIST_SUFFIXES:
+    try:
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
+    except FileNotFoundError:
+        raise AcouslicError(f"{path} does not exist: give sweep stacks or folders of them") from None
+    except OSError as error:
+        raise AcouslicError(f"{path} could not be read: {error.strerror or error}") from None
+    if not is_folder and path.suffix.lower() in LIST_SUFFIXES:
         return _sweeps_of_list(path)
-    if not path.is_dir():
-        return [SweepInput(path, case_name(path.name))]
+    if not is_folder:
+        return [sweep_of_file(path)]
     if (path / SWEEP_FOLDER).is_dir():
         return [find_sweep_input(path)]
     folder = path / _RELEASE_FOLDER if (path / _RELEASE_FOLDER).is_dir() else path
-    stacks = stacks_in_folder(folder)
-    if not stacks:
+    sweeps = _in_folder(folder) or [sweep for inner in _inner_folders(folder) for sweep in _in_folder(inner)]
+    if not sweeps:
         raise AcouslicError(f"{folder} holds no sweep stack ({', '.join(STACK_SUFFIXES)})")
-    return [SweepInput(stack, case_name(stack.name)) for stack in stacks]
+    return sweeps
+
+
+def sweep_of_file(path: Path) -> SweepInput:
+    """The case that a file is: called as the file, or by its UID where it is DICOM, whose name may be a patient's.
+
+    Raises AcouslicError where its name cannot be written out, or its DICOM header is damaged.
+    """
+    return SweepInput(path, dicom_case_name([path]) if is_dicom(path) else case_name(path.name))
+
+
+def _in_folder(folder: Path) -> list[SweepInput]:
+    """The cases in a folder: each stack, all DICOM files together; where there are none of these, its pictures.
+
+    PNG pictures are the frames of one sweep; beside stacks they are somebody's previews.
+    """
+    dicom, pictures = case_files(folder)
+    sweeps = [sweep_of_file(stack) for stack in stacks_in_folder(folder) if stack not in dicom]
+    if dicom:
+        sweeps.insert(0, SweepInput(folder, dicom_case_name(dicom)))
+    if not sweeps and pictures:
+        return [SweepInput(folder, case_name(folder.resolve().name))]
+    if not sweeps:
+        stills = [item for item in _visible(folder) if stack_suffix(item.name) in _STILL_SUFFIXES and item.is_file()]
+        return [SweepInput(still, case_name(still.name)) for still in stills]
+    return sweeps
 
 
 def stacks_in_folder(folder: Path) -> list[Path]:
-    """The stacks that lie in a folder, sorted by name; hidden files are none."""
+    """The files in a folder that are a stack each, sorted by name; hidden files and pictures are none."""
+    suffixes = [suffix for suffix in STACK_SUFFIXES if suffix not in _STILL_SUFFIXES]
+    return [item for item in _visible(folder) if stack_suffix(item.name) in suffixes and item.is_file()]
+
+
+def _inner_folders(folder: Path) -> list[Path]:
+    return [item for item in _visible(folder) if item.is_dir()]
+
+
+def _visible(folder: Path) -> list[Path]:
     try:
-        return sorted(
-            item
-            for item in folder.iterdir()
-            if item.is_file() and item.suffix.lower() in STACK_SUFFIXES and not item.name.startswith(".")
-        )
+        return sorted(item for item in folder.iterdir() if not item.name.startswith("."))
     except OSError as error:
-        raise AcouslicError(f"{folder} could not be read: {error.strerror}") from None
+        raise AcouslicError(f"{folder} could not be read: {error.strerror or error}") from None

@@ -80,11 +80,11 @@ class CohortWorker:
         assert self._pipeline is not None
         ahead, self._ahead = self._ahead, None
         if following is not None:
-            self._ahead = following, FrameStream(following.path)
+            self._ahead = following, self._settings.stream(following)
         if ahead is not None and ahead[0] != sweep:
             ahead[1].close()
             ahead = None
-        with contextlib.closing(FrameStream(sweep.path) if ahead is None else ahead[1]) as stream:
+        with contextlib.closing(self._settings.stream(sweep) if ahead is None else ahead[1]) as stream:
             if again:
                 row = recorded_row(self._settings.output_dir / sweep.case, sweep.path, self._maker)
                 if row is not None:

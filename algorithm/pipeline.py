@@ -118,7 +118,7 @@ class Pipeline:
         started_at = time.monotonic() if started_at is None else started_at
         header = stream.header
         case_log.info(
-            "case %s: %d frames of %d x %d from %s", case, header.frames, header.rows, header.columns, header.path
+            "case %s: %d frames of %d x %d from %s", case, header.frames, header.rows, header.columns, header.where
         )
         manifest = self.ensemble.manifest
         resized = ResizedFrames(stream, manifest.tower.image_size, manifest.preprocessing, self.ensemble.device)

@@ -56,6 +56,8 @@ class PredictSettings:
     verbose: bool = False
     age: GestationalAge | None = None
     """Of the pregnancy, for all cases, where it is known."""
+    spacing_mm: float | None = None
+    """Size of a pixel, in place of what the files state."""
     dicom: bool = False
     """Write DICOM objects that refer to the source; a case that is no DICOM fails then."""
     page: bool = True
@@ -86,9 +88,12 @@ class PredictSettings:
 
     def maker(self) -> Maker:
         """What makes the results; raises AcouslicError where there is no model."""
-        return Maker.of(
-            self.model_dir, {"gestational_age": None if self.age is None else str(self.age), "dicom": self.dicom}
-        )
+        settings = {"gestational_age": None if self.age is None else str(self.age), "dicom": self.dicom}
+        return Maker.of(self.model_dir, settings | {"spacing_mm": self.spacing_mm})
+
+    def stream(self, sweep: SweepInput) -> FrameStream:
+        """The frames of a case, whose decoding begins at once."""
+        return FrameStream(sweep.path, None if self.spacing_mm is None else (self.spacing_mm, self.spacing_mm))
 
 
 def predict(paths: Sequence[Path], settings: PredictSettings, interrupts: Interrupts) -> int:
@@ -195,7 +200,7 @@ def _one_after_another(
     table.write()
     remove_leftovers(settings.output_dir, [sweep.case for sweep in sweeps])
     with Progress(len(sweeps)) as progress:
-        for sweep, stream in _read_ahead(sweeps):
+        for sweep, stream in _read_ahead(sweeps, settings):
             with contextlib.ExitStack() as landing:
                 row = analyse_case(
                     pipeline,
@@ -251,14 +256,14 @@ def _on_many_devices(
             remove_leftovers(settings.output_dir, cases)
 
 
-def _read_ahead(sweeps: Sequence[SweepInput]) -> Iterator[tuple[SweepInput, FrameStream]]:
+def _read_ahead(sweeps: Sequence[SweepInput], settings: PredictSettings) -> Iterator[tuple[SweepInput, FrameStream]]:
     """Each sweep with its stream, the next one's decoding already begun."""
     with contextlib.ExitStack() as open_streams:
-        ahead = open_streams.enter_context(contextlib.closing(FrameStream(sweeps[0].path)))
+        ahead = open_streams.enter_context(contextlib.closing(settings.stream(sweeps[0])))
         for sweep, following in zip(sweeps, [*sweeps[1:], None], strict=True):
             stream = ahead
             if following is not None:
-                ahead = open_streams.enter_context(contextlib.closing(FrameStream(following.path)))
+                ahead = open_streams.enter_context(contextlib.closing(settings.stream(following)))
             yield sweep, stream
             stream.close()
 

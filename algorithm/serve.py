@@ -116,7 +116,7 @@ class Service:
             with self.writing:
                 prepare_output(self._output_dir)
             sweep = find_sweep_input(self._input_dir)
-            with contextlib.closing(FrameStream(sweep.path)) as stream:
+            with contextlib.closing(FrameStream(sweep.path, stills=False)) as stream:
                 pipeline.run_stream(stream, self._output_dir, sweep.case, writing=self.writing)
 
 

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from acouslic.errors import AcouslicError
-from acouslic.sockets import SweepInput, case_name
+from acouslic.sockets import SweepInput
 from acouslic.write import check_writable
-from algorithm.case_list import stacks_in_folder
-from algorithm.frames.frame_stream import FrameStream
+from algorithm.case_list import stacks_in_folder, sweep_of_file
 from algorithm.predict import PredictSettings, analyse_case
 from algorithm.process.interrupts import Interrupts
 from algorithm.process.messages import complain
@@ -112,7 +111,7 @@ class _Watcher:
         taken: dict[str, Path] = {}
         for path in stacks_in_folder(self._input_dir):
             try:
-                sweep = SweepInput(path, case_name(path.name))
+                sweep = sweep_of_file(path)
             except AcouslicError as error:
                 self._tell(path, str(error))
                 continue
@@ -142,7 +141,7 @@ class _Watcher:
         output_dir = self._settings.output_dir
         remove_leftovers(output_dir, [sweep.case])
         failed_dir = output_dir / FAILED_FOLDER / sweep.case
-        with contextlib.closing(FrameStream(sweep.path)) as stream, contextlib.ExitStack() as landing:
+        with contextlib.closing(self._settings.stream(sweep)) as stream, contextlib.ExitStack() as landing:
             row = analyse_case(
                 self._pipeline,
                 sweep,

@@ -31,7 +31,7 @@ BANNED = {
 """What each package may never import from outside: its image does not hold it, or it would load torch."""
 
 ROOMS = {
-    "acouslic": ("reading",),
+    "acouslic": ("reading", "scanner"),
     "algorithm": ("process", "model", "frames", "engine", "judgement", "result", "page"),
     "training": ("phantom", "recipe", "release", "frames", "network", "learn", "judge", "export"),
     "evaluation": ("inputs", "metrics", "report"),

@@ -142,6 +142,7 @@ def source_header(header: MetaImageHeader) -> SourceHeader:
         spacing_mm=None if spacing is None else (spacing[1], spacing[0]),
         frame_spacing=1.0 if spacing is None or len(spacing) < 3 else spacing[2],
         notes=(colour_note(header.path),) if header.channels > 1 else (),
+        is_still=len(header.dim_size) == 2,
     )
 
 

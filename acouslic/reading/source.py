@@ -49,18 +49,32 @@ class SourceHeader:
     """Whether the spacing was written as dots per inch, which many writers fill in without knowing it."""
     notes: tuple[str, ...] = ()
     """Sentences on how the file was read, for log and results."""
+    is_still: bool = False
+    """Whether the file holds a single picture, not a stack of one frame."""
     sweep_lengths: tuple[int, ...] = ()
     """Frames of each sweep, where the file tells them apart; else empty."""
     sources: tuple[SourceFile, ...] = ()
     """The DICOM files of the frames, in the frames' order; empty for every other kind."""
+    label: str = ""
+    """What messages and results call it where its path may hold a patient's name; else empty."""
+
+    @property
+    def name(self) -> str:
+        """What results call it."""
+        return self.label or self.path.name
+
+    @property
+    def where(self) -> str:
+        """What opens a message about it."""
+        return self.label or str(self.path)
 
     def __post_init__(self) -> None:
         if 0 in (self.frames, self.rows, self.columns):
-            raise AcouslicError(f"{self.path} holds no pixels: {self.frames} frames of {self.rows} x {self.columns}")
+            raise AcouslicError(f"{self.where} holds no pixels: {self.frames} frames of {self.rows} x {self.columns}")
         frame_bytes = self.rows * self.columns * self.pixel_bytes
         if frame_bytes > MAX_FRAME_BYTES or frame_bytes * self.frames > MAX_STACK_BYTES:
             raise AcouslicError(
-                f"{self.path}: {self.frames} x {self.rows} x {self.columns} pixels of {self.pixel_bytes} bytes are "
+                f"{self.where}: {self.frames} x {self.rows} x {self.columns} pixels of {self.pixel_bytes} bytes are "
                 f"more than the {MAX_STACK_BYTES:,} bytes allowed for a stack, or the {MAX_FRAME_BYTES:,} for a frame"
             )
 

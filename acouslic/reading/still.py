@@ -46,6 +46,7 @@ def open_still(path: Path, kind: str) -> Still:
             pixel_type="uint8" if pixel_bytes == channels else "uint16",
             pixel_bytes=pixel_bytes,
             spacing_mm=None,
+            is_still=True,
             notes=(colour_note(path),) if channels > 2 else (),
         ),
         kind,

@@ -85,6 +85,7 @@ def open_tiff(path: Path, most_pages: int = MOST_PAGES) -> TiffStack:
         pixel_bytes=max(page.layout.dtype.itemsize * page.layout.shape[0] * page.layout.shape[4] for page in pages),
         spacing_mm=spacing_mm,
         spacing_is_resolution=True,
+        is_still=len(pages) == 1,
         notes=(colour_note(path),) if colours > 1 or pages[0].layout.palette is not None else (),
     )
     return TiffStack(header, pages)

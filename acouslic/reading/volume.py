@@ -84,6 +84,7 @@ def open_volume(path: Path, kind: str) -> Volume:
         spacing_mm=(spacing[1], spacing[0]),
         frame_spacing=spacing[2] if len(spacing) > 2 else 1.0,
         notes=(colour_note(path),) if channels > 1 else (),
+        is_still=len(sizes) == 2,
     )
     return Volume(header, channels)
 

@@ -25,8 +25,10 @@ MAX_AHEAD_BYTES = 400_000_000
 class FrameStream:
     """The frames of the stack at `path`, in order, once. Decoding starts at once; close it when done, in any case."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, spacing_mm: tuple[float, float] | None = None, *, stills: bool = True) -> None:
+        """`spacing_mm` (row, column) and `stills` as in `acouslic.stack.open_stack`."""
         self._path = path
+        self._spacing_mm, self._stills = spacing_mm, stills
         self._changed = threading.Condition()
         self._header: StackHeader | None = None
         self._chunks: deque[tuple[range, NDArray[np.uint8]]] = deque()
@@ -95,7 +97,9 @@ class FrameStream:
 
     def _decode_until_closed(self) -> None:
         start = time.monotonic()
-        reader = open_stack(self._path, opener=open_pixels_on_several_cores)
+        reader = open_stack(
+            self._path, opener=open_pixels_on_several_cores, spacing_mm=self._spacing_mm, stills=self._stills
+        )
         header = reader.header
         with self._changed:
             self._header = header

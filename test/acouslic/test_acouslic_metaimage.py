@@ -184,6 +184,8 @@ def test_a_single_image_is_a_stack_of_one_frame(tmp_path: Path) -> None:
     assert np.array_equal(stack.frames, FRAMES[:1])
     assert stack.header.spacing_mm == (0.25, 0.3)
     assert stack.header.frame_spacing == 1.0
+    with pytest.raises(AcouslicError, match="is a single 2-D image of 20 x 30 pixels; expected a stack of frames"):
+        open_stack(path, stills=False)
 
 
 @pytest.mark.parametrize("dim_size", ["30 20 21 1", "30 20 1 21"])

@@ -185,8 +185,8 @@ def test_reading_a_tiff_leaves_stderr_clean(tmp_path: Path) -> None:
     [
         ("x.img", bytes(344) + b"ni1\0", "half a NIfTI"),
         ("x.gz", b"\x1f\x8b\x08", "gzip"),
-        ("x.dcm", bytes(128) + b"DICM", "DICOM"),
-        ("x", bytes(128) + b"DICM", "DICOM"),
+        ("renamed.dcm", b"\x89PNG\r\n\x1a\n", "PNG"),
+        ("renamed.mp4", bytes(128) + b"DICM", "DICOM"),
         ("renamed.jpg", b"\x89PNG\r\n\x1a\n", "PNG"),
         ("renamed.png", b"\xff\xd8\xff\xe0", "JPEG"),
         ("renamed.nii", b"NRRD0004\n", "NRRD"),

@@ -1,0 +1,66 @@
+"""What files and folders on the command line stand for: DICOM cases, folders of pictures, stacks of every kind."""
+
+import errno
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from acouslic.errors import AcouslicError
+from acouslic.sockets import find_sweep_input
+from algorithm.case_list import find_sweeps
+from test.acouslic.test_acouslic_dicom import SERIES, STUDY, dataset, pictures, saved
+
+
+def _cases(path: Path) -> list[tuple[str, str]]:
+    return [(sweep.path.name, sweep.case) for sweep in find_sweeps([path])]
+
+
+def test_a_dicom_case_is_called_by_its_uid(tmp_path: Path) -> None:
+    """The name of a file may be a patient's: the file's UID, the series', or the study's where it has several."""
+    saved(dataset(pictures(), number=1), tmp_path / "Roe_Jane.dcm")
+    assert _cases(tmp_path / "Roe_Jane.dcm") == [("Roe_Jane.dcm", "1.2.826.0.1.3680043.8.498.3.1")]
+    saved(dataset(pictures(), number=2), tmp_path / "second")
+    assert _cases(tmp_path) == [(tmp_path.name, SERIES)]
+    saved(dataset(pictures(), number=3, SeriesInstanceUID=f"{SERIES}.5"), tmp_path / "third")
+    assert _cases(tmp_path) == [(tmp_path.name, STUDY)]
+
+
+def test_pictures_are_one_sweep_where_there_is_nothing_else(tmp_path: Path) -> None:
+    """PNG in a folder are frames; beside stacks they are previews; JPEG are a case each; folders of folders go in."""
+    for case in ("a", "b"):
+        (tmp_path / case).mkdir()
+        for number in range(3):
+            cv2.imwrite(str(tmp_path / case / f"{number}.png"), np.zeros((20, 30), np.uint8))
+    assert _cases(tmp_path / "a") == [("a", "a")]
+    assert _cases(tmp_path) == [("a", "a"), ("b", "b")]
+    (tmp_path / "a" / "x.nii.gz").touch()
+    assert _cases(tmp_path / "a") == [("x.nii.gz", "x")]
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "one.jpg").touch()
+    (tmp_path / "c" / "two.jpg").touch()
+    assert _cases(tmp_path / "c") == [("one.jpg", "one"), ("two.jpg", "two")]
+
+
+def test_a_path_that_may_not_be_read_is_not_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two have different sentences."""
+    with pytest.raises(AcouslicError, match="does not exist"):
+        find_sweeps([tmp_path / "none.mha"])
+
+    def deny(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "stat", deny)
+    with pytest.raises(AcouslicError, match=r"none\.mha could not be read: Permission denied"):
+        find_sweeps([tmp_path / "none.mha"])
+
+
+@pytest.mark.parametrize("name", ["x.nii.gz", "x.png", "x.dcm", "x.mp4"])
+def test_the_platforms_socket_takes_its_own_kinds_alone(tmp_path: Path, name: str) -> None:
+    """What people may have beside is not what the platform hands over."""
+    folder = tmp_path / "images" / "stacked-fetal-ultrasound"
+    folder.mkdir(parents=True)
+    (folder / name).touch()
+    with pytest.raises(AcouslicError, match=r"expected exactly one image \(\.mha, \.mhd, \.tif, \.tiff\)"):
+        find_sweep_input(tmp_path)
