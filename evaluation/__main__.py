@@ -1,11 +1,9 @@
-"""`python -m evaluation`: the container's run, and the commands for people (`local`, `pack`, `compare`)."""
+"""`python -m evaluation`: the container's run, and the commands for people (`local`, `pack`, `compare`, `frames`)."""
 
-import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from acouslic import printable
 from acouslic.errors import AcouslicError
@@ -21,6 +19,7 @@ COMMANDS = {
     "local": "score a folder of outputs of `acouslic predict` against the raw release",
     "pack": "make ground_truth.tar.gz from the raw release",
     "compare": "compare two runs on the same cases",
+    "frames": "judge frame scores and labels alone, e.g. out of fold: the same table and report",
 }
 """One line of help by command."""
 _USAGE = """usage: python -m evaluation [command]   or   acouslic evaluate command
@@ -53,7 +52,13 @@ def _run(arguments: list[str]) -> int:
         return score_platform(os.environ)
     command, rest = arguments[0], arguments[1:]
     if command == "local":
-        return _local(rest)
+        from evaluation import local
+
+        return local.main(rest)
+    if command == "frames":
+        from evaluation import frames
+
+        return frames.main(rest)
     if command == "pack":
         from evaluation import pack
 
@@ -75,7 +80,11 @@ def score_platform(environment: Mapping[str, str]) -> int:
     from evaluation.case_evaluation import CaseTask
     from evaluation.inputs.ground_truth import find_official
     from evaluation.inputs.predictions import check_cases, read_platform_predictions
+    from evaluation.outputs import remove_outputs
+    from evaluation.run import run
 
+    output_dir = Path(environment.get("OUTPUT_DIR", OUTPUT_DIR))
+    remove_outputs(output_dir)
     sources = find_official(Path(environment.get("GROUND_TRUTH_DIR", GROUND_TRUTH_DIR)))
     submissions = read_platform_predictions(Path(environment.get("INPUT_DIR", INPUT_DIR)))
     check_cases([submission.case for submission in submissions], sources)
@@ -83,72 +92,7 @@ def score_platform(environment: Mapping[str, str]) -> int:
         CaseTask(sources[submission.case], submission, failure=None, lenient=False, cache_dir=None)
         for submission in submissions
     ]
-    return _score(tasks, Path(environment.get("OUTPUT_DIR", OUTPUT_DIR)), None, {})
-
-
-def _local(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="acouslic evaluate local",
-        description="Score a folder of outputs of `python -m algorithm predict` against the raw release.",
-    )
-    parser.add_argument(
-        "--predictions", type=Path, required=True, help="the folder that `predict` wrote, a folder a case"
-    )
-    parser.add_argument("--raw", type=Path, required=True, help="folder of the raw release (masks/, circumferences/)")
-    parser.add_argument(
-        "--output", type=Path, default=Path("evaluation-results"), help="where the results go (%(default)s)"
-    )
-    parser.add_argument("--lenient", action="store_true", help="a case that cannot be scored gets the worst scores")
-    parser.add_argument("--subset", action="store_true", help="score only the cases that have predictions")
-    parser.add_argument("--cache", type=Path, help="where the index of the reference goes (OUTPUT/ground_truth_index)")
-    parser.add_argument("--workers", type=int, help="worker processes (by default what CPU and memory allow)")
-    options = parser.parse_args(arguments)
-    if options.workers is not None and options.workers < 1:
-        parser.error("--workers must be at least 1")
-    return score_local(options)
-
-
-def score_local(options: argparse.Namespace) -> int:
-    """The run for people."""
-    from evaluation.case_evaluation import CaseTask
-    from evaluation.inputs.ground_truth import find_release
-    from evaluation.inputs.predictions import Submission, check_cases, predicted_cases, read_local_prediction
-
-    sources = find_release(options.raw)
-    predicted = predicted_cases(options.predictions)
-    unknown = [case for case in predicted if case not in sources]
-    cases = [case for case in sources if case in set(predicted) or not options.subset]
-    if not options.lenient:
-        check_cases(predicted, cases)
-    if not cases:
-        raise AcouslicError(f"{options.predictions} holds no prediction of a case of {options.raw}")
-    cache_dir = options.cache or options.output / "ground_truth_index"
-    tasks = []
-    for case in cases:
-        submission: Submission | None = None
-        failure = None
-        try:
-            if case not in predicted:
-                raise AcouslicError(f"case {case} has no prediction")
-            submission = read_local_prediction(options.predictions, case)
-        except AcouslicError as error:
-            if not options.lenient:
-                raise
-            failure = str(error)
-        tasks.append(CaseTask(sources[case], submission, failure, options.lenient, cache_dir))
-    return _score(tasks, options.output, options.workers, {"ignored_predictions": unknown} if unknown else {})
-
-
-def _score(tasks: Sequence[Any], output_dir: Path, workers: int | None, notes: Mapping[str, Any]) -> int:
-    from evaluation.evaluate import evaluate
-    from evaluation.outputs import write_outputs
-
-    results = evaluate(tasks, workers=workers)
-    metrics = write_outputs(output_dir, results, notes)
-    for result in results:
-        if result.failure is not None:
-            print(f"failed: {one_line(result.failure)}")
-    print(f"score {metrics['score']['mean']:.4f} over {len(results)} cases; results in {output_dir}")
+    run(tasks, output_dir)
     return 0
 
 

@@ -1,6 +1,6 @@
 """One case, from its files to its result. This is what a worker does."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -13,6 +13,7 @@ from evaluation.inputs.case_truth import CaseTruth
 from evaluation.inputs.frame_scores import FrameScores, read_frame_scores
 from evaluation.inputs.ground_truth import TruthSource, read_truth
 from evaluation.inputs.masks import read_predicted_mask
+from evaluation.inputs.own_judgement import read_own_judgement
 from evaluation.inputs.predictions import Submission
 from evaluation.metrics.case_result import CaseResult, Polygon
 from evaluation.metrics.official import OPTIMAL, score_case
@@ -61,9 +62,24 @@ def _evaluate_submission(truth: CaseTruth, submission: Submission) -> CaseResult
     scores = None
     if submission.scores_path is not None:
         scores = read_frame_scores(submission.scores_path, truth.frames, truth.case)
-    return _result(
+    judgement = None
+    if submission.judgement_path is not None:
+        judgement = read_own_judgement(submission.judgement_path, truth.case)
+    result = _result(
         truth, submission.frame_number, mask, scores, failure=None, exec_duration_s=submission.exec_duration_s
     )
+    return replace(
+        result,
+        suitable=None if judgement is None else judgement.suitable,
+        interval_mm=None if judgement is None else judgement.interval_mm,
+        confidence=_confidence(scores, submission.frame_number),
+    )
+
+
+def _confidence(scores: FrameScores | None, frame_number: int) -> float | None:
+    if scores is None or scores.presence_alone_probability is None:
+        return None
+    return 0.0 if frame_number == NO_FRAME else float(scores.presence_alone_probability[frame_number])
 
 
 def _result(

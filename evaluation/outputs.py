@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from acouslic.errors import AcouslicError
 from acouslic.table import csv_text
 from acouslic.write import write_text
 from evaluation.metrics.case_result import CaseResult
@@ -33,6 +34,17 @@ def write_outputs(output_dir: Path, results: Sequence[CaseResult], notes: Mappin
     # Last, so that metrics are only there where everything is.
     write_text(output_dir / METRICS_FILE, json.dumps(metrics, allow_nan=False, ensure_ascii=False, indent=1) + "\n")
     return metrics
+
+
+def remove_outputs(output_dir: Path) -> None:
+    """Take away what an earlier run left. Raises AcouslicError where it cannot be removed."""
+    for name in (METRICS_FILE, PER_CASE_FILE, REPORT_FILE):
+        try:
+            (output_dir / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise AcouslicError(
+                f"{output_dir / name}, of an earlier run, cannot be removed: {error.strerror}"
+            ) from None
 
 
 def submission_metrics(results: Sequence[CaseResult]) -> dict[str, Any]:

@@ -26,6 +26,8 @@ class FrameScores:
     """0..1: the submission calls a frame positive from this probability on."""
     optimality_threshold: float | None
     """None where there is no optimality."""
+    presence_alone_probability: np.ndarray | None = None
+    """float64 (F,), 0..1: the same, judged without the other frames of the case; None where the submission has none."""
 
 
 def read_frame_scores(path: Path, frames: int, case: str) -> FrameScores:
@@ -51,11 +53,14 @@ def read_frame_scores(path: Path, frames: int, case: str) -> FrameScores:
         raise AcouslicError(f"{where}: thresholds must be an object, got {shown(thresholds)}")
     presence = _probabilities(document, "presence_probability", frames, where)
     presence_threshold = _probability(_field(thresholds, "presence", where), "thresholds.presence", where)
+    alone = None
+    if document.get("presence_alone_probability") is not None:
+        alone = _probabilities(document, "presence_alone_probability", frames, where)
     if _field(document, "optimality_probability", where) is None:
-        return FrameScores(presence, None, presence_threshold, None)
+        return FrameScores(presence, None, presence_threshold, None, alone)
     optimality = _probabilities(document, "optimality_probability", frames, where)
     optimality_threshold = _probability(_field(thresholds, "optimality", where), "thresholds.optimality", where)
-    return FrameScores(presence, optimality, presence_threshold, optimality_threshold)
+    return FrameScores(presence, optimality, presence_threshold, optimality_threshold, alone)
 
 
 def _field(mapping: dict[str, Any], name: str, where: str) -> Any:

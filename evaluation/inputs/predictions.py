@@ -11,6 +11,7 @@ from typing import Any
 
 from acouslic.errors import AcouslicError
 from acouslic.sockets import (
+    CIRCUMFERENCE_FILE,
     FRAME_NUMBER_FILE,
     FRAME_NUMBER_SLUG,
     NO_FRAME,
@@ -43,6 +44,8 @@ class Submission:
     scores_path: Path | None
     """`frame-quality-scores.json`; None where the submission has none."""
     exec_duration_s: float | None = None
+    judgement_path: Path | None = None
+    """`fetal-abdominal-circumference.json`; None where there is none, and on the platform, which has no such output."""
 
 
 def read_platform_predictions(input_dir: Path) -> list[Submission]:
@@ -69,12 +72,24 @@ def read_platform_predictions(input_dir: Path) -> list[Submission]:
 
 
 def predicted_cases(folder: Path) -> list[str]:
-    """The cases of a folder of `algorithm predict`, sorted: its folders, but for hidden ones."""
+    """The cases of a folder of `acouslic predict`, sorted: its folders, but for hidden and empty ones."""
+    return [name for name, empty in _case_folders(folder) if not empty]
+
+
+def empty_folders(folder: Path) -> list[str]:
+    """The folders of `predicted_cases` that hold nothing, as a run leaves them that was stopped; sorted."""
+    return [name for name, empty in _case_folders(folder) if empty]
+
+
+def _case_folders(folder: Path) -> list[tuple[str, bool]]:
     try:
-        names = sorted(item.name for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
+        folders = sorted(item for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
+        found = [(item.name, not any(item.iterdir())) for item in folders]
     except OSError as error:
-        raise AcouslicError(f"{folder} could not be read: {error.strerror}; expected a folder of predictions") from None
-    return [checked_name(name, f"{folder}: the name of a case") for name in names]
+        raise AcouslicError(
+            f"{error.filename or folder} could not be read: {error.strerror}; expected a folder of predictions"
+        ) from None
+    return [(checked_name(name, f"{folder}: the name of a case"), empty) for name, empty in found]
 
 
 def read_local_prediction(folder: Path, case: str) -> Submission:
@@ -86,7 +101,9 @@ def read_local_prediction(folder: Path, case: str) -> Submission:
     root = folder.resolve() / case
     mask_path = one_mask_inside(root, PurePosixPath(SEGMENTATION_FILE).parent, what)
     frame_number = _frame_number_of_file(root, PurePosixPath(FRAME_NUMBER_FILE), what)
-    return Submission(case, frame_number, mask_path, _scores_path(root, what))
+    judgement_path = _optional_file(root, CIRCUMFERENCE_FILE, what)
+    scores_path = _optional_file(root, SCORES_FILE, what)
+    return Submission(case, frame_number, mask_path, scores_path, judgement_path=judgement_path)
 
 
 def check_cases(submitted: Iterable[str], expected: Iterable[str]) -> None:
@@ -133,7 +150,7 @@ def _platform_submission(root: Path, job: Any, where: str) -> Submission:
     duration_s = _duration_s(job.get("exec_duration"))
     if duration_s is None:
         duration_s = _duration_s(job.get("invoke_duration"))
-    return Submission(case, frame_number, mask_path, _scores_path(job_root, what), duration_s)
+    return Submission(case, frame_number, mask_path, _optional_file(job_root, SCORES_FILE, what), duration_s)
 
 
 def _case_of_job(job: dict[str, Any], where: str) -> str:
@@ -172,10 +189,10 @@ def _frame_number_of_file(root: Path, relative: PurePosixPath, what: str) -> int
     return checked_frame_number(read_strict_json(path, FRAME_NUMBER_LIMIT_BYTES, what), what)
 
 
-def _scores_path(root: Path, what: str) -> Path | None:
-    # A broken link is there: it is a damaged submission, not one without scores.
-    path = root / SCORES_FILE
-    return regular_file_inside(root, PurePosixPath(SCORES_FILE), what) if path.exists() or path.is_symlink() else None
+def _optional_file(root: Path, name: str, what: str) -> Path | None:
+    # A broken link is there: it is a damaged submission, not one without this file.
+    path = root / name
+    return regular_file_inside(root, PurePosixPath(name), what) if path.exists() or path.is_symlink() else None
 
 
 def _duration_s(value: object) -> float | None:

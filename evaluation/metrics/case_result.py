@@ -54,10 +54,23 @@ class CaseResult:
     reference_outline_px: tuple[Polygon, ...] = field(repr=False, default=())
     predicted_outline_px: tuple[Polygon, ...] = field(repr=False, default=())
     """Of the predicted mask as submitted; empty where it is."""
+    set_name: str | None = None
+    """The set that the user put the case in; None where there are no sets."""
+    suitable: bool | None = None
+    """What the submission itself says of its result; None where it says nothing."""
+    interval_mm: tuple[float, float] | None = None
+    """Where it says that the circumference lies."""
+    confidence: float | None = None
+    """0..1: what it thinks of the chosen frame by itself, 0 for no frame; None where it does not say."""
     failure: str | None = None
     """With --lenient: why the case could not be scored. It then has the scores of "no frame", the worst there are."""
     exec_duration_s: float | None = None
     """What the platform says the job took; None where it does not."""
+
+    @property
+    def has_score(self) -> bool:
+        """False for a case of which only frames were judged: of the official metrics it has WFSS alone."""
+        return "nae_circumference" in self.official
 
     @property
     def score(self) -> float:

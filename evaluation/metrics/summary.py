@@ -31,6 +31,7 @@ from evaluation.metrics.frame_f1 import (
     selection_metrics,
 )
 from evaluation.metrics.intervals import RESAMPLES, f1_interval, f1_without_extremes, mean_interval, units_of
+from evaluation.metrics.own_judgement import set_figures, suitability
 
 CASE_MEANS = {
     "score": lambda result: result.score,
@@ -52,6 +53,28 @@ def summarise(results: Sequence[CaseResult]) -> dict[str, Any]:
     some have, the same figures over those cases are named `frame_f1_of_scored_cases` and so on: a submission that
     leaves out the scores of its hard cases has no figure under the comparable name. `selection_f1` needs no scores.
     """
+    metrics = _classification(results)
+    metrics["circumference"] = circumference_agreement(results)
+    metrics["frame_choice"] = frame_choices(results)
+    metrics["sweeps"] = sweep_table(results)
+    metrics["suitability"] = suitability(results)
+    metrics["sets"] = set_figures(results)
+    metrics["intervals"] = intervals(results)
+    return metrics
+
+
+def summarise_frames(results: Sequence[CaseResult]) -> dict[str, Any]:
+    """The same for cases of which only frames were judged: without score, circumferences and the table of sweeps."""
+    return _classification(results) | {
+        "wfss": {"mean": float(np.mean([result.official["wfss"] for result in results]))},
+        "frame_choice": frame_choices(results),
+        "sets": set_figures(results),
+        "intervals": intervals(results, means=("wfss",)),
+    }
+
+
+def _classification(results: Sequence[CaseResult]) -> dict[str, Any]:
+    """Counts of cases, and how their frames are classified."""
     metrics: dict[str, Any] = {
         "case_count": len(results),
         "cases_failed": sum(result.failure is not None for result in results),
@@ -72,10 +95,6 @@ def summarise(results: Sequence[CaseResult]) -> dict[str, Any]:
         metrics[SELECTION_NAME[target]] = {
             protocol: selection_metrics(results, target, protocol) for protocol in PROTOCOLS
         }
-    metrics["circumference"] = circumference_agreement(results)
-    metrics["frame_choice"] = frame_choices(results)
-    metrics["sweeps"] = sweep_table(results)
-    metrics["intervals"] = intervals(results)
     return metrics
 
 
@@ -84,8 +103,10 @@ def scored_suffix(results: Sequence[CaseResult], target: Target) -> str:
     return "" if all(has_scores(result, target) for result in results) else "_of_scored_cases"
 
 
-def intervals(results: Sequence[CaseResult], resamples: int = RESAMPLES) -> dict[str, Any]:
-    """95 % intervals: of the means in `CASE_MEANS`, and of F1 at the own threshold by target and protocol.
+def intervals(
+    results: Sequence[CaseResult], resamples: int = RESAMPLES, means: Sequence[str] = tuple(CASE_MEANS)
+) -> dict[str, Any]:
+    """95 % intervals: of `means`, keys of `CASE_MEANS`, and of F1 at the own threshold by target and protocol.
 
     `units` are the subjects, each with all its cases, and the cases whose subject is unknown; `resamples` belong to the
     means. Keys of F1: `frame_f1_annotated_sweeps`, `selection_f1_all_frames` and so on, with `summarise`'s suffix; each
@@ -93,8 +114,8 @@ def intervals(results: Sequence[CaseResult], resamples: int = RESAMPLES) -> dict
     """
     units = units_of([result.subject_id for result in results])
     found: dict[str, Any] = {"units": len(set(units.tolist())), "resamples": resamples}
-    for name, value_of in CASE_MEANS.items():
-        values = np.array([value_of(result) for result in results], dtype=float)
+    for name in means:
+        values = np.array([CASE_MEANS[name](result) for result in results], dtype=float)
         interval = mean_interval(values, units, resamples)
         if interval is not None:
             found[name] = interval.metrics()

@@ -12,11 +12,24 @@ from markupsafe import Markup
 
 from acouslic.write import write_text
 from evaluation.metrics.case_result import CaseResult
+from evaluation.metrics.frame_f1 import case_counts
 from evaluation.metrics.summary import scored_suffix
 from evaluation.report import pictures, plots, tables, text
 
 PICTURES, OUTLINES = 12, 6
 """Of the worst cases, and of the poorest outlines among the others."""
+SECTIONS = {
+    "score": "Score",
+    "circumference": "Circumference",
+    "frames": "Frames",
+    "calibration": "Calibration",
+    "judgement": "Its own judgement",
+    "sets": "Sets",
+    "sweeps": "Sweeps",
+    "worst": "Worst cases",
+    "official": "Official metrics",
+    "cases-section": "All cases",
+}
 
 
 def write_report(path: Path, results: Sequence[CaseResult], metrics: Mapping[str, Any]) -> None:
@@ -30,8 +43,9 @@ def write_report(path: Path, results: Sequence[CaseResult], metrics: Mapping[str
 
 def report_page(results: Sequence[CaseResult], metrics: Mapping[str, Any]) -> str:
     """The page as text. Of each case it holds a table row and some marks, of the worst a picture."""
-    worst = sorted(results, key=lambda result: (result.score, result.case))[:PICTURES]
-    poor_outlines = _poor_outlines(results, {result.case for result in worst})
+    scored = "score" in metrics
+    worst = sorted(results, key=lambda result: (_merit(result), result.case))[:PICTURES]
+    poor_outlines = _poor_outlines(results, {result.case for result in worst}) if scored else []
     anchors = {result.case: f"case-{index}" for index, result in enumerate([*worst, *poor_outlines], start=1)}
     suffix = scored_suffix(results, "presence")
     style, script = _part("page.css"), _part("page.js")
@@ -40,7 +54,9 @@ def report_page(results: Sequence[CaseResult], metrics: Mapping[str, Any]) -> st
         results=results,
         metrics=metrics,
         intervals=defaultdict(lambda: None, metrics["intervals"]),
-        shares=[(kind, name, share_of(_means(metrics))) for kind, _, name, share_of in plots.SHARES],
+        scored=scored,
+        sections=_sections(metrics),
+        shares=[(kind, name, share_of(_means(metrics))) for kind, _, name, share_of in plots.SHARES if scored],
         frame_f1=metrics.get(f"frame_f1{suffix}"),
         calibration=metrics.get(f"calibration{suffix}"),
         suffix=suffix,
@@ -72,6 +88,28 @@ def _environment() -> Environment:
     environment.filters |= {"number": text.number, "percent": text.percent, "interval": text.interval}
     environment.filters |= {"cut": text.visible, "plural": text.plural}
     return environment
+
+
+def _sections(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Anchor and name of what the page has."""
+    present = {
+        "score": "score" in metrics,
+        "circumference": "score" in metrics,
+        "judgement": metrics.get("suitability", {}).get("cases_judged"),
+        "sets": metrics.get("sets"),
+        "sweeps": "score" in metrics,
+        "official": "score" in metrics,
+    }
+    return [(anchor, name) for anchor, name in SECTIONS.items() if present.get(anchor, True)]
+
+
+def _merit(result: CaseResult) -> float:
+    """The score of the case, or F1 over its frames where only those were judged."""
+    if result.has_score:
+        return result.score
+    counts = case_counts(result, "presence", "own_threshold", "all_frames")
+    f1 = None if counts is None else counts.f1
+    return 1.0 if f1 is None else f1
 
 
 def _means(metrics: Mapping[str, Any]) -> dict[str, float]:

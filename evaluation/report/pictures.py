@@ -44,8 +44,11 @@ def caption(result: CaseResult) -> list[str]:
     if result.annotated_distance_frames:
         chosen += f", {plural(result.annotated_distance_frames, 'frame')} from the nearest annotated one"
     official = result.official
+    lines = [f"Chosen: {chosen}."]
+    if not result.has_score:
+        return [*lines, f"WFSS {number(official['wfss'], 1)}"]
     overlap = f"soft Dice {number(official['DiceCoefficientSoft'])} · WFSS {number(official['wfss'], 1)}"
-    lines = [f"Chosen: {chosen}.", f"NAE {number(official['nae_circumference'])} · {overlap}"]
+    lines.append(f"NAE {number(official['nae_circumference'])} · {overlap}")
     if result.frame_number != NO_FRAME:
         lines.append(_circumferences(result))
     reference_frame = result.reference_outline_frame_number

@@ -10,7 +10,8 @@ from sklearn.metrics import precision_recall_curve
 
 from evaluation.metrics.agreement import LIMITS_SD, ac_error_mm
 from evaluation.metrics.case_result import CaseResult
-from evaluation.metrics.frame_f1 import PROTOCOLS, has_scores, pooled
+from evaluation.metrics.frame_f1 import PROTOCOLS, Protocol, has_scores, pooled
+from evaluation.metrics.own_judgement import risk_against_coverage
 from evaluation.report.svg import AMBER, BLUE, INK, ORANGE, TEAL, inline_svg, new_plot
 from evaluation.report.text import interval, number, plural
 
@@ -148,14 +149,14 @@ def precision_recall_plot(results: Sequence[CaseResult], frame_f1: Mapping[str, 
     figure, axes = new_plot()
     scored = [result for result in results if has_scores(result, "presence")]
     described = []
+    for name in sorted({result.set_name for result in scored if result.set_name is not None}):
+        curve = _precision_recall([result for result in scored if result.set_name == name], "all_frames")
+        axes.plot(*curve, color=BLUE, alpha=0.4, linewidth=1)
     for protocol, colour in zip(PROTOCOLS, (TEAL, BLUE), strict=True):
-        truth, score = pooled(scored, "presence", protocol)
-        if not truth.any():
+        curve = _precision_recall(scored, protocol)
+        if not len(curve[0]):
             continue
-        precision, recall, _ = precision_recall_curve(truth, score)
-        kept = np.flatnonzero(np.diff(recall, append=-1))  # the highest threshold for each recall
-        kept = kept[np.unique(np.linspace(0, len(kept) - 1, _CURVE_POINTS).astype(int))]
-        axes.plot(recall[kept], precision[kept], color=colour, linewidth=2, label=PROTOCOL_WORDS[protocol])
+        axes.plot(*curve, color=colour, linewidth=2, label=PROTOCOL_WORDS[protocol])
         own = frame_f1[protocol]["at_own_threshold"]
         if "precision" in own:
             axes.plot(own["recall"], own["precision"], "o", color=colour, markersize=9, clip_on=False)
@@ -166,6 +167,34 @@ def precision_recall_plot(results: Sequence[CaseResult], frame_f1: Mapping[str, 
     if described:
         axes.legend(loc="lower left", frameon=False, fontsize=13, labelcolor=INK)
     return inline_svg(figure, "precision-recall", f"Precision over recall: {', '.join(described)}")
+
+
+def _precision_recall(results: Sequence[CaseResult], protocol: Protocol) -> tuple[np.ndarray, np.ndarray]:
+    """Recall and precision, at most 200 points; none without a positive frame."""
+    truth, score = pooled(results, "presence", protocol)
+    if not truth.any():
+        return np.zeros(0), np.zeros(0)
+    precision, recall, _ = precision_recall_curve(truth, score)
+    kept = np.flatnonzero(np.diff(recall, append=-1))  # the highest threshold for each recall
+    kept = kept[np.unique(np.linspace(0, len(kept) - 1, _CURVE_POINTS).astype(int))]
+    return recall[kept], precision[kept]
+
+
+def risk_plot(results: Sequence[CaseResult], suitability: Mapping[str, Any]) -> str | None:
+    """Risk over coverage; a dot is what the submission calls suitable. None where no case states a confidence."""
+    coverage, risk = risk_against_coverage(results)
+    if not len(coverage):
+        return None
+    figure, axes = new_plot()
+    axes.plot(coverage, risk, color=BLUE, linewidth=2, marker="o", markersize=4)
+    described = f"Risk over coverage: {number(risk[-1])} for all cases"
+    if "mean_score_of_suitable" in suitability:
+        point = (suitability["coverage"], 1 - suitability["mean_score_of_suitable"])
+        axes.plot(*point, "o", color=ORANGE, markersize=10, clip_on=False)
+        described += f", {number(point[1])} for the {number(100 * point[0], 0)} % that are called suitable"
+    axes.set(xlim=(-0.03, 1.03), ylim=(0, max(0.05, 1.1 * float(risk.max()))), xticks=_UNIT_TICKS)
+    _label(axes, "coverage: share of cases taken", "risk: 1 − mean score")
+    return inline_svg(figure, "risk", described)
 
 
 def reliability_plot(calibration: Mapping[str, Any], name: str) -> str:

@@ -35,6 +35,7 @@ CASE_COLUMNS = {
     "f1": ("F1 (all)", 3),
 }
 """Of the table of cases: heading and decimals (None: text) by the key that it is sorted by."""
+_COLUMNS_OF_FRAMES = ("wfss", "frame", "sweep", "choice", "distance", "f1")
 
 
 def f1_rows(results: Sequence[CaseResult], metrics: Mapping[str, Any]) -> list[Sequence[str]]:
@@ -87,15 +88,21 @@ def ranking_rows(results: Sequence[CaseResult], metrics: Mapping[str, Any]) -> l
     return rows
 
 
+def case_columns(results: Sequence[CaseResult]) -> list[str]:
+    """The keys of the columns: all of them, or those of cases of which only frames were judged."""
+    whole = all(result.has_score for result in results)
+    return [key for key in CASE_COLUMNS if whole or key in _COLUMNS_OF_FRAMES]
+
+
 def case_cells(result: CaseResult) -> Iterator[tuple[str, str | None]]:
     """What the cells of a case show, after its name, and what they are sorted by (empty: no value; None: as text)."""
     counts = case_counts(result, "presence", "own_threshold", "all_frames")
     chosen = None if result.frame_number == NO_FRAME else result.frame_number
     values = {
-        "score": result.score,
+        "score": result.score if result.has_score else None,
         "wfss": result.official["wfss"],
-        "dice": result.official["DiceCoefficientSoft"],
-        "nae": result.official["nae_circumference"],
+        "dice": result.official.get("DiceCoefficientSoft"),
+        "nae": result.official.get("nae_circumference"),
         "reference": result.reference_ac_mm,
         "prediction": result.predicted_ac_mm,
         "error": ac_error_percent(result),
@@ -104,7 +111,8 @@ def case_cells(result: CaseResult) -> Iterator[tuple[str, str | None]]:
         "distance": result.annotated_distance_frames,
         "f1": None if counts is None else counts.f1,
     }
-    for key, (_, digits) in CASE_COLUMNS.items():
+    for key in case_columns([result]):
+        digits = CASE_COLUMNS[key][1]
         if digits is None:
             yield CHOICE_WORDS[choice_of(result)], None
         else:

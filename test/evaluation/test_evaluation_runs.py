@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -198,8 +199,10 @@ def test_local_refuses_what_is_broken(
 ) -> None:
     """An unknown case, a frame number that is none, a missing mask: one sentence each, before any case is scored."""
     (predictions / "stranger").mkdir()
+    (predictions / "stranger/file").touch()
     assert local(predictions, release, tmp_path / "results") == 1
     assert "case stranger is not one of the 3 cases" in capsys.readouterr().err
+    (predictions / "stranger/file").unlink()
     (predictions / "stranger").rmdir()
     (predictions / "b/fetal-abdomen-frame-number.json").write_text("NaN")
     assert local(predictions, release, tmp_path / "results") == 1
@@ -230,6 +233,130 @@ def test_lenient_scores_broken_cases_worst_and_lists_them(
     assert metrics["ignored_predictions"] == ["stranger"]
     assert metrics["score"]["mean"] == pytest.approx(good["score"] / 3)
     assert capsys.readouterr().out.count("failed: case") == 2
+
+
+def test_an_empty_folder_is_no_prediction(
+    predictions: Path, release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a stopped run leaves it: of a case, that case is missing; of none, it is named and does not stop the run."""
+    (predictions / "stranger").mkdir()
+    assert local(predictions, release, tmp_path / "results") == 0
+    assert "left out: case stranger: its folder is empty" in capsys.readouterr().out
+    shutil.rmtree(predictions / "b")
+    (predictions / "b").mkdir()
+    assert local(predictions, release, tmp_path / "results") == 1
+    assert "case b is missing from the submission" in capsys.readouterr().err
+    assert local(predictions, release, tmp_path / "results", "--subset") == 0
+    assert "left out: case b: its folder is empty" in capsys.readouterr().out
+
+
+def test_complete_scores_what_is_complete_and_names_what_is_not(
+    predictions: Path, release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An empty folder and a missing mask are left out, in the output, in the metrics and in the report."""
+    shutil.rmtree(predictions / "b")
+    (predictions / "b").mkdir()
+    (predictions / "c/images/fetal-abdomen-segmentation/output.mha").unlink()
+    output = tmp_path / "results"
+    assert local(predictions, release, output, "--complete") == 0
+    metrics, printed = read_metrics(output), capsys.readouterr().out
+    assert [case["case"] for case in metrics["cases"]] == ["a"]
+    assert metrics["wfss"]["mean"] == 1
+    assert [case["case"] for case in metrics["cases_left_out"]] == ["b", "c"]
+    report = (output / "report.html").read_text()
+    for case in metrics["cases_left_out"]:
+        assert f"left out: {case['reason']}" in printed
+        assert f"<li>{case['reason']}</li>" in report
+    (predictions / "a/fetal-abdomen-frame-number.json").unlink()
+    assert local(predictions, release, output, "--complete") == 1
+    assert "holds no complete prediction" in capsys.readouterr().err
+    (predictions / "stranger").mkdir()
+    (predictions / "stranger/file").touch()
+    assert local(predictions, release, output, "--complete") == 1
+    assert "case stranger is not one of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", ["no release", "a damaged mask"])
+def test_a_run_that_fails_leaves_no_figures_of_another(
+    predictions: Path, release: Path, tmp_path: Path, wrong: str
+) -> None:
+    """Results of an earlier run would be taken for those of the one that failed."""
+    output = tmp_path / "results"
+    assert local(predictions, release, output) == 0
+    (output / "notes.txt").write_text("mine")
+    if wrong == "no release":
+        assert local(predictions, tmp_path / "nowhere", output) == 1
+    else:
+        (predictions / "a/images/fetal-abdomen-segmentation/output.mha").write_bytes(b"nonsense")
+        assert local(predictions, release, output) == 1
+    assert sorted(path.name for path in output.iterdir()) == ["ground_truth_index", "notes.txt"]
+
+
+def test_what_a_run_says_of_itself_and_its_sets(predictions: Path, release: Path, tmp_path: Path) -> None:
+    """`suitable`, interval and confidence are read beside the outputs; a table names the set of each case."""
+    for case, suitable, probability in (("a", True, 0.9), ("b", False, 0.2), ("c", True, 0.8)):
+        judgement = {"schema_version": 1, "suitable": suitable, "interval_mm": [19.0, 21.0] if suitable else None}
+        write_json(predictions / case / "fetal-abdominal-circumference.json", judgement)
+        path = predictions / case / "frame-quality-scores.json"
+        scores = json.loads(path.read_text())
+        write_json(path, scores | {"presence_alone_probability": [probability] * len(scores["presence_probability"])})
+    (predictions / "b/fetal-abdomen-frame-number.json").write_text("60")
+    (tmp_path / "sets.csv").write_text("case,set\na,home\nb,away\nc,home\nz,away\n")
+    output = tmp_path / "results"
+    assert local(predictions, release, output, "--sets", str(tmp_path / "sets.csv")) == 0
+    metrics = read_metrics(output)
+    own = metrics["suitability"]
+    assert (own["cases_judged"], own["cases_suitable"], own["interval_cases"], own["interval_coverage"]) == (3, 2, 2, 1)
+    assert own["coverage"] == pytest.approx(2 / 3)
+    assert own["mean_score_of_suitable"] > own["mean_score"]
+    away, home = metrics["sets"]
+    assert (away["set"], away["cases"], home["set"], home["cases"]) == ("away", 1, "home", 2)
+    assert (away["share_suitable"], home["share_suitable"]) == (0, 1)
+    assert home["mean_wfss"] == home["f1"] == 1
+    report = (output / "report.html").read_text()
+    assert "It calls 2 of 3 cases suitable" in report
+    assert '<svg class="plot risk"' in report
+    assert ">By set, presence over all frames<" in report
+
+
+@pytest.mark.parametrize(
+    ("judgement", "message"),
+    [
+        ("[]", "must be an object with schema_version 1"),
+        ('{"schema_version": 1, "suitable": 1}', "suitable must be true or false, not 1"),
+        ('{"schema_version": 1, "suitable": true, "interval_mm": [3]}', "must be two lengths in mm or null"),
+        ('{"schema_version": 1, "suitable": true, "interval_mm": [3, true]}', "must be two lengths in mm or null"),
+        ('{"schema_version": 1, "suitable": true, "interval_mm": [3, 2]}', "must be in ascending order"),
+    ],
+)
+def test_a_damaged_judgement_is_refused(
+    predictions: Path, release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], judgement: str, message: str
+) -> None:
+    """The file is a stranger's, like the others: the sentence names case and field."""
+    (predictions / "b/fetal-abdominal-circumference.json").write_text(judgement)
+    assert local(predictions, release, tmp_path / "results", "--workers", "1") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("case b: ")
+    assert message in error
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("case,site\na,x\n", "must have the columns case,set"),
+        ("case,set\na,x\nb,x\n", "lacks case 'c'"),
+        ("case,set\na,x\na,y\n", "line 3 names case 'a' again"),
+        ("case,set\na,\n", "line 2 must have a case and a set"),
+        ("case,set\na,x,y\n", "line 2 must have a case and a set"),
+    ],
+)
+def test_a_wrong_table_of_sets_is_refused(
+    predictions: Path, release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], table: str, message: str
+) -> None:
+    """Before any case is scored, with the line."""
+    (tmp_path / "sets.csv").write_text(table)
+    assert local(predictions, release, tmp_path / "results", "--sets", str(tmp_path / "sets.csv")) == 1
+    assert message in capsys.readouterr().err
 
 
 def test_a_local_run_equals_the_containers(predictions: Path, release: Path, tmp_path: Path, challenge: Any) -> None:
