@@ -19,6 +19,7 @@ from algorithm.result.growth import AGE_SOURCE, STANDARD, Growth, centile_words,
 from algorithm.result.outputs import REPORT_FILE, CaseResult
 from algorithm.result.segment import Mask
 
+_SCRIPTS = ("theme.js", "viewer.js", "measure.js")
 RUNNERS_UP = 5
 _APART_FRAMES = 20
 """Nearer frames of a sweep show the same."""
@@ -107,7 +108,7 @@ def case_page(result: CaseResult, pictures: FramePictures, runners_up: Sequence[
     )
     if len(sweeps) > _MOST_NAMED_SWEEPS:
         rules += ".sweep-labels i { display: none; }\n"
-    return render("case.html", values, styles=("page.css", "case.css"), script="case.js", rules=rules)
+    return render("case.html", values, styles=("page.css", "case.css"), scripts=_SCRIPTS, rules=rules)
 
 
 def outline_path(mask: Mask) -> str:

@@ -59,7 +59,7 @@ def cohort_page(output_dir: Path, rows: Sequence[ResultRow]) -> str:
             *((state, words, counts[state]) for state, (_, words) in _VERDICTS.items() if counts[state]),
         ],
     }
-    return render("cohort.html", values, styles=("page.css", "cohort.css"), script="cohort.js")
+    return render("cohort.html", values, styles=("page.css", "cohort.css"), scripts=("theme.js", "cohort.js"))
 
 
 def _state(row: ResultRow) -> str:

@@ -9,8 +9,10 @@ from typing import Any
 _FOLDER = Path(__file__).parent
 
 
-def render(template: str, values: Mapping[str, Any], *, styles: tuple[str, ...], script: str, rules: str = "") -> str:
-    """The page of a `template` beside this module, with its style sheets and script inside.
+def render(
+    template: str, values: Mapping[str, Any], *, styles: tuple[str, ...], scripts: tuple[str, ...], rules: str = ""
+) -> str:
+    """The page of a `template` beside this module, with its style sheets and scripts inside.
 
     `rules` are style rules of this page alone; they must hold nothing from outside. The page's content security policy
     names style and script by their hashes and forbids everything else but pictures that are part of the page.
@@ -26,7 +28,8 @@ def render(template: str, values: Mapping[str, Any], *, styles: tuple[str, ...],
         lstrip_blocks=True,
     )
     style = "".join(_part(name) for name in styles) + rules
-    program = _part(script)
+    # One function around all parts: nothing of theirs gets in the way of the browser's own names.
+    program = '(() => {\n"use strict";\n' + "\n".join(map(_part, scripts)) + "})();\n"
     policy = (
         f"default-src 'none'; img-src data:; style-src 'sha256-{_content_hash(style)}'; "
         f"script-src 'sha256-{_content_hash(program)}'; base-uri 'none'; form-action 'none'"
