@@ -268,6 +268,74 @@ def speckle() -> Callable[..., np.ndarray]:
     return draw
 
 
+@pytest.fixture(scope="session")
+def write_ultrasound() -> Callable[..., Any]:
+    """`write(path, frames, **values)`: an ultrasound file, 40 x 60, of a made-up Jane Doe, of several frames or,
+    with None, of one. A value of None leaves its attribute out. Returns the file as a `SourceFile`."""
+    from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+    from pydicom.uid import (
+        ExplicitVRLittleEndian,
+        UltrasoundImageStorage,
+        UltrasoundMultiFrameImageStorage,
+        generate_uid,
+    )
+
+    from acouslic.reading.source import SourceFile
+
+    rows, columns = 40, 60
+
+    def write(path, frames, **values):
+        several = frames is not None
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID = UltrasoundMultiFrameImageStorage if several else UltrasoundImageStorage
+        meta.MediaStorageSOPInstanceUID = generate_uid()
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        dataset = FileDataset(str(path), Dataset(), file_meta=meta, preamble=b"\0" * 128)
+        fields = {
+            "SOPClassUID": meta.MediaStorageSOPClassUID,
+            "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
+            "StudyInstanceUID": "1.2.3.4",
+            "SeriesInstanceUID": "1.2.3.4.5",
+            "PatientName": "Doe^Jane",
+            "PatientID": "12345",
+            "PatientBirthDate": "19990101",
+            "PatientSex": "F",
+            "StudyDate": "20261129",
+            "StudyTime": "010203",
+            "StudyID": "1",
+            "AccessionNumber": "",
+            "ReferringPhysicianName": "",
+            "SeriesNumber": 1,
+            "InstanceNumber": 1,
+            "Modality": "US",
+            "Rows": rows,
+            "Columns": columns,
+            "SamplesPerPixel": 1,
+            "PhotometricInterpretation": "MONOCHROME2",
+            "BitsAllocated": 8,
+            "BitsStored": 8,
+            "HighBit": 7,
+            "PixelRepresentation": 0,
+        }
+        for keyword, value in (fields | ({"NumberOfFrames": frames} if several else {}) | values).items():
+            if value is not None:
+                setattr(dataset, keyword, value)
+        region = Dataset()
+        region.RegionSpatialFormat, region.RegionDataType, region.RegionFlags = 1, 1, 0
+        region.RegionLocationMinX0 = region.RegionLocationMinY0 = 0
+        region.RegionLocationMaxX1, region.RegionLocationMaxY1 = columns - 1, rows - 1
+        region.PhysicalUnitsXDirection = region.PhysicalUnitsYDirection = 3
+        region.PhysicalDeltaX = region.PhysicalDeltaY = 0.028
+        dataset.SequenceOfUltrasoundRegions = [region]
+        pixels = np.random.default_rng(0).integers(1, 200, (frames or 1, rows, columns), dtype=np.uint8)
+        dataset.PixelData = pixels.tobytes()
+        dataset.save_as(path, enforce_file_format=True)
+        uids = (dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPClassUID, dataset.SOPInstanceUID)
+        return SourceFile(path, frames or 1, *uids)
+
+    return write
+
+
 @dataclass(frozen=True)
 class Ended:
     """What the algorithm's command line left behind."""

@@ -7,13 +7,7 @@ import sys
 import numpy as np
 import pydicom
 import pytest
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.uid import (
-    ExplicitVRLittleEndian,
-    UltrasoundImageStorage,
-    UltrasoundMultiFrameImageStorage,
-    generate_uid,
-)
+from pydicom.uid import UltrasoundImageStorage, UltrasoundMultiFrameImageStorage
 
 from acouslic.ellipse import Ellipse, circumference_mm, draw_ellipse
 from acouslic.errors import AcouslicError
@@ -27,49 +21,6 @@ from algorithm.result.record import Maker
 ROWS, COLUMNS = 40, 60
 ELLIPSE = Ellipse((30.0, 20.0), (8.0, 12.0), 110.0)
 MAKER = Maker("0.1.0", "demo", "ab" * 32, {})
-
-
-def write_ultrasound(path, frames, **values):
-    """An ultrasound file of a made-up patient: of several frames, or with None of one frame. Returns its UIDs."""
-    several = frames is not None
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = UltrasoundMultiFrameImageStorage if several else UltrasoundImageStorage
-    meta.MediaStorageSOPInstanceUID = generate_uid()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset = FileDataset(str(path), Dataset(), file_meta=meta, preamble=b"\0" * 128)
-    fields = {
-        "SOPClassUID": meta.MediaStorageSOPClassUID,
-        "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
-        "StudyInstanceUID": "1.2.3.4",
-        "SeriesInstanceUID": "1.2.3.4.5",
-        "PatientName": "Doe^Jane",
-        "PatientID": "12345",
-        "PatientBirthDate": "19990101",
-        "PatientSex": "F",
-        "StudyDate": "20261129",
-        "StudyTime": "010203",
-        "StudyID": "1",
-        "AccessionNumber": "",
-        "ReferringPhysicianName": "",
-        "SeriesNumber": 1,
-        "InstanceNumber": 1,
-        "Modality": "US",
-        "Rows": ROWS,
-        "Columns": COLUMNS,
-        "SamplesPerPixel": 1,
-        "PhotometricInterpretation": "MONOCHROME2",
-        "BitsAllocated": 8,
-        "BitsStored": 8,
-        "HighBit": 7,
-        "PixelRepresentation": 0,
-    }
-    for keyword, value in (fields | ({"NumberOfFrames": frames} if several else {}) | values).items():
-        if value is not None:
-            setattr(dataset, keyword, value)
-    dataset.PixelData = np.zeros((frames or 1, ROWS, COLUMNS), np.uint8).tobytes()
-    dataset.save_as(path, enforce_file_format=True)
-    uids = (dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPClassUID, dataset.SOPInstanceUID)
-    return SourceFile(path, frames or 1, *uids)
 
 
 def result_in(folder, sources, frame_index):
@@ -95,7 +46,7 @@ def result_in(folder, sources, frame_index):
     )
 
 
-def test_the_segmentation_is_read_and_refers_to_the_frame(tmp_path):
+def test_the_segmentation_is_read_and_refers_to_the_frame(tmp_path, write_ultrasound):
     """Two files of 5 and 7 frames, frame 8 of the stack: the mask to the pixel, frame 4 of the second file, its study
     and patient, and in words that it is research."""
     import highdicom
@@ -121,7 +72,7 @@ def test_the_segmentation_is_read_and_refers_to_the_frame(tmp_path):
     assert segmentation.SegmentSequence[0].SegmentAlgorithmType == "AUTOMATIC"
 
 
-def test_the_report_is_read_and_measures_the_ellipse(tmp_path):
+def test_the_report_is_read_and_measures_the_ellipse(tmp_path, write_ultrasound):
     """The circumference in mm under its LOINC code, the ellipse by the ends of its longer and shorter axis, whose zero
     is the corner of the first pixel; preliminary and not verified."""
     import highdicom
@@ -149,7 +100,7 @@ def test_the_report_is_read_and_measures_the_ellipse(tmp_path):
     assert report.SeriesDescription == SERIES_DESCRIPTION
 
 
-def test_a_file_of_one_frame_is_referred_to_without_a_number(tmp_path):
+def test_a_file_of_one_frame_is_referred_to_without_a_number(tmp_path, write_ultrasound):
     """Where every frame is a file of its own, the file is the reference."""
     import highdicom
 
@@ -162,7 +113,7 @@ def test_a_file_of_one_frame_is_referred_to_without_a_number(tmp_path):
     assert "ReferencedFrameNumber" not in source_image
 
 
-def test_a_source_that_lacks_what_may_be_empty(tmp_path):
+def test_a_source_that_lacks_what_may_be_empty(tmp_path, write_ultrasound):
     """Neither patient nor study is described: the results have the same attributes, empty, as DICOM wants them."""
     import highdicom
 
@@ -178,7 +129,7 @@ def test_a_source_that_lacks_what_may_be_empty(tmp_path):
         assert made.StudyInstanceUID == "1.2.3.4"
 
 
-def test_what_was_not_found_is_not_written(tmp_path):
+def test_what_was_not_found_is_not_written(tmp_path, write_ultrasound):
     """No frame: neither file; a mask without an ellipse: the Segmentation alone. A new run removes both."""
     result = result_in(tmp_path, [write_ultrasound(tmp_path / "a.dcm", 5)], 2)
     write_dicom(dataclasses.replace(result, frame_index=None, mask=result.mask & False), tmp_path, MAKER)
@@ -199,7 +150,7 @@ def test_what_was_not_found_is_not_written(tmp_path):
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*value.*:UserWarning")
-def test_a_source_that_does_not_do_is_refused_without_its_values(values, reason, tmp_path, capfd):
+def test_a_source_that_does_not_do_is_refused_without_its_values(values, reason, tmp_path, capfd, write_ultrasound):
     """What is missing is named; what is wrong is not quoted, since it may be the patient's."""
     source = SourceFile(tmp_path / "a.dcm", 5, "", "", "", "")
     with contextlib.suppress(AttributeError):
@@ -214,12 +165,38 @@ def test_a_source_that_does_not_do_is_refused_without_its_values(values, reason,
     assert not list(tmp_path.glob("*report*"))
 
 
-def test_a_source_that_changed_meanwhile_is_refused(tmp_path):
+def test_a_source_that_changed_meanwhile_is_refused(tmp_path, write_ultrasound):
     """Another file of that name is another image."""
     result = result_in(tmp_path, [write_ultrasound(tmp_path / "a.dcm", 5)], 2)
     write_ultrasound(tmp_path / "a.dcm", 5)
     with pytest.raises(AcouslicError, match="was changed while it was analysed"):
         write_dicom(result, tmp_path, MAKER)
+
+
+def test_predict_from_dicom_to_dicom(tiny_model, run_algorithm, tmp_path, write_ultrasound):
+    """Two sweeps of a study, in files that are called after the patient: both results are written and refer to the
+    chosen frame's file; the name is in them alone, in no other file, path or message."""
+    import highdicom
+
+    folder = tmp_path / "study"
+    folder.mkdir()
+    sources = [write_ultrasound(folder / f"Doe_{number}.dcm", 12, InstanceNumber=number) for number in (1, 2)]
+    options = ["--output", tmp_path / "out", "--model", tiny_model, "--device", "cpu", "--dicom"]
+    ended = run_algorithm("predict", folder, *options)
+    assert (ended.code, ended.stderr) == (0, "")
+    (report,) = (tmp_path / "out").glob("*/report.html")
+    frame = int((report.parent / "fetal-abdomen-frame-number.json").read_text())
+    segmentation = highdicom.seg.segread(report.parent / "segmentation.dcm")
+    (source_image,) = segmentation.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence[0].SourceImageSequence
+    assert source_image.ReferencedSOPInstanceUID == sources[frame // 12].sop_instance_uid
+    assert source_image.ReferencedFrameNumber == frame % 12 + 1
+    assert "Doe" not in ended.stdout
+    for path in (tmp_path / "out").rglob("*"):
+        assert "Doe" not in path.name
+        if path.is_file() and path.suffix not in (".dcm", ".png", ".mha"):
+            content = path.read_text()
+            assert "Doe" not in content.replace(str(folder), "") or path.name == "case.json"
+    assert str(segmentation.PatientName) == "Doe^Jane"
 
 
 def test_what_is_no_dicom_gets_no_dicom(platform_case, speckle, tiny_model, run_algorithm, tmp_path):
