@@ -4,20 +4,18 @@ No masks and no circumferences are needed, so that of the official metrics only 
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from acouslic.sockets import NO_FRAME
 from acouslic.table import csv_text
-from acouslic.write import write_text
 from evaluation.inputs.frame_table import FrameTable, read_frame_table
 from evaluation.metrics.case_result import CaseResult
 from evaluation.metrics.frame_f1 import PROTOCOLS, TARGETS, case_counts
 from evaluation.metrics.official import weighted_frame_selection_score
 from evaluation.metrics.summary import counts_prefix, summarise_frames
-from evaluation.outputs import METRICS_FILE, PER_CASE_FILE, REPORT_FILE, check_metrics, remove_outputs
+from evaluation.outputs import remove_outputs, write_files
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -49,8 +47,9 @@ def main(arguments: Sequence[str]) -> int:
         )
         for table in read_frame_table(options.scores)
     ]
-    write_frame_outputs(options.output, results)
-    f1 = summarise_frames(results)["intervals"].get("frame_f1_all_frames", {}).get("estimate")
+    metrics = summarise_frames(results)
+    write_files(options.output, results, metrics, frames_csv(results))
+    f1 = metrics["intervals"].get("frame_f1_all_frames", {}).get("estimate")
     print(f"F1 over all frames of {len(results)} cases: {'undefined' if f1 is None else f'{f1:.4f}'}")
     print(f"results in {options.output}")
     return 0
@@ -75,17 +74,6 @@ def case_result(table: FrameTable) -> CaseResult:
         optimal_distance_frames=table.distance(table.labels == 1),
         set_name=table.set_name,
     )
-
-
-def write_frame_outputs(output_dir: Path, results: Sequence[CaseResult]) -> None:
-    """Write the three files. Raises AcouslicError where one cannot be written."""
-    from evaluation.report.page import write_report
-
-    metrics = summarise_frames(results)
-    check_metrics(metrics)
-    write_text(output_dir / PER_CASE_FILE, frames_csv(results))
-    write_report(output_dir / REPORT_FILE, results, metrics)
-    write_text(output_dir / METRICS_FILE, json.dumps(metrics, allow_nan=False, ensure_ascii=False, indent=1) + "\n")
 
 
 def frames_csv(results: Sequence[CaseResult]) -> str:

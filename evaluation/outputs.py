@@ -1,6 +1,7 @@
 """What a run leaves behind: `metrics.json` for the leaderboard, `per_case.csv` for people, `report.html`."""
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,17 +24,26 @@ def write_outputs(output_dir: Path, results: Sequence[CaseResult], notes: Mappin
 
     `notes` are further entries of `metrics.json`. Raises AcouslicError where a file cannot be written.
     """
-    # Here, not above: matplotlib and the templates are for whoever writes a report, not for the workers.
-    from evaluation.report.page import write_report
-
     ordered = sorted(results, key=lambda result: result.case)
     metrics = submission_metrics(ordered) | dict(notes)
+    write_files(output_dir, ordered, metrics, per_case_csv(ordered))
+    return metrics
+
+
+def write_files(output_dir: Path, results: Sequence[CaseResult], metrics: Mapping[str, Any], table: str) -> None:
+    """Write the metrics, the table of cases (CSV text) and the report of the results.
+
+    Raises AcouslicError where a file cannot be written, and ValueError as `check_metrics`.
+    """
+    # Only here: workers need neither matplotlib nor the templates. What matplotlib says of its font cache is no error.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    from evaluation.report.page import write_report
+
     check_metrics(metrics)
-    write_text(output_dir / PER_CASE_FILE, per_case_csv(ordered))
-    write_report(output_dir / REPORT_FILE, ordered, metrics)
+    write_text(output_dir / PER_CASE_FILE, table)
+    write_report(output_dir / REPORT_FILE, results, metrics)
     # Last, so that metrics are only there where everything is.
     write_text(output_dir / METRICS_FILE, json.dumps(metrics, allow_nan=False, ensure_ascii=False, indent=1) + "\n")
-    return metrics
 
 
 def remove_outputs(output_dir: Path) -> None:
