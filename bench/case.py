@@ -3,14 +3,15 @@
     python bench/case.py                        random five-member ViT-L/14, generated case; about 12 minutes on 2 cores
     python bench/case.py --cold --exhaustive    and with an empty page cache (as root), and B without its gate
     python bench/case.py --kept-patches         and B on an artifact that knows only the patches inside the fan
-    python bench/case.py --model ARTIFACT --sweep CASE.mha
+    python bench/case.py --model ARTIFACT --sweep CASE.mha      a trained artifact, with the same figures
     python bench/case.py --ours-only --frames 60          B alone, in exec and invoke mode
 
 A (`straightforward.py`) runs on a few frames, spread evenly over the stack, as a process of its own, in float32 and
 under autocast; its time for the case is extrapolated (`sides.extrapolate`). B is `python -m algorithm exec` on the
 whole case, timed from outside. Both take turns on the same files. Then B repeats A's frames: every probability in
 float32, for the bound of 1e-4, and in half precision; the chosen frame exhaustively, which is what A does, and as the
-manifest has it. The last line is a JSON object.
+manifest has it. `consequence` is what the precision that B chose does to its answer on those frames: against B in
+float32, the chosen frame, the frames called positive and the millimetres. The last line is a JSON object.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from acouslic.errors import AcouslicError
 from acouslic.geometry import FRAMES_PER_CASE
 from acouslic.stack import StackHeader, open_stack
 from algorithm.model.manifest import Manifest, TowerConfig, read_manifest
+from algorithm.result.outputs import SCORES_FILE
 from bench.figures.case_report import AutocastSide, CaseReport
 from bench.figures.frame_choice import rank_correlation
 from bench.setting.inputs import (
@@ -38,6 +40,7 @@ from bench.setting.inputs import (
     run_python,
     scoring_of,
     shortened,
+    with_precision_refused,
     with_scoring,
 )
 from bench.setting.machine import describe_machine
@@ -102,6 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 cold_float32=runs.cold_float32,
                 cold_ours=runs.cold_ours,
                 agreement=agreement(setting, runs.float32[0], args.frames),
+                consequence=consequence(setting, args.frames),
                 peak_flop_per_s=matrix_peaks(runs.ours[0]),
                 machine=before,
             )
@@ -214,6 +218,30 @@ def agreement(setting: Setting, side_a: SideRun, frames: int) -> dict[str, Any]:
         },
         "agrees": side_a.report["chosen_frame"] == gated.report["frame_number"],
         "agrees_exhaustive": side_a.report["chosen_frame"] == exhaustive.report["frame_number"],
+    }
+
+
+def consequence(setting: Setting, frames: int) -> dict[str, Any]:
+    """What B's precision does to its answer on A's frames, against B in float32."""
+    _say("B on A's frames in its own precision and in float32")
+    input_dir = platform_input(setting.work / "short", _short(setting, frames))
+    exact_model = with_precision_refused(setting.model, setting.work / "model-in-float32")
+    answers, positive = [], []
+    for name, model in (("own", setting.model), ("float32", exact_model)):
+        output = setting.work / f"out-short-{name}"
+        answers.append(run_algorithm(input_dir, output, model, setting.device).report)
+        scores = json.loads((output / SCORES_FILE).read_text(encoding="utf-8"))
+        positive.append(np.array(scores["presence_probability"]) >= scores["thresholds"]["presence"])
+    lengths_mm = [answer["circumference_mm"] for answer in answers]
+    both = None not in lengths_mm
+    return {
+        "frames": frames,
+        "precision": answers[0]["precision"],
+        "against": answers[1]["precision"],
+        "same_frame": answers[0]["frame_number"] == answers[1]["frame_number"],
+        "frames_called_otherwise": int((positive[0] != positive[1]).sum()),
+        "circumference_difference_mm": abs(lengths_mm[0] - lengths_mm[1]) if both else None,
+        "one_has_no_circumference": (lengths_mm[0] is None) != (lengths_mm[1] is None),
     }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from acouslic.geometry import sweep_ranges
 from acouslic.stack import StackHeader
+from algorithm.judgement.score import gate_frames
 from algorithm.model.manifest import Manifest
 from bench.figures.flops import CaseFlop, adapted_layers, case_flop, straightforward_flop
 from bench.figures.table import number, table
@@ -44,6 +45,8 @@ class CaseReport:
     cold_float32: SideRun | None
     cold_ours: SideRun | None
     agreement: dict[str, Any]
+    consequence: dict[str, Any]
+    """Of B's precision for its answer, against B in float32."""
     peak_flop_per_s: dict[str, float]
     machine: dict[str, Any]
     _adapted: set[str] = field(init=False)
@@ -60,8 +63,6 @@ class CaseReport:
 
     def b_flop(self, run: SideRun) -> CaseFlop:
         """What B computed in a run. The gate's and the segmented frames follow from the settings."""
-        from algorithm.judgement.score import gate_frames
-
         scoring, selection = self.manifest.scoring, self.manifest.selection
         refined, frames = run.report["refined_frames"], self.header.frames
         gated = refined < frames
@@ -88,6 +89,10 @@ class CaseReport:
             "versions": versions(),
             "device": ours.report["device"],
             "precision": ours.report["precision"],
+            "precision_used": ours.report["precision"],
+            "gate": self._gate_json(ours),
+            "consequence": self.consequence,
+            "trained": not self.random,
             "model": self.manifest.name,
             "adapted_layers": len(self._adapted),
             "frames": self.header.frames,
@@ -143,6 +148,19 @@ class CaseReport:
                 "speedup": cold_a.total_s / self.cold_ours.wall_s,
             }
         return result
+
+    def _gate_json(self, run: SideRun) -> dict[str, Any] | None:
+        """What chose the frames for the whole ensemble; None where it saw all."""
+        scoring = self.manifest.scoring
+        if scoring.mode != "gated":
+            return None
+        return {
+            "kind": scoring.gate,
+            "stride": scoring.stride,
+            "frames": len(gate_frames(sweep_ranges(self.header.frames), scoring.stride)),
+            "refined_frames": run.report["refined_frames"],
+            "seconds": run.report["timings"]["gate_s"],
+        }
 
     def text(self) -> str:
         """The table, with what must be known to read it."""
@@ -221,6 +239,12 @@ class CaseReport:
             "chosen frame: " + _listed(agreement["selected_frame"]) + "; best candidate before any outline: "
             f"{_listed(agreement['first_candidate'])}; circumference in mm: {_listed(agreement['circumference_mm'])}.",
         ]
+        changed = self.consequence
+        lines.append(
+            f"What {changed['precision']} does to B's answer there, against float32: "
+            f"{'the same frame' if changed['same_frame'] else 'another frame'}, {changed['frames_called_otherwise']} "
+            f"frames called otherwise, circumference {_difference(changed)}."
+        )
         if self.random:
             lines.append(
                 "The random heads are set to tell the case's frames apart, however alike a random tower finds them, "
@@ -270,6 +294,13 @@ def _rank(model: Path) -> int:
 def _median_run(runs: Sequence[SideRun]) -> SideRun:
     """Of two the slower."""
     return sorted(runs, key=lambda run: run.wall_s)[len(runs) // 2]
+
+
+def _difference(changed: dict[str, Any]) -> str:
+    if changed["one_has_no_circumference"]:
+        return "in one of the two alone"
+    difference_mm = changed["circumference_difference_mm"]
+    return "in neither" if difference_mm is None else f"{difference_mm:.2f} mm apart"
 
 
 def _listed(found: dict[str, Any]) -> str:

@@ -13,7 +13,14 @@ from acouslic.geometry import COLUMNS, FRAMES_PER_SWEEP, ROWS, SWEEPS_PER_CASE
 from acouslic.release import Release
 from acouslic.sockets import SWEEP_FOLDER
 from acouslic.stack import open_stack
-from algorithm.model.manifest import MANIFEST_FILE, ScoringConfig, manifest_to_json, read_manifest
+from algorithm.model.manifest import (
+    MANIFEST_FILE,
+    HalfPrecision,
+    Manifest,
+    ScoringConfig,
+    manifest_to_json,
+    read_manifest,
+)
 from algorithm.model.strict_json import check_bounds
 from bench.setting.machine import REPOSITORY
 from training.phantom.generate import write_stack
@@ -50,14 +57,22 @@ def random_model(
 
 def with_scoring(model: Path, folder: Path, scoring: ScoringConfig) -> Path:
     """The artifact `model` with other scoring settings, in `folder`: its own manifest, links to all other files."""
-    manifest = read_manifest(model)
+    return _with_manifest(model, folder, dataclasses.replace(read_manifest(model), scoring=scoring))
+
+
+def with_precision_refused(model: Path, folder: Path) -> Path:
+    """The artifact `model` as one that no half precision suits, in `folder`: it runs in float32 everywhere."""
+    refused = HalfPrecision(frames=1, float16=1.0, bfloat16=1.0)
+    return _with_manifest(model, folder, dataclasses.replace(read_manifest(model), half_precision=refused))
+
+
+def _with_manifest(model: Path, folder: Path, manifest: Manifest) -> Path:
     for name in manifest.files:
         link = folder / name
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
         link.symlink_to((model / name).resolve())
-    changed = dataclasses.replace(manifest, scoring=scoring)
-    (folder / MANIFEST_FILE).write_text(manifest_to_json(changed), encoding="utf-8")
+    (folder / MANIFEST_FILE).write_text(manifest_to_json(manifest), encoding="utf-8")
     return folder
 
 

@@ -4,8 +4,9 @@ The stack through SimpleITK; frames padded, resized and normalised one by one wi
 peft adapter on open_clip's tower, unmerged, switched by name; every frame through every member, in float32 or under
 autocast, there with the one change that makes it fast on a CPU (`put_sequence_first`); the best frame outlined by every
 member's decoder. It reads the algorithm's artifact, follows the selection settings in its manifest and must come to the
-same answer. open_clip 3.3's attention does not call its projections, so only adapters on `c_fc` and `c_proj` can be
-compared; nor does its tower leave patches out.
+same answer. open_clip 3.3's attention does not call its projections: where an adapter acts on them, attention is
+written anew with four linear layers, as anybody would have to. Patches that an artifact leaves out are dropped where
+open_clip drops patches in training.
 
     python bench/setting/straightforward.py --sweep CASE.mha --model ARTIFACT --output DIR --precision float32
 
@@ -19,6 +20,7 @@ STARTED = time.monotonic()  # importing is a phase of its own
 import argparse  # noqa: E402
 import contextlib  # noqa: E402
 import json  # noqa: E402
+from collections.abc import Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
@@ -41,26 +43,51 @@ from algorithm.judgement.select_frame import choose_candidates, judge_frames  # 
 from algorithm.model.decoder import Decoder  # noqa: E402
 from algorithm.model.heads import Heads  # noqa: E402
 from algorithm.model.manifest import Manifest, TowerConfig, read_manifest  # noqa: E402
+from algorithm.model.tower import Attention  # noqa: E402
 from algorithm.process.timing import peak_rss_bytes, process_age_s  # noqa: E402
 from algorithm.result.segment import clean_mask  # noqa: E402
 
 BATCH_FRAMES = 8
-COMPARABLE_TARGETS = {"c_fc", "c_proj"}
+SEEN_BY_OPEN_CLIP = {"c_fc", "c_proj"}
+"""Layers whose adapters open_clip's own tower applies. Its attention would ignore any other."""
+
+
+class KeptPatches(nn.Module):
+    """Drops the tokens of patches that an artifact leaves out, where open_clip has its patch dropout."""
+
+    def __init__(self, kept: Sequence[int]) -> None:
+        super().__init__()
+        self.register_buffer("tokens", torch.tensor([0, *(patch + 1 for patch in kept)]), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, 1 + all patches, width) to (batch, 1 + kept patches, width)."""
+        return x[:, self.tokens]
+
+
+class SplitAttention(Attention):
+    """Four linear layers in place of `nn.MultiheadAttention`: what one has to write for adapters on attention."""
+
+    def forward(self, q_x: Tensor, *_: Tensor, **__: object) -> tuple[Tensor, None]:  # type: ignore[override]
+        """Self-attention of (batch, tokens, width), as open_clip's block calls it."""
+        return super().forward(q_x), None
 
 
 def check_comparable(folder: Path, manifest: Manifest) -> None:
-    """Raises AcouslicError for an artifact that open_clip and peft would compute otherwise than the algorithm."""
-    if manifest.tower.kept_patches is not None:
-        raise AcouslicError(f"{folder}: its tower leaves patches out, which open_clip's does not: nothing to compare")
+    """Raises AcouslicError for an artifact whose members lack what this side computes."""
     for index, member in enumerate(manifest.members):
         if not (member.adapter and member.presence and member.optimality and member.decoder):
-            raise AcouslicError(f"{folder}: member {index} lacks an adapter or a head; all are needed here")
-        targets = LoraConfig.from_pretrained(str(folder / "members" / str(index))).target_modules
-        if isinstance(targets, str) or set(targets) - COMPARABLE_TARGETS:
             raise AcouslicError(
-                f"{folder}: member {index} adapts {targets}; open_clip's attention would ignore all but "
-                f"{sorted(COMPARABLE_TARGETS)}"
+                f"{folder}: member {index} lacks an adapter or a head; all are needed here, or --ours-only"
             )
+
+
+def adapts_attention(folder: Path, manifest: Manifest) -> bool:
+    """Whether a member adapts a layer that open_clip's own attention would read past its adapter."""
+    for index in range(len(manifest.members)):
+        targets = LoraConfig.from_pretrained(str(folder / "members" / str(index))).target_modules
+        if isinstance(targets, str) or set(targets) - SEEN_BY_OPEN_CLIP:
+            return True
+    return False
 
 
 def open_clip_state(state: dict[str, Tensor], config: TowerConfig) -> dict[str, Tensor]:
@@ -74,8 +101,11 @@ def open_clip_state(state: dict[str, Tensor], config: TowerConfig) -> dict[str, 
     return packed
 
 
-def build_tower(config: TowerConfig, weights: Path) -> nn.Module:
-    """open_clip's visual tower. Its text tower is made as small as can be, which favours this side: users load all."""
+def build_tower(config: TowerConfig, weights: Path, *, split_attention: bool = False) -> nn.Module:
+    """open_clip's visual tower, with `split_attention` where adapters act on its attention.
+
+    Its text tower is made as small as can be, which favours this side: users load all.
+    """
     vision = {
         "image_size": config.image_size,
         "layers": config.layers,
@@ -91,7 +121,15 @@ def build_tower(config: TowerConfig, weights: Path) -> nn.Module:
     }
     text = {"context_length": 8, "vocab_size": 16, "width": 16, "heads": 1, "layers": 1}
     clip = open_clip.CLIP(config.output_dim, vision, text, quick_gelu=config.activation == "quick_gelu")
-    clip.visual.load_state_dict(open_clip_state(load_file(weights), config), strict=True)
+    state = load_file(weights)
+    clip.visual.load_state_dict(open_clip_state(state, config), strict=True)
+    if config.kept_patches is not None:
+        clip.visual.patch_dropout = KeptPatches(config.kept_patches)
+    for number, block in enumerate(clip.visual.transformer.resblocks if split_attention else ()):
+        root = f"transformer.resblocks.{number}.attn."
+        block.attn = SplitAttention(config.width, config.heads)
+        own = {name.removeprefix(root): tensor.float() for name, tensor in state.items() if name.startswith(root)}
+        block.attn.load_state_dict(own)
     return clip.visual
 
 
@@ -102,6 +140,8 @@ def put_sequence_first(tower: nn.Module) -> None:
     the product with that view then copies the weight of queries, keys and values once a token: six times as slow as
     float32, where with the sequence first it is three times as fast.
     """
+    if isinstance(tower.transformer.resblocks[0].attn, SplitAttention):
+        return  # plain products, which take either order at the same speed
     tower.transformer.batch_first = False
     for block in tower.transformer.resblocks:
         block.attn.batch_first = False
@@ -109,7 +149,8 @@ def put_sequence_first(tower: nn.Module) -> None:
 
 def load_model(folder: Path, manifest: Manifest, device: torch.device) -> tuple[PeftModel, list[Heads]]:
     """The tower with one named peft adapter a member, and the members' heads."""
-    tower = build_tower(manifest.tower, folder / "tower.safetensors")
+    split = adapts_attention(folder, manifest)
+    tower = build_tower(manifest.tower, folder / "tower.safetensors", split_attention=split)
     model, heads = None, []
     for index, member in enumerate(manifest.members):
         place, name = folder / "members" / str(index), f"member{index}"
@@ -133,7 +174,8 @@ def preprocess(frame: np.ndarray, manifest: Manifest) -> Tensor:
     left, top = (side - image.width) // 2, (side - image.height) // 2
     image = transforms.pad(image, [left, top, side - image.width - left, side - image.height - top])
     size = [manifest.tower.image_size] * 2
-    resized = transforms.resize(transforms.pil_to_tensor(image), size, InterpolationMode.BICUBIC, antialias=False)
+    antialias = manifest.preprocessing.antialias
+    resized = transforms.resize(transforms.pil_to_tensor(image), size, InterpolationMode.BICUBIC, antialias=antialias)
     return transforms.normalize(
         transforms.convert_image_dtype(resized), manifest.preprocessing.mean, manifest.preprocessing.std
     )
@@ -183,8 +225,18 @@ def segment(model: PeftModel, heads: list[Heads], image: Tensor, manifest: Manif
             )
             tokens = zip(blocks["image_intermediates_prefix"], blocks["image_intermediates"], strict=True)
             decoder: Decoder = head.decoder
-            masks.append(decoder(image[None], [torch.cat(parts, 1) for parts in tokens]).sigmoid()[0])
+            taps = [on_full_grid(torch.cat(parts, 1), manifest.tower) for parts in tokens]
+            masks.append(decoder(image[None], taps).sigmoid()[0])
     return torch.stack(masks).mean(0)
+
+
+def on_full_grid(tokens: Tensor, config: TowerConfig) -> Tensor:
+    """Tokens (1, 1 + kept, width) with every patch in its place; those left out are zero."""
+    if config.kept_patches is None:
+        return tokens
+    full = tokens.new_zeros(1, 1 + config.grid_size**2, tokens.shape[-1])
+    full[:, [0, *(patch + 1 for patch in config.kept_patches)]] = tokens
+    return full
 
 
 def main() -> None:

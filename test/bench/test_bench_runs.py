@@ -1,5 +1,6 @@
 """The benchmark scripts from end to end, on a tower and a case so small that only their own code is tested."""
 
+import dataclasses
 import json
 import os
 
@@ -11,6 +12,7 @@ from acouslic.stack import read_stack
 from algorithm.model.manifest import ScoringConfig, read_manifest
 from bench import case, gpu, scaling
 from bench.setting.inputs import platform_input, shortened, with_scoring
+from bench.setting.random_artifact import TOWERS, write_random_artifact
 from bench.setting.straightforward import BATCH_FRAMES
 from training.phantom.generate import write_stack
 
@@ -55,6 +57,11 @@ def test_a_case_by_both_sides(sweep, tmp_path, capsys, monkeypatch):
     assert not set(KEYS) - set(found)
     assert found["frames"] == 24
     assert found["mode"] == "gated"
+    assert found["gate"]["kind"] == "average"
+    assert found["gate"]["refined_frames"] == found["refined_frames"]
+    assert found["precision_used"] == found["precision"]
+    assert found["consequence"]["against"] == "float32"
+    assert found["consequence"]["same_frame"] in (True, False)
     assert 1 <= found["refined_frames"] <= 0.2 * 24
     assert found["agreement"]["float32_probability_difference"] < 1e-4
     assert found["agreement"]["float32_optimality_difference"] < 1e-4
@@ -68,6 +75,22 @@ def test_a_case_by_both_sides(sweep, tmp_path, capsys, monkeypatch):
     assert side_a["measured_frames"] == BATCH_FRAMES
     assert found["flop_per_case"] == sum(found["flop_by_phase"].values())
     assert "EXTRAPOLATED" in printed
+
+
+def test_an_artifact_as_training_makes_it(sweep, tmp_path, capsys, monkeypatch):
+    """Adapters on attention and patches left out: both sides agree, with the same figures as for a random artifact."""
+    monkeypatch.setattr("bench.case.matrix_peaks", lambda _: {"float32": 1e11, "bfloat16": 4e11})
+    tower = dataclasses.replace(TOWERS["tiny"], kept_patches=(1, 2, 5, 6, 9, 10, 14))
+    targets = ("q_proj", "k_proj", "v_proj", "out_proj", "c_fc", "c_proj")
+    write_random_artifact(tmp_path / "model", tower, members=1, targets=targets)
+    words = ["--model", str(tmp_path / "model"), "--sweep", str(sweep), "--frames", "8", "--autocast-frames", "2"]
+    assert case.main([*words, "--work", str(tmp_path / "work"), "--device", "cpu"]) == 0
+    found = last_json(capsys.readouterr().out)
+    assert not {*KEYS, "precision_used", "gate", "consequence"} - set(found)
+    assert found["trained"] is True
+    assert found["gate"] is None
+    assert found["agreement"]["float32_probability_difference"] < 1e-4
+    assert found["selected_frame_agrees_exhaustive"]
 
 
 def test_ours_alone_in_both_modes(tiny_model, sweep, tmp_path, capsys):
