@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from acouslic.errors import AcouslicError
-from algorithm.model.manifest import HalfPrecision
+from algorithm.model.manifest import Consequence, HalfPrecision
 from algorithm.process.cores import usable_cores
 
 MOST_HALF_DIFFERENCE = 0.02
@@ -14,6 +14,13 @@ MOST_HALF_DIFFERENCE = 0.02
 MOST_RECORDED_DIFFERENCE = MOST_HALF_DIFFERENCE / 2
 """In an artifact's manifest, which knows the largest of a sample: of the demo's 50 cases the largest is twice that of
 640 of their frames."""
+
+
+FEWEST_CASES = 5
+"""So many whole cases have to agree before a type is taken for what it changes in them."""
+LEAST_FRAME_F1 = 0.9995
+"""So that the F1 against the truth stays within 0.001 (`Consequence.frame_f1`)."""
+MOST_CIRCUMFERENCE_DIFFERENCE_MM = 0.1
 
 
 def choose_device(wanted: str | None = None) -> tuple[torch.device, str]:
@@ -60,19 +67,47 @@ def choose_precision(device: torch.device, measured: HalfPrecision | None = None
     """The first of `device`'s half types that keeps the artifact's probabilities near float32's, else float32, with the
     reason.
 
-    `measured` is what the artifact's manifest says of half precision. A type that was not measured is trusted.
+    `measured` is what the artifact's manifest says of half precision. A type that was not measured is trusted; one that
+    moves a probability too far is taken all the same where it changed nothing in whole cases (`changes_nothing`).
     """
     types, reason = half_types(device)
     reasons = [reason]
     for dtype in types:
         name = str(dtype).removeprefix("torch.")
         difference = None if measured is None else getattr(measured, name)
-        if difference is None:
+        if measured is None or difference is None:
             return dtype, "; ".join([*reasons, f"{name} was not measured for this artifact"])
         if difference <= MOST_RECORDED_DIFFERENCE:
             return dtype, "; ".join([*reasons, f"{name} is within {difference:.4f} of float32 for this artifact"])
+        consequence: Consequence | None = getattr(measured, f"{name}_consequence")
+        if consequence is not None and changes_nothing(consequence):
+            return dtype, "; ".join(
+                [*reasons, f"{name} gives the answers of float32 in {consequence.cases} cases of this artifact"]
+            )
         reasons.append(f"{name} is {difference:.3f} off for this artifact, more than {MOST_RECORDED_DIFFERENCE}")
+        if consequence is not None:
+            reasons.append(f"and in {consequence.cases} cases {describe_consequence(consequence)}")
     return torch.float32, "; ".join(reasons)
+
+
+def changes_nothing(consequence: Consequence) -> bool:
+    """Whether a half type may be taken for what it changed in whole cases: the same frame in each, the same frames
+    called positive but for one in two thousand, and 0.1 mm, in FEWEST_CASES cases at least."""
+    return (
+        consequence.cases >= FEWEST_CASES
+        and consequence.other_frames == 0
+        and consequence.frame_f1 >= LEAST_FRAME_F1
+        and consequence.circumference_difference_mm <= MOST_CIRCUMFERENCE_DIFFERENCE_MM
+    )
+
+
+def describe_consequence(consequence: Consequence) -> str:
+    """What a half type changed, in a few words for people."""
+    return (
+        f"it chooses another frame in {consequence.other_frames}, calls {consequence.changed_frames} of "
+        f"{consequence.positive_frames} frames otherwise, and measures up to "
+        f"{consequence.circumference_difference_mm:.2f} mm apart"
+    )
 
 
 def half_types(device: torch.device) -> tuple[tuple[torch.dtype, ...], str]:

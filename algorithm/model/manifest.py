@@ -239,13 +239,37 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
+class Consequence:
+    """What a half type changed in the answers to whole cases, against float32."""
+
+    cases: Annotated[int, Meta(ge=1)]
+    other_frames: Annotated[int, Meta(ge=0)]
+    """In so many cases another frame was chosen, or only one of the two answers had a circumference."""
+    positive_frames: Annotated[int, Meta(ge=0)]
+    """Frames of all cases called positive, those of the two answers together."""
+    changed_frames: Annotated[int, Meta(ge=0)]
+    """Frames of all cases called positive by one of the two alone."""
+    circumference_difference_mm: Annotated[float, Meta(ge=0, le=1e6)]
+    """The largest of any case; 0 where none has a circumference."""
+
+    @property
+    def frame_f1(self) -> float:
+        """Of one answer's positive frames against the other's; 1 where neither has any. Where about as many frames are
+        truly positive, the F1 against the truth differs by at most twice what is missing to 1."""
+        return 1.0 if not self.positive_frames else 1.0 - self.changed_frames / self.positive_frames
+
+
+@dataclass(frozen=True)
 class HalfPrecision:
-    """How far half precision takes presence and optimality from float32's: the largest difference, as measured."""
+    """How far half precision takes presence and optimality from float32's: the largest difference, as measured; and
+    what it changes in the answers to whole cases, where that was measured."""
 
     frames: Annotated[int, Meta(ge=0)] = 0
     """On how many frames; 0 where it was not measured."""
     float16: Share | None = None
     bfloat16: Share | None = None
+    float16_consequence: Consequence | None = None
+    bfloat16_consequence: Consequence | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError for what cannot have been measured."""

@@ -1,5 +1,6 @@
 """Device, precision and threads, each with its reason."""
 
+import dataclasses
 import os
 import warnings
 
@@ -13,7 +14,7 @@ from algorithm.engine.device import (
     cpu_flags,
     set_cpu_threads,
 )
-from algorithm.model.manifest import HalfPrecision
+from algorithm.model.manifest import Consequence, HalfPrecision
 from algorithm.process.cores import cgroup_cpus
 from algorithm.process.memory import is_out_of_memory
 
@@ -127,6 +128,33 @@ def test_precision_that_an_artifact_bears(monkeypatch):
     assert told == "the CPU has avx512_bf16; bfloat16 is 0.036 off for this artifact, more than 0.01"
     assert "within 0.0100 of float32" in choose_precision(torch.device("cpu"), good)[1]
     assert "was not measured" in choose_precision(torch.device("cpu"))[1]
+
+
+SAME = Consequence(cases=5, other_frames=0, positive_frames=2000, changed_frames=1, circumference_difference_mm=0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "allowed"),
+    [
+        ({}, True),
+        ({"cases": 4}, False),
+        ({"other_frames": 1}, False),
+        ({"changed_frames": 2}, False),
+        ({"positive_frames": 0, "changed_frames": 0}, True),
+        ({"circumference_difference_mm": 0.11}, False),
+    ],
+)
+def test_precision_by_what_it_changes(change, allowed, monkeypatch):
+    """A type that moves a probability too far is taken where it changed nothing in whole cases, and the reason says
+    which of the two it was."""
+    monkeypatch.setattr("algorithm.engine.device.cpu_flags", lambda: {"avx512_bf16"})
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    consequence = dataclasses.replace(SAME, **change)
+    measured = HalfPrecision(frames=64, float16=0.001, bfloat16=0.03, bfloat16_consequence=consequence)
+    dtype, told = choose_precision(torch.device("cpu"), measured)
+    assert dtype == (torch.bfloat16 if allowed else torch.float32)
+    assert (f"gives the answers of float32 in {consequence.cases} cases" in told) == allowed
+    assert ("bfloat16 is 0.030 off" in told) != allowed
 
 
 def test_precision_of_a_cpu(monkeypatch, tmp_path):

@@ -77,7 +77,7 @@ def test_a_case_by_both_sides(sweep, tmp_path, capsys, monkeypatch):
     assert "EXTRAPOLATED" in printed
 
 
-def test_an_artifact_as_training_makes_it(sweep, tmp_path, capsys, monkeypatch):
+def test_an_artifact_with_all_that_is_trained(sweep, tmp_path, capsys, monkeypatch):
     """Adapters on attention and patches left out: both sides agree, with the same figures as for a random artifact."""
     monkeypatch.setattr("bench.case.matrix_peaks", lambda _: {"float32": 1e11, "bfloat16": 4e11})
     tower = dataclasses.replace(TOWERS["tiny"], kept_patches=(1, 2, 5, 6, 9, 10, 14))

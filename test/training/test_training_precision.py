@@ -1,5 +1,6 @@
 """`python -m training precision`: what half precision costs an artifact, in its manifest, and what follows from it."""
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -11,10 +12,10 @@ from algorithm.engine.device import choose_precision
 from algorithm.engine.ensemble import Ensemble
 from algorithm.frames.preprocess import normalise
 from algorithm.model.artifact import load_artifact
-from algorithm.model.manifest import HalfPrecision, read_manifest
+from algorithm.model.manifest import Consequence, HalfPrecision, read_manifest
 from algorithm.model.strict_json import check_bounds
 from algorithm.pipeline import Pipeline
-from training.export.precision import describe, main, measure_half_precision
+from training.export.precision import compare_answers, describe, main, measure_half_precision
 from training.learn.autocast import autocast_type
 
 CPU = torch.device("cpu")
@@ -69,13 +70,44 @@ def test_the_command_writes_the_manifest(model, platform_case, capsys):
         main([str(model), *sweeps, "--frames", "1"])
 
 
+def test_whole_cases_are_compared(model, platform_case, capsys, monkeypatch):
+    """With --whole-cases the manifest also says what the device's half type changes in the answers to the sweeps."""
+    monkeypatch.setattr("algorithm.engine.device.cpu_flags", lambda: {"avx512_bf16"})
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    stack = np.random.default_rng(0).integers(0, 256, (12, 40, 60), dtype=np.uint8)
+    sweeps = [str(platform_case.write_sweep(stack, name)) for name in ("a.mha", "b.mha")]
+    assert main([str(model), *sweeps, "--frames", "4", "--device", "cpu", "--whole-cases"]) == 0
+    found = load_artifact(model).manifest.half_precision
+    assert found.bfloat16_consequence.cases == 2
+    assert found.float16_consequence is None
+    assert "bfloat16 in 2 whole cases: it chooses another frame in" in capsys.readouterr().out
+
+
+def test_what_differs_between_two_answers(model, platform_case):
+    """Frames, calls and millimetres of two cases, one of which loses its circumference."""
+    stack = np.random.default_rng(0).integers(0, 256, (12, 40, 60), dtype=np.uint8)
+    answer = Pipeline.load(model, device="cpu").run(platform_case.write_sweep(stack), None, "case")
+    calls = np.array([0.9] * 4 + [0.1] * 8)
+    thresholds = dataclasses.replace(answer.thresholds, presence=0.5)
+    answer = dataclasses.replace(
+        answer, frame_index=3, circumference_mm=250.0, presence_probability=calls, thresholds=thresholds
+    )
+    moved = dataclasses.replace(answer, circumference_mm=250.25, presence_probability=np.roll(calls, 1))
+    lost = dataclasses.replace(answer, circumference_mm=None)
+    assert compare_answers([answer], [answer]) == Consequence(1, 0, 8, 0, 0.0)
+    assert compare_answers([answer, answer], [moved, lost]) == Consequence(2, 1, 16, 2, 0.25)
+    other = dataclasses.replace(answer, frame_index=4)
+    assert compare_answers([answer], [other]).other_frames == 1
+    assert compare_answers([answer], [moved]).frame_f1 == 0.75  # three of four in common
+
+
 def test_the_algorithm_obeys_the_manifest(model, monkeypatch):
     """An artifact that bfloat16 takes too far from float32 runs in float32."""
     monkeypatch.setattr("algorithm.engine.device.cpu_flags", lambda: {"avx512_bf16"})
     text = (model / "manifest.json").read_text()
     for bfloat16, dtype in (("0.01", torch.bfloat16), ("0.011", torch.float32)):
-        record = f'"frames": 64, "float16": 0.001, "bfloat16": {bfloat16}'
-        empty = '"frames": 0,\n    "float16": null,\n    "bfloat16": null'
+        record = f'"frames": 64, "float16": 0.001, "bfloat16": {bfloat16},'
+        empty = '"frames": 0,\n    "float16": null,\n    "bfloat16": null,'
         assert empty in text
         (model / "manifest.json").write_text(text.replace(empty, record))
         assert Pipeline.load(model, device="cpu").ensemble.dtype == dtype

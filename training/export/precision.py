@@ -1,10 +1,14 @@
 """Half precision: how far it takes an artifact's probabilities from float32's.
 
-    python -m training precision MODEL SWEEP... [--frames 128] [--device cpu|cuda]
+    python -m training precision MODEL SWEEP... [--frames 128] [--whole-cases] [--device cpu|cuda]
 
 The command measures on frames spread evenly over the sweeps and writes what it found into the artifact's manifest;
 `export` does the same on validation frames. The algorithm then leaves a type alone that takes a probability further
 than it may (`algorithm.engine.device.choose_precision`).
+
+With `--whole-cases` it also analyses each sweep in float32 and in the half types that the device is fast in, and writes
+down what these change: the chosen frame, the frames called positive, the millimetres. A type that changes nothing is
+used then, however far it takes a single probability. Give validation cases, five at least.
 """
 
 import argparse
@@ -13,14 +17,19 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from acouslic.errors import AcouslicError
 from acouslic.write import check_writable, write_text
+from algorithm.engine.batches import choose_batch_frames
 from algorithm.engine.device import (
     MOST_RECORDED_DIFFERENCE,
+    changes_nothing,
     choose_device,
+    describe_consequence,
+    half_types,
     keep_exact_sums,
     set_cpu_threads,
 )
@@ -29,8 +38,17 @@ from algorithm.frames.frame_stream import FrameStream
 from algorithm.frames.preprocess import normalise
 from algorithm.frames.resized_frames import ResizedFrames
 from algorithm.model.artifact import Artifact, load_artifact
-from algorithm.model.manifest import MANIFEST_FILE, HalfPrecision, Manifest, manifest_to_json, read_manifest
+from algorithm.model.manifest import (
+    MANIFEST_FILE,
+    Consequence,
+    HalfPrecision,
+    Manifest,
+    manifest_to_json,
+    read_manifest,
+)
+from algorithm.pipeline import Pipeline
 from algorithm.process.memory import is_out_of_memory
+from algorithm.result.outputs import CaseResult
 
 FRAMES = 128
 _BATCH = 8
@@ -71,6 +89,45 @@ def _measure(artifact: Artifact, frames: Tensor, device: torch.device) -> HalfPr
         difference = (_probabilities(artifact, frames, device, dtype) - exact).abs().max()
         found[str(dtype).removeprefix("torch.")] = float(difference.nan_to_num(1.0, 1.0).clamp(max=1.0))
     return HalfPrecision(frames=len(frames), **found)
+
+
+def measure_consequences(artifact: Artifact, sweeps: Sequence[Path], device: torch.device) -> dict[str, Consequence]:
+    """What each half type that `device` is fast in changes in the answers to `sweeps`, by the type's name.
+
+    Each stack is analysed as the manifest says, gate included, and nothing is written.
+    """
+    keep_exact_sums()
+    types, _ = half_types(device)
+    exact = _answers(artifact, sweeps, device, torch.float32) if types else []
+    return {
+        str(dtype).removeprefix("torch."): compare_answers(exact, _answers(artifact, sweeps, device, dtype))
+        for dtype in types
+    }
+
+
+def compare_answers(exact: Sequence[CaseResult], half: Sequence[CaseResult]) -> Consequence:
+    """What differs between two answers to the same cases, in the same order, at least one."""
+    other_frames, positive_frames, changed_frames, largest_mm = 0, 0, 0, 0.0
+    for one, other in zip(exact, half, strict=True):
+        lengths_mm = (one.circumference_mm, other.circumference_mm)
+        called = [answer.presence_probability >= answer.thresholds.presence for answer in (one, other)]
+        other_frames += one.frame_index != other.frame_index or (lengths_mm[0] is None) != (lengths_mm[1] is None)
+        positive_frames += int(called[0].sum() + called[1].sum())
+        changed_frames += int((called[0] != called[1]).sum())
+        if lengths_mm[0] is not None and lengths_mm[1] is not None:
+            largest_mm = max(largest_mm, abs(lengths_mm[0] - lengths_mm[1]))
+    return Consequence(len(exact), other_frames, positive_frames, changed_frames, largest_mm)
+
+
+def _answers(artifact: Artifact, sweeps: Sequence[Path], device: torch.device, dtype: torch.dtype) -> list[CaseResult]:
+    """The answers to whole cases in one type; the masks, which nobody asks for, are let go."""
+    ensemble = Ensemble.from_artifact(artifact, device, dtype)
+    batch_frames = choose_batch_frames(artifact.manifest.tower, ensemble.members, device, dtype)
+    pipeline = Pipeline(ensemble, batch_frames, 0.0, 0.0)
+    return [
+        dataclasses.replace(pipeline.run(sweep, None, sweep.stem), mask=np.zeros((0, 0), dtype=bool))
+        for sweep in sweeps
+    ]
 
 
 def describe(measured: HalfPrecision) -> str:
@@ -115,6 +172,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("model", type=Path, metavar="MODEL", help="folder of the artifact")
     parser.add_argument("sweeps", type=Path, nargs="+", metavar="SWEEP", help="stacks that it was not trained on")
     parser.add_argument("--frames", type=int, default=FRAMES, help=f"in all (default: {FRAMES})")
+    parser.add_argument("--whole-cases", action="store_true", help="also what it changes in the answers to whole cases")
     parser.add_argument("--device", choices=("cpu", "cuda"))
     options = parser.parse_args(arguments)
     if options.frames < len(options.sweeps):
@@ -127,6 +185,16 @@ def main(arguments: Sequence[str]) -> int:
     frames = torch.cat([_spread_frames(sweep, manifest, each) for sweep in options.sweeps])
     measured = measure_half_precision(options.model, frames, device)
     print(describe(measured), flush=True)
+    if options.whole_cases:
+        found = measure_consequences(load_artifact(options.model), options.sweeps, device)
+        for name, consequence in found.items():
+            allowed = changes_nothing(consequence)
+            print(
+                f"{name} in {consequence.cases} whole cases: {describe_consequence(consequence)}"
+                f"{': it may be used' if allowed else ''}",
+                flush=True,
+            )
+        measured = dataclasses.replace(measured, **{f"{name}_consequence": value for name, value in found.items()})
     path = options.model / MANIFEST_FILE
     write_text(path, manifest_to_json(dataclasses.replace(manifest, half_precision=measured)))
     print(f"written into {path}: pack the model again")
