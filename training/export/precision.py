@@ -88,7 +88,7 @@ def _measure(artifact: Artifact, frames: Tensor, device: torch.device) -> HalfPr
     for dtype in (torch.float16, torch.bfloat16):
         difference = (_probabilities(artifact, frames, device, dtype) - exact).abs().max()
         found[str(dtype).removeprefix("torch.")] = float(difference.nan_to_num(1.0, 1.0).clamp(max=1.0))
-    return HalfPrecision(frames=len(frames), **found)
+    return HalfPrecision(len(frames), found["float16"], found["bfloat16"])
 
 
 def measure_consequences(artifact: Artifact, sweeps: Sequence[Path], device: torch.device) -> dict[str, Consequence]:
@@ -194,7 +194,9 @@ def main(arguments: Sequence[str]) -> int:
                 f"{': it may be used' if allowed else ''}",
                 flush=True,
             )
-        measured = dataclasses.replace(measured, **{f"{name}_consequence": value for name, value in found.items()})
+        measured = dataclasses.replace(
+            measured, float16_consequence=found.get("float16"), bfloat16_consequence=found.get("bfloat16")
+        )
     path = options.model / MANIFEST_FILE
     write_text(path, manifest_to_json(dataclasses.replace(manifest, half_precision=measured)))
     print(f"written into {path}: pack the model again")
