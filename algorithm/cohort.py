@@ -41,8 +41,13 @@ _MOST_FAILED_STARTS = 3
 """In a row and a worker: then it is no accident."""
 _OBJECT_STORE_BYTES = 80_000_000
 """Near Ray's least: only paths and rows pass through it."""
-_START_PATIENCE_MS = "300000"
-"""For Ray's own processes on a machine that is busy; its default of 30 s ends in an abort there."""
+_PATIENCE = {
+    "RAY_raylet_start_wait_time_s": "300",
+    "RAY_agent_register_timeout_ms": "300000",
+    "RAY_health_check_timeout_ms": "60000",
+    "RAY_health_check_failure_threshold": "20",
+}
+"""Of Ray with its own processes: on a busy machine its defaults take a slow one for a dead one."""
 _START_TRIES = 3
 
 log = logging.getLogger(__name__)
@@ -147,7 +152,8 @@ def _ray(settings: PredictSettings, interrupts: Interrupts) -> Iterator[Any]:
     with interrupts.held():
         # Nothing is sent anywhere.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_agent_register_timeout_ms", _START_PATIENCE_MS)
+        for name, value in _PATIENCE.items():
+            os.environ.setdefault(name, value)
         try:
             import ray
         except ImportError:

@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
@@ -142,7 +143,8 @@ def serve(
     service.load(model_dir, device=device, batch_frames=batch_frames)
     log.info("ready")
     while True:
-        signal.pause()
+        # Not `signal.pause`, which would miss a signal that comes just before it.
+        time.sleep(0.5)
 
 
 def create_server(service: Service, port: int) -> Any:

@@ -195,6 +195,7 @@ def stopped_run(mode: Mode, variables: dict[str, str], output: Path, number: int
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=_hear_interrupts,
     )
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(delay_s)
@@ -207,6 +208,11 @@ def stopped_run(mode: Mode, variables: dict[str, str], output: Path, number: int
         _, stderr = process.communicate()
         stderr += f"it did not end within {_END_S} s\n"
     return Ended(number, process.returncode, time.monotonic() - stopped_at, stderr, output)
+
+
+def _hear_interrupts() -> None:
+    """In the child: a shell that put this in the background has it ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def check_words(ended: Ended, sentence: str = "stopped by a signal") -> list[str]:
@@ -321,6 +327,7 @@ class Server:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=_hear_interrupts,
         )
 
     def ask(self, method: str, path: str) -> int:
