@@ -138,7 +138,7 @@ def analyse_cohort(
         share = dataclasses.replace(share, workers=min(share.workers, len(sweeps)))
         token = f".cohort-{uuid.uuid4().hex}"
         (settings.output_dir / token).touch()
-        dispatcher = _Dispatcher(ray, share, settings, maker, token, begin=begin, take=take)
+        dispatcher = Dispatcher(ray, share, settings, maker, token, begin=begin, take=take)
         try:
             dispatcher.run(sweeps)
         finally:
@@ -191,7 +191,7 @@ def _start_or_join(ray: Any, address: str | None, keywords: dict[str, Any]) -> N
             raise AcouslicError(f"Ray could not be {what}: {error}") from error
 
 
-class _Dispatcher:
+class Dispatcher:
     """Hands cases out and takes rows in, in the driver."""
 
     def __init__(

@@ -3,15 +3,23 @@
 import csv
 import json
 import os
+import random
 import subprocess
 import sys
+from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
 from acouslic.errors import AcouslicError
+from acouslic.sockets import SweepInput
 from algorithm.case_list import find_sweeps
+from algorithm.cohort import Dispatcher
+from algorithm.predict import PredictSettings
 from algorithm.process.devices import Node, Share, divide
 from algorithm.process.progress import Progress
+from algorithm.result.record import Maker
+from algorithm.result.table import ResultRow
 
 pytest.importorskip("ray")
 
@@ -158,3 +166,107 @@ def test_dying_workers_change_nothing(tiny_model, capfd):
     report = json.loads(said.splitlines()[-1])
     assert (code, report["faults"]) == (0, 0), said
     assert report["kills"]["kills"] == 5
+
+
+class PretendedRay:
+    """Calls that end in a random order; `dies(case)` says whether the worker dies of a call."""
+
+    class exceptions:  # noqa: N801 - the library's name
+        class RayActorError(Exception):
+            """A worker has died."""
+
+        class RayTaskError(Exception):
+            """A call has failed."""
+
+    def __init__(self, dies):
+        self.random, self.dies = random.Random(3), dies
+        self.tries = Counter()
+
+    def remote(self, _):
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *_: self._actor()))
+
+    def _actor(self):
+        return SimpleNamespace(
+            load=SimpleNamespace(remote=lambda: object()),
+            analyse=SimpleNamespace(remote=lambda sweep, _, again: (object(), sweep, again)),
+        )
+
+    def wait(self, calls, num_returns):
+        return self.random.sample(calls, num_returns), None
+
+    def get(self, call):
+        if not isinstance(call, tuple):
+            return "worker"
+        _, sweep, again = call
+        assert again == (self.tries[sweep.case] > 0)
+        self.tries[sweep.case] += 1
+        if self.dies(sweep.case):
+            raise self.exceptions.RayActorError("the worker died")
+        return ResultRow(sweep.case, seconds=1.0)
+
+
+def dispatched(ray, cases, tmp_path):
+    """The rows of so many cases on two workers, in the order they came."""
+    rows = []
+    settings = PredictSettings(output_dir=tmp_path, model_dir=tmp_path)
+    maker = Maker("0", "m", "x", {})
+    hands = {"begin": lambda: None, "take": rows.append}
+    dispatcher = Dispatcher(ray, Share(2, 1, 0), settings, maker, "token", **hands)
+    dispatcher.run([SweepInput(tmp_path / f"{case}.mha", case) for case in cases])
+    return rows
+
+
+def test_a_hundred_deaths_in_three_hundred_cases(tmp_path):
+    """Whichever workers die: every case gets its row, once, and none fails for it, though many were hit twice."""
+    deaths = iter(sorted(random.Random(0).sample(range(350), 100)))
+    state = {"call": -1, "next": next(deaths)}
+
+    def dies(_):
+        state["call"] += 1
+        if state["call"] != state["next"]:
+            return False
+        state["next"] = next(deaths, None)
+        return True
+
+    ray = PretendedRay(dies)
+    rows = dispatched(ray, [f"c{number}" for number in range(300)], tmp_path)
+    assert len(rows) == 300
+    assert len({row.case for row in rows}) == 300
+    assert not [row for row in rows if row.error]
+    assert state["next"] is None
+    assert sum(ray.tries.values()) == 400
+    assert max(ray.tries.values()) > 2
+
+
+@pytest.mark.parametrize("poisons", [1, 3])
+def test_poisonous_cases_fail_after_two_tries_each(poisons, tmp_path):
+    """Where no case came through after a death, each is its own doing: no other fails, and none is tried again."""
+    ray = PretendedRay(lambda case: case.startswith("poison"))
+    rows = dispatched(ray, [f"poison{n}" for n in range(poisons)] + [f"c{n}" for n in range(20)], tmp_path)
+    failed = {row.case for row in rows if row.error}
+    assert failed == {f"poison{n}" for n in range(poisons)}
+    assert len(rows) == 20 + poisons
+    assert {case: count for case, count in ray.tries.items() if count > 1} == dict.fromkeys(failed, 2)
+
+
+def test_a_poisonous_case_among_other_deaths_is_given_up_too(tmp_path):
+    """Workers die of something else as well: it is tried a few times more, not for ever."""
+    hit = {"c1": 1, "c5": 2}
+
+    def dies(case):
+        hit[case] = hit.get(case, 0) - 1
+        return case == "poison" or hit[case] >= 0
+
+    ray = PretendedRay(dies)
+    rows = dispatched(ray, ["poison", *[f"c{n}" for n in range(10)]], tmp_path)
+    assert {row.case for row in rows if row.error} == {"poison"}
+    assert ray.tries["poison"] == 8
+    assert (ray.tries["c1"], ray.tries["c5"]) == (2, 3)
+
+
+def test_workers_that_die_while_they_load_end_the_run(tmp_path):
+    """Instead of starting new ones for ever."""
+    ray = PretendedRay(lambda _: False)
+    ray.get = lambda _: (_ for _ in ()).throw(ray.exceptions.RayActorError("no memory"))
+    with pytest.raises(AcouslicError, match="workers die while they load the model: no memory"):
+        dispatched(ray, ["a", "b"], tmp_path)
