@@ -39,7 +39,7 @@ _THREADS = 16
 _MOST_BODY_BYTES = 64 * 1024
 _MOST_HEADER_BYTES = 16 * 1024
 _IDLE_S = 10
-"""A connection on which nothing was asked or said for so long is dropped."""
+"""A connection on which nothing happens for this long is dropped."""
 _MOST_CONNECTIONS = 1000
 _OTHER_FILES = 100
 """What the program itself needs of the files it may have open."""
@@ -134,7 +134,7 @@ def serve(
         server = create_server(service, port)
     except OSError as error:
         raise AcouslicError(f"port {port} cannot be listened on: {error.strerror}") from error
-    # A request that waits for its turn is not worth a line each second.
+    # A request that waits for its turn would fill the log with a line each second.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     _stop_on_signals(service, output_dir)
     threading.Thread(target=server.run, name="http", daemon=True).start()

@@ -1,4 +1,4 @@
-"""All cases, shared among worker processes, the death of one of which is noticed and put down to its case."""
+"""All cases, shared among worker processes. If one of these dies, that is noticed and its case is named."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""Softmax attention as inference runs it: PyTorch's own kernels, but for bfloat16 on a CPU and one query on a GPU."""
+"""Softmax attention at inference: PyTorch's own kernels, except for bfloat16 on a CPU and for one query on a GPU."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Frames through a network in batches that fit the memory, and what the gate did kept for those that come again."""
+"""Runs frames through a network in batches that fit the memory, and keeps the gate's work for frames seen again."""
 
 import logging
 import time
@@ -18,7 +18,7 @@ from algorithm.process.memory import is_out_of_memory
 
 CPU_BATCH_FRAMES = 8
 FIRST_BATCH_FRAMES = 2
-"""A run's first batch: what a person who waits sees first is that it works, and how fast."""
+"""A run's first batch is small: a person who waits soon sees that it works, and how fast."""
 MAX_BATCH_FRAMES = 128
 """Larger ones are 3 % faster at best (bench/LOG.md, 33)."""
 _MEMORY_SHARE = 0.4

@@ -22,7 +22,7 @@ from algorithm.model.tower import without_weights
 from algorithm.process.memory import is_out_of_memory
 
 _TOKENS_A_MULTIPROCESSOR = 62
-"""So many of one member keep a multiprocessor of a GPU busy: 31 frames of 257 tokens an H100 (bench/LOG.md, 31)."""
+"""This many of one member keep a multiprocessor of a GPU busy: 31 frames of 257 tokens an H100 (bench/LOG.md, 31)."""
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,9 @@ class _State:
     x: Tensor
     """The residual stream (rows, batch, tokens, width), in the tower's residual type."""
     class_token_only: bool
-    """Of the last block only the class token's output is wanted."""
+    """Only the class token's output of the last block is wanted."""
     pending: Tensor | None = None
-    """What is still to be added to the residual stream; it is when that is normalised next."""
+    """What is still to be added to the residual stream, which happens when that is normalised next."""
     branch: Tensor | None = None
     q: Tensor | None = None
     k: Tensor | None = None
@@ -178,7 +178,7 @@ class StackedTower:
         self.ln_pre = weights.norm("ln_pre") if config.pre_norm else None
         with ThreadPoolExecutor(max_workers=1) as pool:
             if device.type == "cuda":
-                # In vain where memory runs out; then that is met again, and handled, by whoever runs the tower.
+                # This fails where memory runs out; whoever runs the tower then meets the same error, and handles it.
                 pool.submit(prepare, device, dtype, config.width)
             blocks = [StackedBlock(number, weights, packed=packed) for number in range(1, config.layers + 1)]
         self.steps = [step for block in blocks for step in block.steps()]
@@ -187,7 +187,7 @@ class StackedTower:
         """Index of the first step that differs between rows."""
         own_block = self.steps[self.parting].block if adapted else config.layers
         self.trunk_blocks = own_block - 1
-        """So many blocks from the first on are the same for all rows. The last block is never one of them: what it
+        """How many blocks, from the first on, are the same for all rows. The last block is never one of them: what it
         has to compute depends on what is asked for."""
         self.ln_post_weight = weights.tensor("ln_post.weight", torch.float32)
         self.ln_post_bias = weights.tensor("ln_post.bias", torch.float32)

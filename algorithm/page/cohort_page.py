@@ -18,7 +18,7 @@ from algorithm.result.preview import crop_frame
 from algorithm.result.table import ResultRow
 
 MOST_ROWS = 5000
-"""A browser sorts so many at once; a larger cohort is for `results.csv`."""
+"""A browser sorts this many at once; a larger cohort is for `results.csv`."""
 _MOST_THUMBNAILS = 300
 _THUMBNAIL_PX = 192
 """Twice its size on the page, for dense screens."""

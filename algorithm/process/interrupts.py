@@ -14,7 +14,8 @@ class Interrupts:
     """Turns both signals into a KeyboardInterrupt that carries the signal's number.
 
     A second one within CLEAN_UP_S seconds is ignored, since it would break the clean-up, or the exit while a decoder's
-    threads end. A later one interrupts again, for where the first got lost: what C code calls back into may swallow it.
+    threads end. A later one interrupts again, in case the first got lost: C code that calls back into Python may
+    swallow it.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""How it is known that memory ran out. No torch: what did not import it cannot have run out of its memory."""
+"""How the program knows that memory ran out. No torch: without it no process can have run out of torch's memory."""
 
 import sys
 

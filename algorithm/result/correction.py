@@ -32,7 +32,7 @@ class Correction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     axis_ends_px: tuple[tuple[Point, Point], tuple[Point, Point]]
     """The two ends of the ellipse's first axis, then those of its second."""
     circumference_mm: Annotated[float, msgspec.Meta(gt=0)]
-    """As the browser worked it out."""
+    """As the browser calculated it."""
     reader: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,16}\Z")]
     """Initials of who measured."""
     comment: Annotated[str, msgspec.Meta(max_length=200)]

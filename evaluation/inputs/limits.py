@@ -1,6 +1,6 @@
 """How many workers the machine really allows, and what one of them may take.
 
-A container sees all cores and all memory of its host; what it may use stands in its control group. Both versions of
+A container sees all cores and all memory of its host, but its control group says what it may use. Both versions of
 control groups are read, and every group above the own one: a limit holds for all below it.
 """
 

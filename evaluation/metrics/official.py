@@ -19,7 +19,7 @@ from acouslic.sockets import NO_FRAME
 from evaluation.inputs.case_truth import CaseTruth
 
 FRAME_TOLERANCE = 15
-"""How far from the chosen frame, in frames of the same sweep, an annotated one still counts."""
+"""An annotated frame counts up to this far from the chosen one, in frames of the same sweep."""
 SUBOPTIMAL_CREDIT = 0.6
 OPTIMAL, SUBOPTIMAL = 1, 2
 

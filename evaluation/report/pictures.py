@@ -96,7 +96,7 @@ def blocks(result: CaseResult) -> list[tuple[str, float, float]]:
 
 
 def position(frame: float, frames: int) -> float:
-    """Where a frame of so many is along the strip."""
+    """Where a frame lies along the strip."""
     return round(frame * STRIP_WIDTH / frames, 1)
 
 

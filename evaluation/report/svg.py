@@ -27,7 +27,7 @@ _NUMBER = re.compile(r"-?\d+\.\d+")
 def new_plot(
     width: int = 480, height: int = 340, left: int = _LEFT, bottom: int = _BOTTOM, right: int = _RIGHT
 ) -> tuple[Figure, Axes]:
-    """A figure of so many pixels with one plot: a light grid, no frame. Nothing drawn in it is clipped."""
+    """A figure of this size in pixels with one plot: a light grid, no frame. Nothing drawn in it is clipped."""
     figure = Figure(figsize=(width / 72, height / 72))
     spans = (width - left - right, height - _TOP - bottom)
     axes = figure.add_axes((left / width, bottom / height, spans[0] / width, spans[1] / height))
