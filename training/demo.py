@@ -110,13 +110,13 @@ FIRST_PRETRAINING = TrainSettings(
         patience_epochs=None,
     ),
 )
-"""The tower's first training, all of it: mostly by outlines it learns what an abdomen looks like."""
+"""The first training, of the whole tower: it learns what an abdomen looks like, mostly from outlines."""
 
 SECOND_PRETRAINING = replace(
     FIRST_PRETRAINING,
     sampling=SamplingSettings(negatives_per_positive=2.0, hard_share=0.75, validation_stride=4),
 )
-"""And its second, from there: mostly against what it took for one."""
+"""The second starts from there and shows mostly what the first took for an abdomen."""
 
 MEMBER = TrainSettings(
     tower=TowerSource(kept_patches="fan"),

@@ -57,9 +57,9 @@ class ExportSettings:
 
     Args:
         tower: which weights the tower has.
-        tower_licence: and under which licence.
+        tower_licence: its licence.
         training_data: what the members learned from.
-        training_data_licence: and under which licence.
+        training_data_licence: its licence.
         name: of the artifact.
         notes: for whoever reads the manifest.
         tower_dtype: precision of the tower in the file.

@@ -1,4 +1,4 @@
-"""Calibration of members, and the cases as members judge them that did not learn from them.
+"""Calibration of members, and the cases as they are judged by members that did not learn from them.
 
 Each member's logits become probabilities by sigmoid(logit / temperature), fitted on its validation cases (Guo et al.
 2017). There is no shift: with half of the negatives hard-mined the logits have their odds right, and a shift fitted on

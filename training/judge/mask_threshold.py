@@ -1,4 +1,4 @@
-"""From which probability on a pixel belongs to the mask: chosen on annotated frames that the member did not see."""
+"""The probability from which on a pixel belongs to the mask, chosen on frames that the member did not see."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _USUAL = (6, 14)
 _ALL = (1, 19)
 """Steps that can be tried, 0.05 to 0.95."""
 _MOST_MASKS = 400
-"""Annotated frames on which the mask threshold is chosen: more change its second decimal no more."""
+"""Annotated frames on which the mask threshold is chosen: more do not change its second decimal."""
 _MOST_BACKGROUND = 0.05
 """Mean probability outside the annotation from which on a decoder counts as not converged: one of the stand-in said
 0.15 everywhere after 300 steps."""
