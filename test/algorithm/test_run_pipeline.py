@@ -13,34 +13,12 @@ import torch
 from acouslic.errors import AcouslicError
 from algorithm.engine.ensemble import GateScores, MemberScores
 from algorithm.frames.frame_stream import FrameStream
-from algorithm.model.manifest import (
-    SCHEMA_VERSION,
-    DecoderConfig,
-    HalfWay,
-    Manifest,
-    MemberConfig,
-    PreprocessingConfig,
-    Provenance,
-    ScoringConfig,
-    SelectionConfig,
-    Thresholds,
-    TowerConfig,
-)
+from algorithm.model.manifest import HalfWay, ScoringConfig
 from algorithm.pipeline import Pipeline
 from algorithm.result.measure import interval_around
+from bench.setting.plain_manifest import plain_manifest
 
-MEMBER = MemberConfig(adapter=False, presence=True, optimality=True, decoder=DecoderConfig((1, 2, 3, 4), 2, 2))
-MANIFEST = Manifest(
-    schema_version=SCHEMA_VERSION,
-    name="drawn",
-    tower=TowerConfig(image_size=112, patch_size=14, width=8, layers=4, heads=2, mlp_width=16, output_dim=4),
-    preprocessing=PreprocessingConfig(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
-    members=(MEMBER, MEMBER),
-    thresholds=Thresholds(),
-    scoring=ScoringConfig(),
-    selection=SelectionConfig(smoothing_sigma_frames=0.0, choice_sigma_frames=0.0),
-    provenance=Provenance("", "", "", "", ""),
-)
+MANIFEST = plain_manifest("drawn", image_size=112)
 
 
 class DrawnEnsemble:

@@ -13,33 +13,10 @@ from acouslic.geometry import sweep_ranges
 from algorithm.engine.batches import KeptTrunks, choose_batch_frames
 from algorithm.engine.ensemble import GateScores, MemberScores
 from algorithm.judgement.score import choose_refined, gate_frames, interpolate_in_sweeps, score_case
-from algorithm.model.manifest import (
-    SCHEMA_VERSION,
-    DecoderConfig,
-    HalfWay,
-    Manifest,
-    MemberConfig,
-    PreprocessingConfig,
-    Provenance,
-    ScoringConfig,
-    SelectionConfig,
-    Thresholds,
-    TowerConfig,
-)
+from algorithm.model.manifest import HalfWay, PreprocessingConfig, ScoringConfig
+from bench.setting.plain_manifest import plain_manifest
 
-TOWER = TowerConfig(image_size=28, patch_size=14, width=8, layers=4, heads=2, mlp_width=16, output_dim=4)
-MEMBER = MemberConfig(adapter=False, presence=True, optimality=True, decoder=DecoderConfig((1, 2, 3, 4), 2, 2))
-MANIFEST = Manifest(
-    schema_version=SCHEMA_VERSION,
-    name="fake",
-    tower=TOWER,
-    preprocessing=PreprocessingConfig(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
-    members=(MEMBER, MEMBER),
-    thresholds=Thresholds(),
-    scoring=ScoringConfig(),
-    selection=SelectionConfig(smoothing_sigma_frames=0.0, choice_sigma_frames=0.0),
-    provenance=Provenance("", "", "", "", ""),
-)
+MANIFEST = plain_manifest("fake", image_size=28)
 
 
 class GreyEnsemble:
@@ -395,13 +372,13 @@ def test_progress_ends_at_one():
 
 def test_batches_on_a_cpu_are_small():
     """8 frames a batch, whatever the model; on a GPU a power of two from its free memory."""
-    assert choose_batch_frames(TOWER, 5, torch.device("cpu"), torch.float32) == 8
+    assert choose_batch_frames(MANIFEST.tower, 5, torch.device("cpu"), torch.float32) == 8
 
 
 @pytest.mark.gpu
 def test_batches_on_a_gpu_are_powers_of_two():
     """At least one frame, at most 128, a power of two."""
-    batch_frames = choose_batch_frames(TOWER, 5, torch.device("cuda"), torch.float16)
+    batch_frames = choose_batch_frames(MANIFEST.tower, 5, torch.device("cuda"), torch.float16)
     assert batch_frames in {2**k for k in range(8)}
 
 
