@@ -1,6 +1,6 @@
 """Damaged submissions, thousands of them: each is refused in one clear sentence, or is scored.
 
-    python -m bench.submission_fuzz                  2,600 submissions, about three minutes
+    python -m bench.submission_fuzz                  2,600 submissions, about a minute of one core
     python -m bench.submission_fuzz --count 200 --seed 7
 
 A fault is anything else: an error that is not for the user, a sentence that is long or not printable, a result that is
