@@ -35,5 +35,7 @@ autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 # Attributes of the same name in several classes are no mistake.
 suppress_warnings = ["ref.python"]
+# Commands stand in blocks without a language.
+highlight_language = "text"
 # In the docstrings single backticks are code, as everywhere else in the project.
 default_role = "code"
