@@ -114,6 +114,7 @@ def test_the_files_say_what_the_result_says(platform_case):
             "angle_degrees": result.ellipse.angle_degrees,
         },
         "spacing_mm": [0.28, 0.28],
+        "growth": None,
         "notes": [],
     }
     scores = read_json(platform_case, "frame-quality-scores.json")
