@@ -36,6 +36,8 @@ class SweepInput:
     """The sweep stack. Its parents may be symlinks that change between cases, so it is never resolved."""
     case: str
     """What the case is called: `image.name` of `inputs.json` without its suffix, else the file's own stem."""
+    gestational_age: str = ""
+    """As a list of cases gives it, such as 28w3d; empty where it is not known."""
 
 
 def find_sweep_input(input_dir: Path) -> SweepInput:

@@ -81,7 +81,7 @@ def _predict(predict: argparse.ArgumentParser) -> None:
         "--gestational-age",
         type=age,
         metavar="WEEKS",
-        help="such as 28w3d, of all cases: adds the circumference's centile (INTERGROWTH-21st); no diagnosis",
+        help="such as 28w3d, of cases that a list gives no age: adds the circumference's centile (INTERGROWTH-21st)",
     )
     predict.add_argument(
         "--dicom",

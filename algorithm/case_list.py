@@ -1,6 +1,7 @@
 """The cases that files, folders, patterns and lists on a command line stand for."""
 
 import csv
+import dataclasses
 import glob
 import os
 import stat
@@ -21,6 +22,7 @@ from acouslic.sockets import (
     find_sweep_input,
     stack_suffix,
 )
+from algorithm.result.growth import parse_age
 from algorithm.result.table import INDEX_FILE, RESULTS_FILE
 
 _RELEASE_FOLDER = "images/stacked_fetal_ultrasound"
@@ -29,7 +31,7 @@ _STILL_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 LIST_SUFFIXES = (".csv", ".parquet")
 """Of a table that names stacks: a column `path`, relative to the table's folder where it is not absolute, and if wanted
-a column `case`."""
+the columns `case` and `gestational_age`."""
 
 
 def find_sweeps(paths: Sequence[Path]) -> list[SweepInput]:
@@ -71,16 +73,27 @@ def _sweeps_of_list(path: Path) -> list[SweepInput]:
         stack = path.parent / named
         if not stack.exists():
             raise AcouslicError(f"{path}: row {line} names {stack}, which does not exist")
-        case = row.get("case")
+        case, age = row.get("case"), _age_in(row, f"{path}: row {line}")
         if case is None or case == "":
-            sweeps += _sweeps_at(stack)
+            sweeps += [dataclasses.replace(sweep, gestational_age=age) for sweep in _sweeps_at(stack)]
         elif isinstance(case, str) and case == case_name(case) and not case.startswith("."):
-            sweeps.append(SweepInput(stack, case))
+            sweeps.append(SweepInput(stack, case, age))
         else:
             raise AcouslicError(f"{path}: row {line} names the case {case!r}, which no folder can have")
     if not sweeps:
         raise AcouslicError(f"{path} lists no stack: expected a column `path` and a row for each")
     return sweeps
+
+
+def _age_in(row: dict[str, Any], where: str) -> str:
+    """The gestational age that a row gives, checked; empty where it gives none."""
+    age = row.get("gestational_age")
+    if age is None or age == "":
+        return ""
+    try:
+        return str(parse_age(str(age)))
+    except AcouslicError as error:
+        raise AcouslicError(f"{where}: {error}") from None
 
 
 def _rows_of_list(path: Path) -> list[dict[str, Any]]:

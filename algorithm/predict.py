@@ -24,7 +24,7 @@ from algorithm.process.progress import Progress
 from algorithm.process.timing import process_age_s
 from algorithm.result.case_folder import complete_or_absent, remove_leftovers
 from algorithm.result.dicom_objects import check_source, write_dicom
-from algorithm.result.growth import GestationalAge
+from algorithm.result.growth import GestationalAge, parse_age
 from algorithm.result.outputs import PREVIEW_FILE, prepare_output
 from algorithm.result.preview import write_preview
 from algorithm.result.record import Maker, recorded_row, write_record
@@ -55,7 +55,7 @@ class PredictSettings:
     batch_frames: int | None = None
     verbose: bool = False
     age: GestationalAge | None = None
-    """Of the pregnancy, for all cases, where it is known."""
+    """Of the pregnancy, where it is known, for all cases that a list gives no age of their own."""
     spacing_mm: float | None = None
     """Size of a pixel, in place of what the files state."""
     dicom: bool = False
@@ -86,6 +86,10 @@ class PredictSettings:
         path = self.output_dir / name
         return path if self.num_parts == 1 else path.with_stem(f"{path.stem}.part-{self.part_id}-of-{self.num_parts}")
 
+    def age_of(self, sweep: SweepInput) -> GestationalAge | None:
+        """The age of one case: what a list says of it, else what is said of all."""
+        return parse_age(sweep.gestational_age) if sweep.gestational_age else self.age
+
     def maker(self) -> Maker:
         """What makes the results; raises AcouslicError where there is no model."""
         settings = {"gestational_age": None if self.age is None else str(self.age), "dicom": self.dicom}
@@ -109,7 +113,7 @@ def predict(paths: Sequence[Path], settings: PredictSettings, interrupts: Interr
     table = ResultTable(settings.table_path, [sweep.case for sweep in sweeps])
     waiting = list(sweeps)
     if settings.resume:
-        waiting = _not_yet_done(sweeps, settings.output_dir, maker, table)
+        waiting = _not_yet_done(sweeps, settings, maker, table)
         log.info("%d of %d cases are complete and are skipped", len(sweeps) - len(waiting), len(sweeps))
     if not settings.verbose:
         logging.getLogger("algorithm.case").setLevel(logging.WARNING)
@@ -129,7 +133,7 @@ def predict(paths: Sequence[Path], settings: PredictSettings, interrupts: Interr
     except KeyboardInterrupt:
         if many:
             # What workers completed while the driver was being stopped.
-            _not_yet_done(waiting, settings.output_dir, maker, table)
+            _not_yet_done(waiting, settings, maker, table)
         done = sum(not row.error for row in table.rows)
         interrupts.kept = f"{done} of {len(sweeps)} cases are complete in {settings.output_dir}, --resume does the rest"
         table.write()
@@ -158,7 +162,7 @@ def analyse_case(
             prepare_output(folder)
             if settings.dicom:
                 check_source(stream.header)
-            result = pipeline.run_stream(stream, folder, sweep.case, age=settings.age, progress=progress)
+            result = pipeline.run_stream(stream, folder, sweep.case, age=settings.age_of(sweep), progress=progress)
             write_preview(result, folder / PREVIEW_FILE)
             if settings.dicom:
                 write_dicom(result, folder, maker)
@@ -171,12 +175,14 @@ def analyse_case(
         return ResultRow(sweep.case, error=explain(error))
 
 
-def _not_yet_done(sweeps: Sequence[SweepInput], output_dir: Path, maker: Maker, table: ResultTable) -> list[SweepInput]:
+def _not_yet_done(
+    sweeps: Sequence[SweepInput], settings: PredictSettings, maker: Maker, table: ResultTable
+) -> list[SweepInput]:
     """The cases that are to be analysed; the rows of the others go into the table."""
     waiting = []
     for sweep in sweeps:
-        row = recorded_row(output_dir / sweep.case, sweep.path, maker)
-        if row is None:
+        row = recorded_row(settings.output_dir / sweep.case, sweep.path, maker)
+        if row is None or row.gestational_age != str(settings.age_of(sweep) or ""):
             waiting.append(sweep)
         else:
             table.take(row)

@@ -2,10 +2,12 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 
 from acouslic.errors import AcouslicError
+from algorithm.case_list import find_sweeps
 from algorithm.result.growth import (
     GestationalAge,
     age_by_circumference,
@@ -145,3 +147,32 @@ def test_a_wrong_age_stops_predict_before_it_begins(run_algorithm, tmp_path, cap
     assert stopped.value.code == 2
     assert "write weeks and days, such as 28w3d" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_list_gives_each_case_its_age(platform_case, speckle, tiny_model, run_algorithm, tmp_path):
+    """A column `gestational_age`: it goes before the age of all; a changed one is analysed again by `--resume`."""
+    shutil.move(platform_case.write_sweep(speckle(), spacing_mm=1.9), tmp_path / "a.mha")
+    shutil.copy(tmp_path / "a.mha", tmp_path / "b.mha")
+    table = tmp_path / "cases.csv"
+    table.write_text("path,gestational_age\na.mha,30+1\nb.mha,\n")
+    options = [table, "--output", tmp_path / "out", "--model", tiny_model, "--device", "cpu", "--no-page"]
+    options += ["--gestational-age", "28w3d"]
+
+    def ages():
+        with (tmp_path / "out" / "results.csv").open(newline="") as file:
+            return [row["gestational_age"] for row in csv.DictReader(file)]
+
+    assert run_algorithm("predict", *options).code == 0
+    assert ages() == ["30w1d", "28w3d"]
+    table.write_text("path,gestational_age\na.mha,31w0d\nb.mha,\n")
+    ended = run_algorithm("predict", *options, "--resume")
+    assert "1 of 2 cases are complete and are skipped" in ended.stdout
+    assert ages() == ["31w0d", "28w3d"]
+
+
+def test_a_wrong_age_in_a_list_is_named_with_its_row(tmp_path):
+    """Before anything is analysed."""
+    (tmp_path / "a.mha").touch()
+    (tmp_path / "cases.csv").write_text("path,gestational_age\na.mha,30.5\n")
+    with pytest.raises(AcouslicError, match=r"cases\.csv: row 1: '30\.5' is no gestational age"):
+        find_sweeps([tmp_path / "cases.csv"])
