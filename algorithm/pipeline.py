@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from acouslic.errors import AcouslicError
-from acouslic.fov import field_of_view
 from acouslic.stack import StackHeader
 from algorithm.engine.batches import choose_batch_frames
 from algorithm.engine.device import choose_device, choose_precision, keep_exact_sums, set_cpu_threads
@@ -22,6 +21,7 @@ from algorithm.engine.ensemble import Ensemble
 from algorithm.frames.frame_source import FrameSource
 from algorithm.frames.frame_stream import FrameStream
 from algorithm.frames.resized_frames import ResizedFrames
+from algorithm.frames.seen_field import MOST_UNSEEN, see_field
 from algorithm.judgement.score import FrameScores, score_case
 from algorithm.judgement.select_frame import FrameJudgement, choose_candidates, judge_frames
 from algorithm.model.artifact import load_artifact
@@ -170,8 +170,10 @@ class Pipeline:
         blank = resized.blank()
         judged = self._judge(scores, header.sweeps, blank)
         notes = [*([] if header.spacing_note is None else [header.spacing_note]), *header.notes]
-        outline = self._outline(resized, header, judged, blank)
-        suitable = True
+        field = see_field(resized.brightest, manifest.tower)
+        notes.extend(field.notes)
+        outline = self._outline(resized, header, judged, blank, field.fov)
+        suitable = field.unseen <= MOST_UNSEEN
         if blank.all():
             suitable = False
             notes.append("all frames are black")
@@ -217,7 +219,7 @@ class Pipeline:
         return judge_frames(presence, scores.optimality_probability, sweeps, self.ensemble.manifest.selection)
 
     def _outline(
-        self, resized: ResizedFrames, header: StackHeader, judged: FrameJudgement, blank: np.ndarray
+        self, resized: ResizedFrames, header: StackHeader, judged: FrameJudgement, blank: np.ndarray, fov: np.ndarray
     ) -> Outline:
         """The best frame that can be outlined; of black frames only, the best guess with an empty mask."""
         selection = self.ensemble.manifest.selection
@@ -228,7 +230,6 @@ class Pipeline:
         # Smoothing lends a black frame its neighbours' probability, but it cannot be outlined.
         candidates = choose_candidates(np.where(blank, -1.0, judged.quality), sweeps, selection.candidates)
         candidates = [index for index in candidates if not blank[index]]
-        fov = field_of_view(header.rows, header.columns)
         return outline_best(self.ensemble, resized.frames, candidates, fov, header.spacing_mm, sweeps)
 
     def _log(self, result: CaseResult, reused_frames: int, timings: RunTimings) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from acouslic.fov import field_of_view
+from acouslic.fov import field_of_view, found_field_of_view
 
 
 def test_official_mask_is_reproduced_to_the_pixel(shared: Path) -> None:
@@ -46,3 +46,64 @@ def test_double_size_repeats_every_pixel() -> None:
 def test_frame_of_another_shape_counts_whole(rows: int, columns: int) -> None:
     """Nothing is known of the fan in a frame of another aspect ratio, so nothing is cut off."""
     assert field_of_view(rows, columns).all()
+
+
+def _sector(rows: int, columns: int, apex_row: int, half_angle: float, depth: int) -> np.ndarray:
+    """Another scanner's fan: a sector that opens downwards from (apex_row, the middle)."""
+    y, x = np.mgrid[:rows, :columns].astype(float)
+    y, x = y - apex_row, x - columns / 2
+    return (np.hypot(x, y) <= depth) & (np.abs(np.arctan2(x, y)) <= half_angle)
+
+
+def _lit(fov: np.ndarray, seed: int = 0) -> np.ndarray:
+    """The brightest of many frames of speckle inside a field of view."""
+    speckle = np.random.default_rng(seed).integers(60, 256, fov.shape).astype(np.uint8)
+    return np.where(fov, speckle, 0).astype(np.uint8)
+
+
+def test_the_challenges_own_fan_is_not_found_anew() -> None:
+    """Lit in full, with a shadow, fading with depth, a body in the dark, or not at all: the assumed fan stays."""
+    fov = field_of_view()
+    whole = _lit(fov)
+    shadow, fading, dark = whole.copy(), whole.copy(), np.zeros_like(whole)
+    shadow[:, 300:420] //= 8
+    fading[150:] = (fading[150:] * np.linspace(0.5, 0, 412)[:, None]).astype(np.uint8)
+    y, x = np.mgrid[:562, :744]
+    body = np.where(np.hypot(x - 372, y - 280) < 120, whole, 0).astype(np.uint8)
+    for brightest in (whole, shadow, fading, dark, body):
+        assert found_field_of_view(brightest, fov) is None
+    spots = np.where(np.random.default_rng(1).random(fov.shape) < 0.001, whole, 0)
+    assert found_field_of_view(spots.astype(np.uint8), fov) is None
+
+
+def test_text_and_a_colour_bar_beside_the_fan_are_no_field_of_view() -> None:
+    """What lies apart from the picture does not belong to it."""
+    brightest = _lit(field_of_view())
+    brightest[20:300, 700:715] = 200
+    brightest[10:20, 10:90] = 255
+    assert found_field_of_view(brightest, field_of_view()) is None
+
+
+@pytest.mark.parametrize(
+    "fov",
+    [
+        _sector(562, 744, -40, 0.9, 590),
+        _sector(562, 744, 10, 0.35, 540),
+        np.pad(np.ones((480, 700), bool), ((40, 42), (22, 22))),
+        _sector(600, 600, 20, 0.6, 560),
+        np.pad(np.ones((300, 500), bool), ((50, 50), (70, 70))),
+    ],
+    ids=["wider", "narrower", "linear probe", "another shape", "region in a frame"],
+)
+def test_another_scanners_fan_is_found(fov: np.ndarray) -> None:
+    """Wider than the assumed one or narrower with a sharp edge, and in frames of which nothing is known."""
+    found = found_field_of_view(_lit(fov), field_of_view(*fov.shape))
+    assert found is not None
+    assert np.count_nonzero(found & fov) / np.count_nonzero(found | fov) > 0.98
+
+
+def test_frames_of_another_shape_that_light_up_in_full_are_as_assumed() -> None:
+    """All of them counts as inside, and it is."""
+    assert found_field_of_view(_lit(np.ones((400, 400), bool)), field_of_view(400, 400)) is None
+    with pytest.raises(ValueError, match="must be the same"):
+        found_field_of_view(np.zeros((4, 5), np.uint8), np.ones((5, 4), bool))
