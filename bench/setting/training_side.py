@@ -9,10 +9,12 @@ last line is a JSON object.
 import argparse
 import collections
 import contextlib
+import importlib
 import json
 import resource
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,15 @@ _NO_KERNEL = frozenset(
 """Operators that only look at memory."""
 _WAITS = frozenset({"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select"})
 """Operators whose result the host has to wait for; an index by a mask is a `nonzero` inside."""
+
+
+def now_s() -> float:
+    """The time once a GPU has done its work; without one the processor's time that this process took, which other work
+    on the machine does not lengthen."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
 
 
 class CountedOperators(TorchDispatchMode):
@@ -113,27 +124,32 @@ class Clock(Callback):
             self.waited_in = sorted({*fetched, *operators.waited_in})
             trainer.should_stop = True
             return
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        now = time.perf_counter()
+        now = now_s()
         if index >= WARM_UP:
             self.seconds.append(now - self._ended)
         self._ended = now
 
 
+def own_modules() -> tuple[Any, Any]:
+    """`run_member` and `cache`, which an older version had without rooms."""
+    for first, second in (("training.learn.", "training.release."), ("training.", "training.")):
+        with contextlib.suppress(ModuleNotFoundError):
+            return importlib.import_module(f"{first}run_member"), importlib.import_module(f"{second}cache")
+    raise SystemExit("Python finds no training package of this project")
+
+
 def build_ours(options: argparse.Namespace) -> tuple[Any, Any]:
     """This project's learner, and None: it brings its own batches."""
     from training.fit import parse_arguments, settings_of
-    from training.learn.run_member import FoldCases, build_learner, load_tower_for
-    from training.release.cache import Cache
 
+    run_member, caches = own_modules()
     words = [f"--cache={options.cache}", "--split=none", "--out=none", "--tower.random_init=true"]
     words += [f"--tower.config={options.tower}", f"--optimiser.batch_size={options.batch}"]
     words += ["--faithful=cls"] if options.recipe == "cls" else [f"--adapter.last_blocks={options.last_blocks}"]
-    settings, cache = settings_of(parse_arguments(words)), Cache(Path(options.cache))
+    settings, cache = settings_of(parse_arguments(words)), caches.Cache(Path(options.cache))
     uuids = tuple(case.uuid for case in cache.cases)
-    cases = FoldCases(uuids[1:], uuids[:1])
-    return build_learner(cache, cases, settings, load_tower_for(cache, settings)), None
+    cases = run_member.FoldCases(uuids[1:], uuids[:1])
+    return run_member.build_learner(cache, cases, settings, run_member.load_tower_for(cache, settings)), None
 
 
 def build_straightforward(options: argparse.Namespace) -> tuple[Any, Any]:
@@ -160,12 +176,10 @@ def seconds_of_tower(module: Any, options: argparse.Namespace, precision: str) -
     times = []
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32), _held(tower, dtype):
         for _ in range(3 + options.steps // 2):
-            start = time.perf_counter()
+            start = now_s()
             output = tower(images)
             (output if isinstance(output, Tensor) else output.embedding).float().sum().backward()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - start)
+            times.append(now_s() - start)
     return float(np.median(times[2:]))
 
 
@@ -203,7 +217,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     module, batches = (build_ours if options.side == "ours" else build_straightforward)(options)
     clock = Clock(options.steps)
-    with tempfile.TemporaryDirectory(prefix="training-side-") as folder:
+    with tempfile.TemporaryDirectory(prefix="training-side-") as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning's advice on workers and intervals
         trainer = lightning.Trainer(
             accelerator="gpu" if torch.cuda.is_available() else "cpu",
             devices=1,

@@ -71,9 +71,10 @@ def _callbacks(folder: RunFolder, settings: TrainSettings, check: bool, request:
     holds the best one's state."""
     optimiser = settings.optimiser
     figures = StepFigures()
+    keeping = Keeping(folder.checkpoints / "last.ckpt", request)
     callbacks: list[Callback] = [figures, Bar(figures)]
-    if check:
-        return callbacks
+    if check:  # of one batch, after which nothing is saved
+        return [*callbacks, keeping]
     monitor, mode = ("val/f1", "max") if optimiser.keep == "f1" else ("val/loss", "min")
     if optimiser.keep != "last":
         callbacks.append(_Checkpoint(folder.checkpoints, "best", monitor, mode))
@@ -82,8 +83,7 @@ def _callbacks(folder: RunFolder, settings: TrainSettings, check: bool, request:
         callbacks.append(
             EarlyStopping(monitor, mode=mode, patience=optimiser.patience_epochs, check_on_train_epoch_end=True)
         )
-    callbacks.append(Keeping(folder.checkpoints / "last.ckpt", request))
-    return callbacks
+    return [*callbacks, keeping]
 
 
 def choose_training_precision(machine: MachineSettings) -> str:
