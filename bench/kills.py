@@ -50,6 +50,8 @@ RESULT_FILES = {
 _AFTER = 1.1
 """Moments are drawn from so much of the time that a run takes."""
 _END_S = 120
+_GO_ON_EVERY = 10
+"""Of so many stopped trainings one is given again, and must end."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +139,17 @@ class Setting:
             endings[_ending(ended.code)] += 1
             what = signal.Signals(ended.number).name
             found += [f"kill {number} ({what}, exit {ended.code}): {fault}" for fault in mode.check(ended)]
+            if name == "fit" and number % _GO_ON_EVERY == 0:
+                found += self.go_on(mode, output, number)
             shutil.rmtree(output, ignore_errors=True)
         return endings, found
+
+    def go_on(self, mode: Mode, output: Path, number: int) -> list[str]:
+        """The same command again, which must end what was stopped."""
+        ended = subprocess.run(
+            mode.command(output), env=self.variables(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        return [f"kill {number}: it does not go on: {ended.stderr}"] if ended.returncode else []
 
     def variables(self) -> dict[str, str]:
         """The environment of a run."""
@@ -165,7 +176,7 @@ class Setting:
         words = [f"--cache={self.root / 'cache'}", "--machine.accelerator=cpu", "--machine.precision=32-true"]
         words += ["--machine.threads=1", "--optimiser.batch_size=8", "--optimiser.epochs=2", "--augment.clahe=0"]
         words += [f"--tower.config={self.root / 'tower.json'}", "--tower.random_init=true", *sizes]
-        words += ["--split", str(self.root / "split.json"), "--fold=0"]
+        words += ["--split", str(self.root / "split.json"), "--fold=1"]
         command = [sys.executable, "-m", "training", "fit", *words]
         return Mode(lambda output: [*command, f"--out={output}"], check_fit, lambda _: {})
 
