@@ -39,6 +39,8 @@ TOWERS = {
     "vit-s-14": TowerConfig(224, 14, 384, 12, 6, 1536, 384, pre_norm=False, layer_scale=True, norm_eps=1e-6),
     "tiny": TowerConfig(56, 14, 32, 4, 2, 64, 16),
 }
+Where = tuple[Sequence[int], Sequence[str]]
+"""Where an adapter acts: blocks, counted from 0, and the last parts of the names of layers."""
 # The published decoder's taps on 24 blocks; evenly spaced on any other tower.
 TAPS = {24: (6, 8, 12, 24)}
 
@@ -96,31 +98,50 @@ def write_random_artifact(
         optimality=True,
         decoder=DecoderConfig(taps, max(1, config.image_size // 16)),
     )
+    where = (range(max(0, config.layers - adapted_blocks), config.layers), targets) if adapted_blocks > 0 else None
+    return write_random_members(
+        folder, config, [(member, where)] * members, rank=rank, scoring=scoring, dtype=dtype, seed=seed
+    )
+
+
+def write_random_members(
+    folder: Path,
+    config: TowerConfig,
+    members: Sequence[tuple[MemberConfig, Where | None]],
+    *,
+    rank: int = 4,
+    scoring: ScoringConfig | None = None,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Manifest:
+    """Write an artifact to `folder` with these members, each with the place of its adapter, if it has one."""
     generator = torch.Generator().manual_seed(seed)
     tower = random_tower(config, generator, dtype)
     embedding = speckle_embedding(tower, generator)
-    blocks = range(max(0, config.layers - adapted_blocks), config.layers)
-    states = [
-        MemberState(
-            random_adapter(config, blocks, targets, rank, generator) if blocks else None,
-            random_heads(member, config, embedding, generator),
-        )
-        for _ in range(members)
-    ]
-    manifest = Manifest(
+    states = []
+    for member, where in members:
+        adapter = None if where is None else random_adapter(config, *where, rank, generator)
+        states.append(MemberState(adapter, random_heads(member, config, embedding, generator)))
+    manifest = plain_manifest(config, [member for member, _ in members])
+    manifest = dataclasses.replace(manifest, scoring=scoring or ScoringConfig())
+    return write_artifact(folder, manifest, tower.state_dict(), states)
+
+
+def plain_manifest(config: TowerConfig, members: Sequence[MemberConfig]) -> Manifest:
+    """The manifest of random members, every setting at its default."""
+    return Manifest(
         schema_version=SCHEMA_VERSION,
-        name=f"random, {config.layers} blocks of width {config.width}, {members} members",
+        name=f"random, {config.layers} blocks of width {config.width}, {len(members)} members",
         tower=config,
         preprocessing=PreprocessingConfig(),
-        members=(member,) * members,
+        members=tuple(members),
         thresholds=Thresholds(),
-        scoring=scoring or ScoringConfig(),
+        scoring=ScoringConfig(),
         selection=SelectionConfig(),
         provenance=Provenance(
             "random numbers", "none needed", "none", "none needed", "bench/setting/random_artifact.py"
         ),
     )
-    return write_artifact(folder, manifest, tower.state_dict(), states)
 
 
 def central_patches(grid_size: int, share: float) -> tuple[int, ...]:

@@ -13,18 +13,12 @@ from torch.nn import functional as F
 from acouslic.errors import AcouslicError
 from algorithm.engine.ensemble import Ensemble
 from algorithm.engine.merged_weights import StackedLinear
-from algorithm.model.artifact import MemberState, load_artifact, write_artifact
+from algorithm.model.artifact import load_artifact
 from algorithm.model.heads import Heads, presence_from_mask
 from algorithm.model.lora import merge
 from algorithm.model.manifest import DecoderConfig, MemberConfig, ScoringConfig, TowerConfig
 from algorithm.model.tower import tower_from_state
-from bench.setting.random_artifact import (
-    random_adapter,
-    random_heads,
-    random_tower,
-    speckle_embedding,
-    write_random_artifact,
-)
+from bench.setting.random_artifact import write_random_members
 
 CPU = torch.device("cpu")
 EXHAUSTIVE = ScoringConfig()
@@ -86,29 +80,10 @@ SCENARIOS = {
 }
 
 
-def write_scenario(folder: Path, scenario: Scenario, manifest):
-    """An artifact of random weights as the scenario says; `manifest` lends the other sections."""
-    generator = torch.Generator().manual_seed(5)
-    tower = random_tower(scenario.tower, generator, torch.float32)
-    embedding = speckle_embedding(tower, generator)
-    states = []
-    for member, where in scenario.members:
-        adapter = None if where is None else random_adapter(scenario.tower, where[0], where[1], 4, generator)
-        states.append(MemberState(adapter, random_heads(member, scenario.tower, embedding, generator)))
-    manifest = dataclasses.replace(
-        manifest,
-        tower=scenario.tower,
-        members=tuple(member for member, _ in scenario.members),
-        scoring=scenario.scoring,
-    )
-    write_artifact(folder, manifest, tower.state_dict(), states)
+def write_scenario(folder: Path, scenario: Scenario):
+    """An artifact of random weights as the scenario says."""
+    write_random_members(folder, scenario.tower, scenario.members, scoring=scenario.scoring, seed=5)
     return load_artifact(folder)
-
-
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory):
-    """Any sound manifest."""
-    return write_random_artifact(tmp_path_factory.mktemp("any") / "artifact", PLAIN, members=1)
 
 
 @pytest.fixture(scope="module")
@@ -144,9 +119,9 @@ def one_by_one(artifact, images):
 
 @pytest.mark.parametrize("order", ["sequential", "batched"])
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_equals_members_one_by_one(name, order, manifest, images, tmp_path):
+def test_equals_members_one_by_one(name, order, images, tmp_path):
     """Scores and masks equal each member run alone with peft's unmerged adapter, float32 within 1e-5."""
-    artifact = write_scenario(tmp_path / "artifact", SCENARIOS[name], manifest)
+    artifact = write_scenario(tmp_path / "artifact", SCENARIOS[name])
     presence, optimality, masks = one_by_one(artifact, images)
     ensemble = Ensemble.from_artifact(artifact, CPU, torch.float32, order=order)
     scores = ensemble.score(images)
@@ -162,9 +137,9 @@ def test_equals_members_one_by_one(name, order, manifest, images, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 @pytest.mark.parametrize("order", ["sequential", "batched"])
 @pytest.mark.parametrize("name", ["last_blocks", "heads_missing", "different_targets", "layer_scale_no_pre_norm"])
-def test_half_precision_stays_close(name, order, dtype, manifest, images, tmp_path):
+def test_half_precision_stays_close(name, order, dtype, images, tmp_path):
     """Every probability within 0.02 of float32's for heads of about one logit's spread; masks too."""
-    artifact = write_scenario(tmp_path / "artifact", SCENARIOS[name], manifest)
+    artifact = write_scenario(tmp_path / "artifact", SCENARIOS[name])
     exact = Ensemble.from_artifact(artifact, CPU, torch.float32)
     half = Ensemble.from_artifact(artifact, CPU, dtype, order=order)
     expected, scores = exact.score(images), half.score(images)
@@ -178,9 +153,9 @@ def test_half_precision_stays_close(name, order, dtype, manifest, images, tmp_pa
         assert not torch.equal(ours, theirs)
 
 
-def test_trunk_is_shared_up_to_the_first_adapted_layer(manifest, tmp_path):
+def test_trunk_is_shared_up_to_the_first_adapted_layer(tmp_path):
     """The rows part at the first adapted layer itself, inside its block; only adapted layers are stacked."""
-    artifact = write_scenario(tmp_path / "artifact", SCENARIOS["last_blocks"], manifest)
+    artifact = write_scenario(tmp_path / "artifact", SCENARIOS["last_blocks"])
     tower = Ensemble.from_artifact(artifact, CPU, torch.float32).tower
     first = tower.steps[tower.parting]
     assert first.block == 3
@@ -191,10 +166,10 @@ def test_trunk_is_shared_up_to_the_first_adapted_layer(manifest, tmp_path):
     assert len(tower.embed_patches(images)) == 1
 
 
-def test_untouched_projections_are_not_stacked(manifest, tmp_path):
+def test_untouched_projections_are_not_stacked(tmp_path):
     """Where only values are adapted, queries and keys are computed once for all members."""
     scenario = Scenario(((FULL, (range(1, 2), ("v_proj",))),) * 3)
-    artifact = write_scenario(tmp_path / "artifact", scenario, manifest)
+    artifact = write_scenario(tmp_path / "artifact", scenario)
     tower = Ensemble.from_artifact(artifact, CPU, torch.float32).tower
     second = [step for step in tower.steps if step.block == 2]
     assert [step.adapted for step in second].count(True) == 1
@@ -202,9 +177,9 @@ def test_untouched_projections_are_not_stacked(manifest, tmp_path):
 
 
 @torch.inference_mode()
-def test_every_adapter_tensor_matters(manifest, images, tmp_path):
+def test_every_adapter_tensor_matters(images, tmp_path):
     """Changing any one tensor of any one member's adapter changes that member's score and no other's."""
-    artifact = write_scenario(tmp_path / "artifact", Scenario(((FULL, ALL), (FULL, LAST))), manifest)
+    artifact = write_scenario(tmp_path / "artifact", Scenario(((FULL, ALL), (FULL, LAST))))
     before = Ensemble.from_artifact(artifact, CPU, torch.float32).score(images).presence_probability
     state = artifact.members[1]
     for name, factors in state.adapter.factors.items():
@@ -222,10 +197,10 @@ def test_every_adapter_tensor_matters(manifest, images, tmp_path):
 
 
 @torch.inference_mode()
-def test_average_gate_by_hand(manifest, images, tmp_path):
+def test_average_gate_by_hand(images, tmp_path):
     """The gate's logit is the mean head on the tower with the mean of the deltas, calibrations folded in."""
     scenario = Scenario(((FULL, ALL), (FULL, LAST), (BARE, None)), scoring=ScoringConfig(mode="gated"))
-    artifact = write_scenario(tmp_path / "artifact", scenario, manifest)
+    artifact = write_scenario(tmp_path / "artifact", scenario)
     state = dict(artifact.tower_state)
     for name in state:
         layer = name.removesuffix(".weight")
@@ -250,12 +225,12 @@ def test_average_gate_by_hand(manifest, images, tmp_path):
 
 
 @pytest.mark.parametrize("member", [0, 1, 2])
-def test_member_gate_is_that_member(member, manifest, images, tmp_path):
+def test_member_gate_is_that_member(member, images, tmp_path):
     """A member as the gate gives that member's scores, whether it judges by head or by mask."""
     scenario = dataclasses.replace(
         SCENARIOS["heads_missing"], scoring=ScoringConfig(mode="gated", gate="member", gate_member=member)
     )
-    artifact = write_scenario(tmp_path / "artifact", scenario, manifest)
+    artifact = write_scenario(tmp_path / "artifact", scenario)
     ensemble = Ensemble.from_artifact(artifact, CPU, torch.float32)
     gate, scores = ensemble.gate(images), ensemble.score(images)
     assert torch.allclose(gate.presence_probability, scores.presence_probability[member], atol=1e-5, rtol=0)
@@ -272,12 +247,12 @@ TRUNK_BLOCKS = {"last_blocks": 2, "one_member": 2, "different_targets": 1, "no_a
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_what_all_share_can_be_handed_over(name, manifest, images, tmp_path):
+def test_what_all_share_can_be_handed_over(name, images, tmp_path):
     """Scores from the trunk on are the scores from the images on, to the bit, in both orders; so are the gate's."""
     scenario = SCENARIOS[name]
     if all(member.presence for member, _ in scenario.members):
         scenario = dataclasses.replace(scenario, scoring=ScoringConfig(mode="gated"))
-    artifact = write_scenario(tmp_path / "artifact", scenario, manifest)
+    artifact = write_scenario(tmp_path / "artifact", scenario)
     for order in ("sequential", "batched"):
         ensemble = Ensemble.from_artifact(artifact, CPU, torch.float32, order=order)
         trunk = ensemble.trunk(images)
@@ -295,21 +270,21 @@ def test_what_all_share_can_be_handed_over(name, manifest, images, tmp_path):
             assert torch.equal(scores.optimality_probability, expected.optimality_probability)
 
 
-def test_gate_that_cannot_be(manifest, images, tmp_path):
+def test_gate_that_cannot_be(images, tmp_path):
     """An average gate without presence heads is refused at load, a gate that nobody asked for when it is used."""
     scenario = dataclasses.replace(SCENARIOS["mask_judges_only"], scoring=ScoringConfig(mode="gated"))
     with pytest.raises(AcouslicError, match=r"scoring\.gate to 'member'"):
-        Ensemble.from_artifact(write_scenario(tmp_path / "a", scenario, manifest), CPU, torch.float32)
-    exhaustive = write_scenario(tmp_path / "b", SCENARIOS["last_blocks"], manifest)
+        Ensemble.from_artifact(write_scenario(tmp_path / "a", scenario), CPU, torch.float32)
+    exhaustive = write_scenario(tmp_path / "b", SCENARIOS["last_blocks"])
     with pytest.raises(AcouslicError, match="has no gate"):
         Ensemble.from_artifact(exhaustive, CPU, torch.float32).gate(images)
 
 
 @torch.inference_mode()
-def test_smaller_masks_are_resized(manifest, images, tmp_path):
+def test_smaller_masks_are_resized(images, tmp_path):
     """Members whose decoders work on different grids give masks of the larger side, each its own otherwise."""
     small = dataclasses.replace(FULL, decoder=dataclasses.replace(DECODER, grid_size=2))
-    artifact = write_scenario(tmp_path / "artifact", Scenario(((FULL, LAST), (small, LAST))), manifest)
+    artifact = write_scenario(tmp_path / "artifact", Scenario(((FULL, LAST), (small, LAST))))
     masks = Ensemble.from_artifact(artifact, CPU, torch.float32).segment(images)
     assert masks.shape == (2, 3, 48, 48)
     tower_state = {
@@ -323,19 +298,19 @@ def test_smaller_masks_are_resized(manifest, images, tmp_path):
     assert torch.allclose(masks[1], expected, atol=1e-5, rtol=0)
 
 
-def test_same_result_twice(manifest, images, tmp_path):
+def test_same_result_twice(images, tmp_path):
     """Two runs of two ensembles of one artifact give the same bits, in half precision too."""
-    artifact = write_scenario(tmp_path / "artifact", SCENARIOS["last_blocks"], manifest)
+    artifact = write_scenario(tmp_path / "artifact", SCENARIOS["last_blocks"])
     first, second = (Ensemble.from_artifact(artifact, CPU, torch.bfloat16) for _ in range(2))
     expected = first.score(images).presence_probability
     assert torch.equal(first.score(images).presence_probability, expected)
     assert torch.equal(second.score(images).presence_probability, expected)
 
 
-def test_small_batches_run_all_members_at_once(manifest, images, tmp_path, monkeypatch):
+def test_small_batches_run_all_members_at_once(images, tmp_path, monkeypatch):
     """Below the threshold batched, from it on one after another; so too where memory does not hold all at once."""
     ensemble = Ensemble.from_artifact(
-        write_scenario(tmp_path / "artifact", SCENARIOS["last_blocks"], manifest), CPU, torch.float32, order="batched"
+        write_scenario(tmp_path / "artifact", SCENARIOS["last_blocks"]), CPU, torch.float32, order="batched"
     )
     asked, original, full = [], ensemble.tower.run, []
 
@@ -379,9 +354,9 @@ def test_gelu_is_the_same_in_all_orders():
 
 
 @pytest.mark.gpu
-def test_gpu_equals_cpu(manifest, images, tmp_path):
+def test_gpu_equals_cpu(images, tmp_path):
     """On a GPU both orders agree with the CPU in float32, and half precision stays within 0.02."""
-    artifact = write_scenario(tmp_path / "artifact", SCENARIOS["different_targets"], manifest)
+    artifact = write_scenario(tmp_path / "artifact", SCENARIOS["different_targets"])
     expected = Ensemble.from_artifact(artifact, CPU, torch.float32).score(images).presence_probability
     device = torch.device("cuda")
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.float16, 0.02), (torch.bfloat16, 0.02)):
