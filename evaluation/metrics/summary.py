@@ -58,7 +58,6 @@ def summarise(results: Sequence[CaseResult]) -> dict[str, Any]:
     metrics["frame_choice"] = frame_choices(results)
     metrics["sweeps"] = sweep_table(results)
     metrics["suitability"] = suitability(results)
-    metrics["sets"] = set_figures(results)
     metrics["intervals"] = intervals(results)
     return metrics
 
@@ -68,14 +67,14 @@ def summarise_frames(results: Sequence[CaseResult]) -> dict[str, Any]:
     return _classification(results) | {
         "wfss": {"mean": float(np.mean([result.official["wfss"] for result in results]))},
         "frame_choice": frame_choices(results),
-        "sets": set_figures(results),
         "intervals": intervals(results, means=("wfss",)),
     }
 
 
 def _classification(results: Sequence[CaseResult]) -> dict[str, Any]:
-    """Counts of cases, and how their frames are classified."""
-    metrics: dict[str, Any] = {
+    """Counts of cases, and how their frames are classified; `sets` where the cases belong to any."""
+    sets = set_figures(results)
+    metrics: dict[str, Any] = ({"sets": sets} if sets else {}) | {
         "case_count": len(results),
         "cases_failed": sum(result.failure is not None for result in results),
         "subjects": len({result.subject_id for result in results if result.subject_id is not None}),
