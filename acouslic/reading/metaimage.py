@@ -99,6 +99,7 @@ def read_header(path: Path) -> MetaImageHeader:
     fields, header_bytes = _read_fields(path)
     _refuse_exotic(path, fields)
     dim_size = _dim_size(path, fields)
+    _check_directions(path, fields, len(dim_size))
     pixel_type = _required(path, fields, "ElementType")
     if pixel_type not in PIXEL_TYPES:
         raise AcouslicError(
@@ -205,6 +206,20 @@ def _spacing(path: Path, fields: dict[str, str], dimensions: int) -> tuple[float
     if len(values) != dimensions or not all(math.isfinite(value) and value > 0 for value in values):
         raise AcouslicError(f"{path}: {key} must be {dimensions} positive numbers in mm, not {fields[key]!r:.80}")
     return values
+
+
+def _check_directions(path: Path, fields: dict[str, str], dimensions: int) -> None:
+    """The axes' directions do not matter for a sweep, but where they cannot be, the header is damaged."""
+    for key in ("TransformMatrix", "Rotation", "Orientation"):
+        if key not in fields:
+            continue
+        try:
+            texts = fields[key].split()[: dimensions**2]
+            matrix = np.array([float(text) for text in texts]).reshape(dimensions, dimensions)
+        except ValueError:
+            matrix = np.zeros((dimensions, dimensions))
+        if not np.isfinite(matrix).all() or np.linalg.det(matrix) == 0:
+            raise AcouslicError(f"{path}: {key} must be {dimensions**2} numbers, one direction an axis; it is damaged")
 
 
 def _locate_pixels(
