@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from acouslic.errors import AcouslicError
+from acouslic.printable import printable
 from algorithm.model.heads import Heads
 from algorithm.model.lora import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, LoraAdapter, read_adapter, write_adapter
 from algorithm.model.manifest import (
@@ -39,7 +40,7 @@ from algorithm.model.manifest import (
     manifest_to_json,
     read_manifest,
 )
-from algorithm.model.strict_json import reason
+from algorithm.model.strict_json import reason, shown
 from algorithm.model.tower import Tower, check_state, linear_shapes, without_weights
 from algorithm.model.weight_files import FileTensors, read_tensors, refuse_damaged
 
@@ -187,10 +188,10 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
     expected = {TOWER_FILE}.union(*(_member_files(k, member) for k, member in enumerate(manifest.members)))
     for name in sorted(set(manifest.files) ^ expected):
         problem = "is listed but not part of an artifact" if name not in expected else "is not listed"
-        raise AcouslicError(f"{folder / MANIFEST_FILE}: files: {name!r} {problem}; export the model again")
+        raise AcouslicError(f"{folder / MANIFEST_FILE}: files: {shown(name)} {problem}; export the model again")
     there = _files_below(folder)
     for name in sorted(there - expected - {MANIFEST_FILE}):
-        raise AcouslicError(f"{folder / name} does not belong to the artifact: remove it")
+        raise AcouslicError(f"{folder / printable(name)} does not belong to the artifact: remove it")
     for name, record in manifest.files.items():
         if name not in there:
             raise AcouslicError(f"{folder / name} is missing: mount or extract the whole artifact")

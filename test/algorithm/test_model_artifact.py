@@ -127,6 +127,14 @@ def test_extra_file_refused(name, artifact):
         load_artifact(artifact)
 
 
+def test_a_name_with_control_characters_is_shown_escaped(artifact):
+    """A file's name cannot recolour the terminal of whoever reads why the artifact is refused."""
+    (artifact / "\x1b[1mfat").write_text("?")
+    with pytest.raises(AcouslicError, match=r"\\x1b\[1mfat does not belong") as caught:
+        load_artifact(artifact)
+    assert str(caught.value).isprintable()
+
+
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "members/0/../../tower.safetensors", "weights.pt"])
 def test_listed_path_outside_refused(name, artifact):
     """A path in `files` that is not one of the artifact's own names is refused, above all one that leads outside."""
