@@ -103,7 +103,8 @@ def flat(case, frames):
 
 
 def colour(case, frames):
-    raw_mha(sweep_path(case), np.repeat(frames, 3).tobytes(), ElementNumberOfChannels="3")
+    channels = np.stack([frames, 255 - frames, frames], axis=-1)  # equal ones are grey, which is read
+    raw_mha(sweep_path(case), channels.tobytes(), ElementNumberOfChannels="3")
 
 
 def int16_with_a_negative(case, frames):
