@@ -320,8 +320,8 @@ def closing(stream):
     print("closing", flush=True)
     time.sleep(0.2)
     close(stream)
-def beginning(stream, path):
-    begin(stream, path)
+def beginning(stream, *arguments, **settings):
+    begin(stream, *arguments, **settings)
     print("started", flush=True)
 FrameStream.close, FrameStream.__init__ = closing, beginning
 from algorithm.__main__ import main
