@@ -6,6 +6,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from acouslic import __version__
 from acouslic.errors import AcouslicError
+from acouslic.scanner.dicom_header import is_dicom
 from acouslic.sockets import FRAME_NUMBER_FILE
 from acouslic.write import write_json
 from algorithm.model.manifest import MANIFEST_FILE, read_manifest
@@ -81,4 +83,7 @@ def _source(path: Path) -> dict[str, Any]:
         status = path.stat()
     except OSError as error:
         raise AcouslicError(f"{path} could not be read: {error.strerror}") from None
-    return {"path": str(path), "size_bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+    # The name of a DICOM file, or of a folder of them, may be a patient's.
+    hidden = path.is_dir() or is_dicom(path)
+    name = hashlib.sha256(os.fsencode(path)).hexdigest() if hidden else str(path)
+    return {"path": name, "size_bytes": status.st_size, "modified_ns": status.st_mtime_ns}

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from acouslic.errors import AcouslicError
-from acouslic.sockets import find_sweep_input
+from acouslic.sockets import FRAME_NUMBER_FILE, find_sweep_input
 from algorithm.case_list import find_sweeps
+from algorithm.result.outputs import RECORD_FILE
+from algorithm.result.record import Maker, recorded_row, write_record
+from algorithm.result.table import ResultRow
 from test.acouslic.test_acouslic_dicom import SERIES, STUDY, dataset, pictures, saved
 
 
@@ -64,3 +67,15 @@ def test_the_platforms_socket_takes_its_own_kinds_alone(tmp_path: Path, name: st
     (folder / name).touch()
     with pytest.raises(AcouslicError, match=r"expected exactly one image \(\.mha, \.mhd, \.tif, \.tiff\)"):
         find_sweep_input(tmp_path)
+
+
+def test_a_record_does_not_hold_the_name_of_a_dicom_file(tmp_path: Path) -> None:
+    """It may be a patient's; the record still tells whether the file is the same."""
+    path = saved(dataset(pictures()), tmp_path / "Roe_Jane.dcm")
+    maker, row = Maker("1", "model", "hash", {}), ResultRow("case")
+    write_record(tmp_path, path, maker, row)
+    (tmp_path / FRAME_NUMBER_FILE).touch()
+
+    assert "Roe" not in (tmp_path / RECORD_FILE).read_text()
+    assert recorded_row(tmp_path, path, maker) == row
+    assert recorded_row(tmp_path, path.rename(tmp_path / "other.dcm"), maker) is None
