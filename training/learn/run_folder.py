@@ -25,7 +25,7 @@ from jsonargparse import ArgumentParser
 from acouslic import __version__
 from acouslic.errors import AcouslicError
 from acouslic.write import write_json, write_text
-from training.recipe.settings import MachineSettings, TrainSettings
+from training.recipe.settings import TrainSettings
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,10 @@ class RunFolder:
         return self.record_path.is_file()
 
     def identity(self) -> dict[str, Any]:
-        """What tells this run from any other, for its checkpoints. The machine and the folder may change."""
-        settings = replace(read_settings(self.settings_path), machine=MachineSettings())
+        """What tells this run's checkpoints from those on other cases. Settings, machine and folder may change:
+        whoever edits `settings.yaml` to train longer goes on from what is there."""
         cases = self._read_cases()
-        text = settings_to_yaml(settings) + json.dumps(cases, sort_keys=True)
+        text = json.dumps(cases, sort_keys=True)
         return {"fold": cases.get("fold"), "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
     def _read_cases(self) -> Any:

@@ -175,7 +175,7 @@ def read_own_checkpoint(path: Path, folder: RunFolder) -> dict[str, Any]:
     content = read_checkpoint(path)
     own, found = folder.identity(), content.get("run")
     if found is not None and found != own:
-        differing = "fold" if found.get("fold") != own["fold"] else "settings or cases"
+        differing = "fold" if found.get("fold") != own["fold"] else "cases"
         raise AcouslicError(
             f"{path} is a checkpoint of another run (its {differing} differ: fold {found.get('fold')}, this is fold "
             f"{own['fold']}): remove it, or choose another --out"
