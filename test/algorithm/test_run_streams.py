@@ -229,7 +229,7 @@ run({words!r})
     (hidden,) = [item for item in (tmp_path / "out").iterdir() if item.is_dir()]
     assert hidden.name.startswith(".")
     subprocess.run([sys.executable, "-m", "algorithm", *words], cwd=repository, stdout=subprocess.DEVNULL, check=True)
-    assert sorted(item.name for item in (tmp_path / "out").iterdir()) == ["f3a", "results.csv"]
+    assert sorted(item.name for item in (tmp_path / "out").iterdir()) == ["f3a", "index.html", "results.csv"]
 
 
 def test_no_control_character_reaches_log_or_message(capsys):
