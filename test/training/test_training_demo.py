@@ -45,22 +45,23 @@ def test_each_head_starts_one_step_away() -> None:
     tower = tower_from_state(config, starting_weights(config, seed=1))
     side = config.grid_size
     with torch.inference_mode():
-        tokens = tower.embed_patches(torch.randn(1, 3, config.image_size, config.image_size))
+        noise = torch.randn(8, 3, config.image_size, config.image_size, generator=torch.Generator().manual_seed(1))
+        tokens = tower.embed_patches(noise)
         block = tower.transformer.resblocks[0]
         normalised = block.ln_1(tokens)
         query, key = (
             project(normalised).unflatten(-1, (config.heads, -1)).transpose(1, 2)
             for project in (block.attn.q_proj, block.attn.k_proj)
         )
-        looked_at = (query @ key.transpose(-1, -2))[0, :, 1:, 1:].argmax(-1)
+        looked_at = (query @ key.transpose(-1, -2))[:, :, 1:, 1:].argmax(-1)
     right = []
     for head, (rows, columns) in enumerate(STEPS[0]):
         for row in range(2, side - 2):
             for column in range(2, side - 2):
-                found = divmod(int(looked_at[head, row * side + column]), side)
-                right.append(found == (row + rows, column + columns))
-    # A little noise is part of the start, and moves some of them to the next patch.
-    assert sum(right) > 0.8 * len(right)
+                wanted = (row + rows) * side + column + columns
+                right += (looked_at[:, head, row * side + column] == wanted).tolist()
+    # A little noise is part of the start, and moves a fifth of them to the next patch; by chance one in 100 were right.
+    assert sum(right) > 0.75 * len(right)
 
 
 def test_starting_weights_fit_any_small_tower() -> None:
