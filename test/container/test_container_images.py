@@ -14,8 +14,8 @@ TRAINING_PACKAGES = ["open_clip", "peft", "timm", "lightning", "pytorch_lightnin
 SMALLEST_HIDDEN_WEIGHTS_BYTES = 1_000_000
 LARGEST_IMAGE_BYTES = 10_000_000_000
 """The platform's."""
-LARGEST_EVALUATION_BYTES = 600_000_000
-"""Unpacked, its base included."""
+LARGEST_EVALUATION_BYTES = 1_000_000_000
+"""Unpacked, its base included. SimpleITK is 264 MB of it, imagecodecs 80, matplotlib with what it needs 88."""
 
 
 def test_each_tag_says_how_the_platform_runs_it(docker, invoke_image, exec_image, evaluation_image):
@@ -135,7 +135,7 @@ def test_no_weights_are_in_the_image(docker, exec_image):
 
 
 def test_the_archives_hold_one_image_each_and_the_evaluation_is_small(exec_image, evaluation_image, tmp_path):
-    """`docker save` gives one image with one tag, as the platform demands; the evaluation is below 600 MB unpacked."""
+    """`docker save` gives one image with one tag, as the platform demands; the evaluation is below 1 GB unpacked."""
     archive = tmp_path / "image.tar"
     for image, largest_bytes in ((exec_image, LARGEST_IMAGE_BYTES), (evaluation_image, LARGEST_EVALUATION_BYTES)):
         with archive.open("wb") as file:
