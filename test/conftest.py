@@ -42,6 +42,22 @@ def skip_or_fail(reason: str) -> None:
     pytest.skip(reason)
 
 
+@pytest.fixture(autouse=True)
+def signals_as_in_a_terminal() -> Iterator[None]:
+    """Each test starts with both signals heard, and a program that ran in this process leaves them as they were.
+
+    A shell's background, and a finished run of the algorithm, ignore them, and child processes would inherit that.
+    """
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, handler)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        if handler is not None:  # one that was not set from Python cannot be set from it
+            signal.signal(number, handler)
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The repository's root."""

@@ -38,7 +38,7 @@ def folds(tmp_path: Path, seconds: float = 0.5, failing: str = "", **more: Any) 
 
 def test_two_run_at_once_on_two_gpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Never more than asked for, each on the GPU of its place, and each fold is announced."""
-    folds(tmp_path, gpus=["4", "6"]).run()
+    folds(tmp_path, 2.0, gpus=["4", "6"]).run()
     logs = [(tmp_path / "work" / f"fold_{k}" / "log.txt").read_text().split() for k in range(1, 5)]
     assert {gpu for _, gpu in logs} == {"4", "6"}
     times = [
