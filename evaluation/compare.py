@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from acouslic.errors import AcouslicError
+from acouslic.strict_json import read_strict_json, shown
 from acouslic.table import plain_cell
-from evaluation.inputs.strict_json import read_strict_json, shown
 from evaluation.metrics.frame_f1 import PROTOCOLS, TARGETS, ConfusionCounts, Rule
 from evaluation.metrics.intervals import RESAMPLES, paired_f1_interval, paired_mean_interval, units_of
 from evaluation.metrics.summary import F1_PREFIX, SELECTION_NAME, counts_prefix

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from acouslic.errors import AcouslicError
 from acouslic.printable import printable
+from acouslic.strict_json import reason, shown
 from algorithm.model.heads import Heads
 from algorithm.model.lora import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, LoraAdapter, read_adapter, write_adapter
 from algorithm.model.manifest import (
@@ -40,7 +41,6 @@ from algorithm.model.manifest import (
     manifest_to_json,
     read_manifest,
 )
-from algorithm.model.strict_json import reason, shown
 from algorithm.model.tower import Tower, check_state, linear_shapes, without_weights
 from algorithm.model.weight_files import FileTensors, read_tensors, refuse_damaged
 

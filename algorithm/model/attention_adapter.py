@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from acouslic.errors import AcouslicError
-from algorithm.model.strict_json import shown
+from acouslic.strict_json import shown
 
 LAST_DOUBLING_VERSION = (0, 21, 2)
 """peft's merge, which its forward uses too, adds the output's update twice (peft#3774): an adapter was trained as

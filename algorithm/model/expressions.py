@@ -9,7 +9,7 @@ import re
 import warnings
 
 from acouslic.errors import AcouslicError
-from algorithm.model.strict_json import shown
+from acouslic.strict_json import shown
 
 LONGEST = 2000
 """Characters."""

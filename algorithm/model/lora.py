@@ -21,9 +21,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from acouslic.errors import AcouslicError
+from acouslic.strict_json import shown
 from algorithm.model.attention_adapter import doubles_output, is_of_attention, plain_config, split_factors
 from algorithm.model.expressions import check_expression
-from algorithm.model.strict_json import convert, read_bounded, read_object, shown
+from algorithm.model.typed_json import convert, read_object, read_typed_file
 from algorithm.model.weight_files import read_tensors, refuse_damaged
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
@@ -98,7 +99,7 @@ def read_adapter(folder: Path, linear_shapes: Mapping[str, tuple[int, int]]) -> 
     Raises AcouslicError, naming the file and the field or tensor, for whatever is not plain LoRA on those layers.
     """
     config_path, weights_path = folder / ADAPTER_CONFIG_FILE, folder / ADAPTER_WEIGHTS_FILE
-    config = read_object(read_bounded(config_path), config_path)
+    config = read_object(read_typed_file(config_path), config_path)
     return build_adapter(config, read_tensors(weights_path), linear_shapes, config_path, weights_path)
 
 

@@ -1,6 +1,6 @@
 """The artifact's `manifest.json`: everything a run needs to know that is not a tensor.
 
-One frozen dataclass a section, with the bounds of its numbers in their types. Reading is strict (`strict_json.py`): an
+One frozen dataclass a section, with the bounds of its numbers in their types. Reading is strict (`typed_json.py`): an
 unknown schema version, an unknown or missing field, a wrong type or an impossible value is refused with the field's
 path. Defaults are those of a submitted run; a written manifest always states every field.
 """
@@ -14,7 +14,8 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from acouslic.errors import AcouslicError
-from algorithm.model.strict_json import convert, read_bounded, read_object, refuse_other_fields, shown
+from acouslic.strict_json import shown
+from algorithm.model.typed_json import convert, read_object, read_typed_file, refuse_other_fields
 
 SCHEMA_VERSION = 3
 MANIFEST_FILE = "manifest.json"
@@ -317,7 +318,7 @@ def read_manifest(folder: Path) -> Manifest:
     missing, of a wrong type or out of range.
     """
     path = folder / MANIFEST_FILE
-    content = read_bounded(path, missing=f"mount or extract a model artifact (a folder with {MANIFEST_FILE}) there")
+    content = read_typed_file(path, missing=f"mount or extract a model artifact (a folder with {MANIFEST_FILE}) there")
     found = read_object(content, path)
     version = found.get("schema_version")
     if type(version) is not int or version != SCHEMA_VERSION:

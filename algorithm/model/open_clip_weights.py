@@ -13,9 +13,10 @@ from msgspec import Meta
 from torch import Tensor
 
 from acouslic.errors import AcouslicError
+from acouslic.strict_json import shown
 from algorithm.model.manifest import Count, Layers, Side, TowerConfig
-from algorithm.model.strict_json import check_bounds, convert, shown
 from algorithm.model.transformers_weights import TRANSFORMERS_PREFIX, state_from_transformers
+from algorithm.model.typed_json import check_bounds, convert
 
 PREFIX = "visual."
 

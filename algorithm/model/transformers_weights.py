@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from acouslic.errors import AcouslicError
-from algorithm.model.strict_json import shown
+from acouslic.strict_json import shown
 
 TRANSFORMERS_PREFIX = "vision_model."
 _NAMES = {

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from acouslic.errors import AcouslicError
-from algorithm.model.strict_json import reason, shown
+from acouslic.strict_json import reason, shown
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"

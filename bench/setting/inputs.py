@@ -21,7 +21,7 @@ from algorithm.model.manifest import (
     manifest_to_json,
     read_manifest,
 )
-from algorithm.model.strict_json import check_bounds
+from algorithm.model.typed_json import check_bounds
 from bench.setting.machine import REPOSITORY
 from training.phantom.generate import write_stack
 

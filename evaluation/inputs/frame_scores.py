@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from acouslic.errors import AcouslicError
-from evaluation.inputs.strict_json import read_strict_json, shown
+from acouslic.strict_json import read_strict_json, shown
 
 SCHEMA_VERSION = 1
 LIMIT_BYTES = 2 * 1024 * 1024

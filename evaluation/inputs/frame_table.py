@@ -12,8 +12,8 @@ import numpy as np
 from acouslic.errors import AcouslicError
 from acouslic.geometry import sweep_index, sweep_ranges
 from acouslic.sockets import NO_FRAME
+from acouslic.strict_json import shown
 from acouslic.table import plain_cell
-from evaluation.inputs.strict_json import shown
 
 REQUIRED = ("case", "frame", "label", "presence")
 OPTIONAL = ("optimality", "set", "subject", "annotated_sweep", "chosen")

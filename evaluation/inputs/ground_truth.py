@@ -20,10 +20,10 @@ from acouslic.errors import AcouslicError
 from acouslic.release import SWEEP_COLUMNS, Release, read_circumferences
 from acouslic.sockets import SOCKET_SUFFIXES
 from acouslic.stack import open_stack
+from acouslic.strict_json import read_strict_json
 from acouslic.write import write_bytes
 from evaluation.inputs.case_truth import CaseTruth
 from evaluation.inputs.safe_path import checked_name
-from evaluation.inputs.strict_json import read_strict_json
 
 OFFICIAL_FOLDER = "ground_truth"
 MASKS_FOLDER = "fetal_abdomen_stacked_masks"

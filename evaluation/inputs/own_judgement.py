@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from acouslic.errors import AcouslicError
-from evaluation.inputs.strict_json import read_strict_json, shown
+from acouslic.strict_json import read_strict_json, shown
 
 SCHEMA_VERSION = 1
 _LIMIT_BYTES = 1 << 20

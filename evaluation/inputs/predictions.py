@@ -21,8 +21,8 @@ from acouslic.sockets import (
     SWEEP_SLUG,
     case_name,
 )
+from acouslic.strict_json import read_strict_json, shown
 from evaluation.inputs.safe_path import checked_name, checked_relative_path, one_mask_inside, regular_file_inside
-from evaluation.inputs.strict_json import read_strict_json, shown
 
 PREDICTIONS_FILE = "predictions.json"
 PREDICTIONS_LIMIT_BYTES = 16 << 20

@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 
 from acouslic.errors import AcouslicError
 from acouslic.sockets import SOCKET_SUFFIXES
-from evaluation.inputs.strict_json import shown
+from acouslic.strict_json import shown
 
 MASK_SUFFIXES = tuple(suffix for suffix in SOCKET_SUFFIXES if suffix != ".mhd")
 """A mask is one file: a `.mhd` names a second one."""

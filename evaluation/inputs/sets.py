@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from acouslic.errors import AcouslicError
+from acouslic.strict_json import shown
 from acouslic.table import plain_cell
-from evaluation.inputs.strict_json import shown
 
 COLUMNS = ("case", "set")
 

@@ -195,7 +195,7 @@ REFUSED_FIELDS = {
         r"tower\.width must be an integer, not 'a number of 5,000 characters'$",
     ),
     "no float holds it": ("thresholds.mask", "1e400", r"thresholds\.mask must be a number, not '1e400'$"),
-    "no JSON number": ("thresholds.mask", "NaN", "NaN is no JSON number$"),
+    "no JSON number": ("thresholds.mask", "NaN", "holds NaN, which is no JSON number$"),
     "not an option": ("scoring.mode", '"some"', r"scoring\.mode must be one of 'exhaustive', 'gated', not 'some'$"),
     "an object for an array": ("members", "{}", "members must be an array, not an object$"),
     "an array for an object": ("tower", "[1, 2]", "tower must be an object, not an array of 2$"),
@@ -215,7 +215,7 @@ REFUSED_FIELDS = {
         r"files\['tower\.safetensors'\]\.sha256 must be 64 hexadecimal digits, not '0'$",
     ),
     "nested": ("provenance", "[" * 100_000 + "]" * 100_000, "is nested too deeply to be read$"),
-    "not JSON": ("provenance", "{,}", "is not a readable JSON file: .* at line 1, column"),
+    "not JSON": ("provenance", "{,}", "is not JSON: .* at line 1, column"),
     "a control character": (
         "name",
         r'"\u001b[31mred"',
@@ -254,7 +254,7 @@ def test_a_field_that_is_missing_or_stands_twice(artifact):
         load_artifact(artifact)
     text = (artifact / "manifest.json").read_text()
     (artifact / "manifest.json").write_text(text.replace('"name":', '"name": "", "name":'))
-    with pytest.raises(AcouslicError, match=r"the field 'name' stands twice in one object$"):
+    with pytest.raises(AcouslicError, match=r"the field 'name' twice in one object$"):
         load_artifact(artifact)
 
 

@@ -13,7 +13,7 @@ from algorithm.engine.ensemble import Ensemble
 from algorithm.frames.preprocess import normalise
 from algorithm.model.artifact import load_artifact
 from algorithm.model.manifest import Consequence, HalfPrecision, read_manifest
-from algorithm.model.strict_json import check_bounds
+from algorithm.model.typed_json import check_bounds
 from algorithm.pipeline import Pipeline
 from training.export.precision import compare_answers, describe, main, measure_half_precision
 from training.learn.autocast import autocast_type

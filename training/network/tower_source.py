@@ -16,12 +16,13 @@ from torch.nn import functional as F
 
 from acouslic.errors import AcouslicError
 from acouslic.fov import field_of_view
+from acouslic.strict_json import reason
 from algorithm.frames.preprocess import square_offsets
 from algorithm.model.manifest import PreprocessingConfig, TowerConfig
 from algorithm.model.open_clip_weights import tower_config_from_open_clip, tower_state_from_open_clip
-from algorithm.model.strict_json import convert, read_bounded, read_object, reason
 from algorithm.model.tower import Tower, check_state
 from algorithm.model.transformers_weights import model_config_of_transformers
+from algorithm.model.typed_json import convert, read_object, read_typed_file
 from algorithm.model.weight_files import refuse_damaged, refuse_lfs_pointer
 from training.recipe.settings import TowerSource
 
@@ -79,7 +80,7 @@ def read_model_config(source: TowerSource) -> dict[str, Any]:
 
 def read_open_clip_config(path: Path) -> dict[str, Any]:
     """open_clip's model configuration out of a file: its own, the hub's form around it, or transformers' of a CLIP."""
-    content = read_object(read_bounded(path, missing="give an open_clip configuration"), path)
+    content = read_object(read_typed_file(path, missing="give an open_clip configuration"), path)
     if isinstance(content.get("model_cfg"), dict):  # the hub's form
         return content["model_cfg"] | {"preprocess": content.get("preprocess_cfg", {})}
     if content.get("model_type") in ("clip", "clip_vision_model"):

@@ -5,10 +5,7 @@ milliseconds to import, which counts in every cold container.
 """
 
 import dataclasses
-import json
-import os
 import re
-import stat
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,10 +15,10 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from acouslic.errors import AcouslicError
+from acouslic.strict_json import LONGEST_NUMBER, finite_number, parse_json, read_bounded, shown
 
 LIMIT_BYTES = 4 << 20
 """Of a JSON file of an artifact: a manifest that lists the patches of the largest tower takes a tenth of it."""
-_SHOWN_CHARACTERS = 80
 _WORDS = {
     "int": "an integer",
     "float": "a number",
@@ -35,46 +32,9 @@ _WORDS = {
 Checked = TypeVar("Checked")
 
 
-def read_bounded(path: Path, *, missing: str = "mount or extract the whole artifact") -> bytes:
-    """The bytes of a regular file of at most LIMIT_BYTES.
-
-    Raises AcouslicError where it is missing (`missing` says what to do), may not be read, is no regular file or is
-    larger, which is found before it is read.
-    """
-    try:
-        # Not blocking: opening a pipe that nobody writes to would wait for ever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (FileNotFoundError, NotADirectoryError):
-        raise AcouslicError(f"{path} is missing: {missing}") from None
-    except (OSError, ValueError) as error:
-        raise AcouslicError(f"{path} cannot be read: {reason(error)}") from None
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)
-        raise AcouslicError(f"{path} is not a regular file")
-    with os.fdopen(descriptor, "rb") as file:
-        content = b"" if status.st_size > LIMIT_BYTES else file.read(LIMIT_BYTES + 1)
-    if max(status.st_size, len(content)) > LIMIT_BYTES:
-        raise AcouslicError(f"{path} has {status.st_size:,} bytes, more than the {LIMIT_BYTES:,} that such a file may")
-    return content
-
-
-def reason(error: Exception) -> str:
-    """Why a file could not be used, in a few words without its path: "Permission denied"."""
-    if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno)
-    return shown(str(error)) if str(error) else type(error).__name__
-
-
-def shown(value: object) -> str:
-    """A stranger's value for a message: one line of plain ASCII, text in quotes, cut after 80 characters."""
-    if isinstance(value, int) and value.bit_length() > 200:
-        return "a huge integer"
-    if isinstance(value, str):
-        text = ascii(value[:_SHOWN_CHARACTERS]) + ("..." if len(value) > _SHOWN_CHARACTERS else "")
-    else:
-        text = ascii(value)
-    return text if len(text) <= 2 * _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
+def read_typed_file(path: Path, *, missing: str = "mount or extract the whole artifact") -> bytes:
+    """The bytes of an artifact's JSON file, whose size is bounded; `missing` says what to do where it is not there."""
+    return read_bounded(path, LIMIT_BYTES, str(path), missing)
 
 
 def read_object(content: bytes, path: Path) -> dict[str, Any]:
@@ -82,23 +42,7 @@ def read_object(content: bytes, path: Path) -> dict[str, Any]:
 
     Raises AcouslicError where it is not UTF-8, not JSON, not an object, nested too deeply, or names a field twice.
     """
-    try:
-        found = json.loads(
-            content.decode("utf-8"),
-            object_pairs_hook=_object_without_repeats,
-            parse_int=_bounded_number,
-            parse_float=_bounded_number,
-            parse_constant=_no_constant,
-        )
-    except RecursionError:
-        raise AcouslicError(f"{path} is nested too deeply to be read") from None
-    except UnicodeDecodeError as error:
-        raise AcouslicError(f"{path} is not a readable JSON file: byte {error.start} is not UTF-8 text") from None
-    except json.JSONDecodeError as error:
-        place = f"{error.msg} at line {error.lineno}, column {error.colno}"
-        raise AcouslicError(f"{path} is not a readable JSON file: {place}") from None
-    except ValueError as error:
-        raise AcouslicError(f"{path} is not a readable JSON file: {error}") from None
+    found = parse_json(content, str(path), _number_or_text)
     if not isinstance(found, dict):
         raise AcouslicError(f"{path} must hold a JSON object, not {_kind(found)}")
     return found
@@ -143,27 +87,12 @@ def check_bounds(section: Any) -> None:
         raise ValueError(_sentence(str(error), content, type(section))) from None
 
 
-def _object_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value: dict[str, Any] = {}
-    for key, item in pairs:
-        if key in value:
-            raise ValueError(f"the field {shown(key)} stands twice in one object")
-        value[key] = item
-    return value
-
-
-def _bounded_number(text: str) -> int | float | str:
-    """The number; one of more than 40 characters, or too large, stays the text that it is."""
-    if len(text) > 40:
-        return f"a number of {len(text):,} characters"
-    if text.lstrip("-").isdecimal():
-        return int(text)
-    value = float(text)
-    return value if abs(value) < float("inf") else text
-
-
-def _no_constant(text: str) -> typing.NoReturn:
-    raise ValueError(f"{text} is no JSON number")
+def _number_or_text(text: str) -> int | float | str:
+    """The number; one of more than 40 characters, or too large, stays text."""
+    try:
+        return finite_number(text)
+    except ValueError:
+        return f"a number of {len(text):,} characters" if len(text) > LONGEST_NUMBER else text
 
 
 def _sentence(message: str, found: Any, kind: Any) -> str:
