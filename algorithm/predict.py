@@ -163,11 +163,11 @@ def analyse_case(
             if settings.dicom:
                 check_source(stream.header)
             result = pipeline.run_stream(stream, folder, sweep.case, age=settings.age_of(sweep), progress=progress)
-            write_preview(result, folder / PREVIEW_FILE)
+            # Whoever writes the page has read the stack once more: the preview need not.
+            frame = write_case_page(result, folder) if settings.page else None
+            write_preview(result, folder / PREVIEW_FILE, frame)
             if settings.dicom:
                 write_dicom(result, folder, maker)
-            if settings.page:
-                write_case_page(result, folder)
             row = ResultRow.of(result, time.monotonic() - start)
             write_record(folder, sweep.path, maker, row)
         return row

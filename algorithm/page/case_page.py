@@ -8,6 +8,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from acouslic.geometry import index_of_sweep
 from acouslic.sockets import CIRCUMFERENCE_FILE
@@ -17,6 +18,7 @@ from algorithm.page.pictures import FramePictures, read_pictures
 from algorithm.page.render import render
 from algorithm.result.growth import AGE_SOURCE, STANDARD, Growth, centile_words, standard_mm, weeks_words
 from algorithm.result.outputs import REPORT_FILE, CaseResult
+from algorithm.result.preview import shown_frame
 from algorithm.result.segment import Mask
 
 _SCRIPTS = ("theme.js", "viewer.js", "measure.js")
@@ -31,11 +33,11 @@ _CURVE_DECIMALS = 2
 _MOST_CURVE_POINTS = 3000
 
 
-def write_case_page(result: CaseResult, case_dir: Path) -> None:
+def write_case_page(result: CaseResult, case_dir: Path) -> NDArray[np.uint8]:
     """Write `report.html` into `case_dir`, which holds the other files of `result` already.
 
-    The frames are read from the case's stack again. Raises AcouslicError where it can no longer be read, or a file
-    cannot be written.
+    The frames are read from the case's stack again; the one that the page opens with is returned, (rows, columns).
+    Raises AcouslicError where the stack can no longer be read, or a file cannot be written.
     """
     sha256 = hashlib.sha256((case_dir / CIRCUMFERENCE_FILE).read_bytes()).hexdigest()
     shown = shown_frame(result)
@@ -43,11 +45,8 @@ def write_case_page(result: CaseResult, case_dir: Path) -> None:
     best = np.argsort(-result.presence_probability, kind="stable")[:_FULL_SIZE_FRAMES]
     pictures = read_pictures(result.header, [shown, *runners_up, *best.tolist()])
     write_text(case_dir / REPORT_FILE, case_page(result, pictures, runners_up, sha256))
-
-
-def shown_frame(result: CaseResult) -> int:
-    """The chosen frame, or the one that came nearest where none was chosen."""
-    return int(np.argmax(result.presence_probability)) if result.frame_index is None else result.frame_index
+    assert pictures.most_wanted is not None
+    return pictures.most_wanted
 
 
 def choose_runners_up(result: CaseResult, shown: int) -> list[int]:

@@ -42,6 +42,8 @@ class FramePictures:
     """By frame index: some of those asked for, in the frame's own size."""
     reduced_by: int
     """How many of a frame's pixels become one in a small picture, along a side."""
+    most_wanted: Frame | None
+    """The first frame that was asked for, as it was read; None where none was."""
 
     def of(self, frame_index: int) -> bytes:
         """The best picture of a frame; of one that has none, that of the nearest one before it."""
@@ -80,7 +82,7 @@ def read_pictures(header: StackHeader, wanted: Collection[int], budget_bytes: in
         if quality is not None:
             reduced = _encode_all(small, quality)
             if sum(map(len, reduced)) <= left_bytes:
-                return FramePictures(reduced, step, full, factor)
+                return FramePictures(reduced, step, full, factor, kept[order[0]] if order else None)
         if size[0] > _FEWEST_COLUMNS:
             factor += 1
             size = _size(header, factor)

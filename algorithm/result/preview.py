@@ -32,18 +32,21 @@ _ELLIPSE = (80, 190, 255)
 _WARNING = (90, 120, 255)
 
 
-def write_preview(result: CaseResult, path: Path) -> None:
-    """Draw `result` and write it as PNG; the frame is read from the case's stack again.
+def write_preview(result: CaseResult, path: Path, frame: NDArray[np.uint8] | None = None) -> None:
+    """Draw `result` and write it as PNG; `frame` is its shown frame, which else is read from the case's stack again.
 
     Raises AcouslicError where the stack can no longer be read or the file cannot be written.
     """
-    shown = result.frame_index
-    if shown is None:
-        shown = int(np.argmax(result.presence_probability))
-    picture = draw_preview(result, _read_frame(result.header.path, shown), shown)
+    shown = shown_frame(result)
+    picture = draw_preview(result, _read_frame(result.header.path, shown) if frame is None else frame, shown)
     encoded, content = cv2.imencode(".png", picture)
     assert encoded
     write_bytes(path, content.tobytes())
+
+
+def shown_frame(result: CaseResult) -> int:
+    """The chosen frame, or the one that came nearest where none was chosen."""
+    return int(np.argmax(result.presence_probability)) if result.frame_index is None else result.frame_index
 
 
 def draw_preview(result: CaseResult, frame: NDArray[np.uint8], shown: int) -> Picture:

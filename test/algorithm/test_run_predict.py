@@ -76,6 +76,20 @@ def test_pages_are_left_out_where_nobody_wants_them(folder_of_stacks, tiny_model
     assert list(output.rglob("*.html")) == []
 
 
+def test_the_page_and_the_preview_share_one_reading(folder_of_stacks, tiny_model, run_algorithm, tmp_path, monkeypatch):
+    """Where a page is written the preview's frame comes from there, and it is the picture that it is without a page."""
+    from algorithm.result import preview
+
+    read, readings = preview._read_frame, []
+    monkeypatch.setattr(preview, "_read_frame", lambda *words: (readings.append(words), read(*words))[1])
+    pictures = []
+    for name, more in (("with", ()), ("without", ("--no-page",))):
+        run_algorithm("predict", folder_of_stacks / "a.mha", "--output", tmp_path / name, "--model", tiny_model, *more)
+        pictures.append((len(readings), (tmp_path / name / "a" / "preview.png").read_bytes()))
+    assert [count for count, _ in pictures] == [0, 1]
+    assert pictures[0][1] == pictures[1][1]
+
+
 def test_the_model_folder_is_the_environments_by_default(folder_of_stacks, tiny_model, run_algorithm, tmp_path):
     """One good file and no `--model`: MODEL_DIR's model, exit code 0, nothing on stderr, timings with `--verbose`."""
     ended = run_algorithm(

@@ -170,8 +170,8 @@ def test_predict_stopped_in_a_case_keeps_the_others(platform_case, speckle, tiny
 
     write, output = module.write_preview, platform_case.output_dir
 
-    def stop_in_b(result, path):
-        write(result, path)
+    def stop_in_b(result, path, frame):
+        write(result, path, frame)
         if result.case == "b":
             os.kill(os.getpid(), signal.SIGTERM)
 
