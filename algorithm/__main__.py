@@ -9,9 +9,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from algorithm.process.interrupts import Interrupts
+
+if TYPE_CHECKING:
+    from algorithm.predict import PredictSettings
 
 # Whatever takes time is imported later: until then a signal ends the program without a word.
 
@@ -94,19 +97,30 @@ def _run(arguments: Sequence[str] | None, interrupts: Interrupts, program: str) 
     return 0
 
 
-def _predict(parsed: argparse.Namespace, model_dir: Path, interrupts: Interrupts) -> int:
-    from algorithm.predict import PredictSettings, predict
+def _settings_of(parsed: argparse.Namespace, model_dir: Path, **more: Any) -> "PredictSettings":
+    """What `predict` and `watch` are told alike, and `more` that one of them is told."""
+    from algorithm.predict import PredictSettings
 
-    settings = PredictSettings(
+    return PredictSettings(
         output_dir=parsed.output,
         model_dir=model_dir,
         device=parsed.device,
         batch_frames=parsed.batch_frames,
         verbose=parsed.verbose,
-        age=parsed.gestational_age,
         spacing_mm=parsed.spacing_mm,
         dicom=parsed.dicom,
         page=parsed.page,
+        **more,
+    )
+
+
+def _predict(parsed: argparse.Namespace, model_dir: Path, interrupts: Interrupts) -> int:
+    from algorithm.predict import predict
+
+    settings = _settings_of(
+        parsed,
+        model_dir,
+        age=parsed.gestational_age,
         resume=parsed.resume,
         num_parts=parsed.num_parts,
         part_id=parsed.part_id,
@@ -128,16 +142,9 @@ def _amend(parsed: argparse.Namespace, interrupts: Interrupts) -> int:
 
 
 def _watch(parsed: argparse.Namespace, model_dir: Path, interrupts: Interrupts) -> int:
-    from algorithm.predict import PredictSettings
     from algorithm.watch import Rhythm, watch
 
-    settings = PredictSettings(
-        output_dir=parsed.output,
-        model_dir=model_dir,
-        device=parsed.device,
-        batch_frames=parsed.batch_frames,
-        verbose=parsed.verbose,
-    )
+    settings = _settings_of(parsed, model_dir)
     return watch(parsed.folder, settings, Rhythm(parsed.every, parsed.settled), interrupts)
 
 

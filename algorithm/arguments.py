@@ -83,19 +83,7 @@ def _predict(predict: argparse.ArgumentParser) -> None:
         metavar="WEEKS",
         help="such as 28w3d, of cases that a list gives no age: adds the circumference's centile (INTERGROWTH-21st)",
     )
-    predict.add_argument(
-        "--dicom",
-        action="store_true",
-        help="for DICOM input: write a Segmentation and a structured report that refer to it, marked as research",
-    )
-    predict.add_argument("--no-page", dest="page", action="store_false", help="write no report.html and no index.html")
-    predict.add_argument(
-        "--spacing-mm",
-        type=millimetres,
-        metavar="MM",
-        help="size of a pixel of all cases, where files state none (video, PNG) or a wrong one",
-    )
-    predict.add_argument("--verbose", action="store_true", help="log timings and notes of each case")
+    _of_every_case(predict)
     many = predict.add_argument_group("many cases")
     many.add_argument(
         "--resume", action="store_true", help="skip what is complete and was made by the same model and version"
@@ -115,6 +103,23 @@ def _predict(predict: argparse.ArgumentParser) -> None:
     )
 
 
+def _of_every_case(command: argparse.ArgumentParser) -> None:
+    """What `predict` and `watch` may be told of all their cases."""
+    command.add_argument(
+        "--dicom",
+        action="store_true",
+        help="for DICOM input: write a Segmentation and a structured report that refer to it, marked as research",
+    )
+    command.add_argument("--no-page", dest="page", action="store_false", help="write no report.html and no index.html")
+    command.add_argument(
+        "--spacing-mm",
+        type=millimetres,
+        metavar="MM",
+        help="size of a pixel of all cases, where files state none (video, PNG) or a wrong one",
+    )
+    command.add_argument("--verbose", action="store_true", help="log timings and notes of each case")
+
+
 def _amend(amend: argparse.ArgumentParser) -> None:
     amend.add_argument("case_dir", type=Path, metavar="CASE_DIR", help="the folder of the case that was corrected")
     amend.add_argument("correction", type=Path, metavar="CORRECTION", help="the .json that the browser saved")
@@ -131,7 +136,7 @@ def _watch(watch: argparse.ArgumentParser) -> None:
         metavar="S",
         help="a file is complete when nobody wrote to it for so long (default: 5 s)",
     )
-    watch.add_argument("--verbose", action="store_true", help="log timings and notes of each case")
+    _of_every_case(watch)
 
 
 def _health(health: argparse.ArgumentParser) -> None:

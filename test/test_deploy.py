@@ -5,6 +5,7 @@ import re
 import pytest
 import yaml
 
+from acouslic import __version__
 from algorithm.arguments import COMMANDS, make_parser
 
 MANIFESTS = [
@@ -55,3 +56,15 @@ def commands_in(node):
     elif isinstance(node, list):
         for value in node:
             yield from commands_in(value)
+
+
+def test_images_are_named_by_this_version(repository):
+    """Manifests and documentation name the images that `./build.sh` makes of this version."""
+    files = [*(repository / "deploy").rglob("*.yaml"), *(repository / "docs").glob("*.md"), repository / "README.md"]
+    named = {
+        (path.name, version)
+        for path in files
+        for version in re.findall(r"\bacouslic-\w+:(\d+\.\d+\.\d+)", path.read_text())
+    }
+    assert named
+    assert {version for _, version in named} == {__version__}, named

@@ -14,6 +14,8 @@ import time
 import pytest
 
 from acouslic.errors import AcouslicError
+from algorithm.__main__ import _settings_of
+from algorithm.arguments import make_parser
 from algorithm.health import check_server
 from algorithm.process.messages import JsonFormatter
 from algorithm.watch import check_heartbeat
@@ -98,6 +100,15 @@ def test_each_complete_file_is_analysed_once(platform_case, speckle, tiny_model,
         ["a", "growing", "b", "damaged"],
         ["a", "growing", "damaged", "b"],
     )
+
+
+def test_a_watcher_is_told_what_predict_is_told(tmp_path):
+    """Pixel size, DICOM results and pages: what holds for every case is asked for alike."""
+    words = ["--spacing-mm", "0.5", "--dicom", "--no-page", "--verbose", "--device", "cpu", "--batch-frames", "3"]
+    watched = _settings_of(make_parser().parse_args(["watch", "in", "out", *words]), tmp_path)
+    predicted = _settings_of(make_parser().parse_args(["predict", "in", "--output", "out", *words]), tmp_path)
+    assert watched == predicted
+    assert (watched.spacing_mm, watched.dicom, watched.page, watched.verbose) == (0.5, True, False, True)
 
 
 def test_a_watcher_that_is_silent_is_not_alive(tmp_path):
