@@ -19,18 +19,14 @@ from algorithm.model.artifact import MemberState, write_artifact
 from algorithm.model.heads import Heads
 from algorithm.model.lora import LoraAdapter, build_adapter
 from algorithm.model.manifest import (
-    SCHEMA_VERSION,
     DecoderConfig,
     Manifest,
     MemberConfig,
-    PreprocessingConfig,
-    Provenance,
     ScoringConfig,
-    SelectionConfig,
-    Thresholds,
     TowerConfig,
 )
 from algorithm.model.tower import Tower, linear_shapes, without_weights
+from bench.setting.plain_manifest import plain_manifest
 
 TOWERS = {
     # FetalCLIP's own configuration.
@@ -125,23 +121,6 @@ def write_random_members(
     manifest = plain_manifest(config, [member for member, _ in members])
     manifest = dataclasses.replace(manifest, scoring=scoring or ScoringConfig())
     return write_artifact(folder, manifest, tower.state_dict(), states)
-
-
-def plain_manifest(config: TowerConfig, members: Sequence[MemberConfig]) -> Manifest:
-    """The manifest of random members, every setting at its default."""
-    return Manifest(
-        schema_version=SCHEMA_VERSION,
-        name=f"random, {config.layers} blocks of width {config.width}, {len(members)} members",
-        tower=config,
-        preprocessing=PreprocessingConfig(),
-        members=tuple(members),
-        thresholds=Thresholds(),
-        scoring=ScoringConfig(),
-        selection=SelectionConfig(),
-        provenance=Provenance(
-            "random numbers", "none needed", "none", "none needed", "bench/setting/random_artifact.py"
-        ),
-    )
 
 
 def central_patches(grid_size: int, share: float) -> tuple[int, ...]:

@@ -16,9 +16,9 @@ from algorithm.frames.frame_stream import FrameStream
 from algorithm.model.manifest import HalfWay, ScoringConfig
 from algorithm.pipeline import Pipeline
 from algorithm.result.measure import interval_around
-from bench.setting.plain_manifest import plain_manifest
+from bench.setting.plain_manifest import drawn_manifest
 
-MANIFEST = plain_manifest("drawn", image_size=112)
+MANIFEST = drawn_manifest("drawn", image_size=112)
 
 
 class DrawnEnsemble:

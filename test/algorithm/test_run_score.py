@@ -14,9 +14,9 @@ from algorithm.engine.batches import KeptTrunks, choose_batch_frames
 from algorithm.engine.ensemble import GateScores, MemberScores
 from algorithm.judgement.score import choose_refined, gate_frames, interpolate_in_sweeps, score_case
 from algorithm.model.manifest import HalfWay, PreprocessingConfig, ScoringConfig
-from bench.setting.plain_manifest import plain_manifest
+from bench.setting.plain_manifest import drawn_manifest
 
-MANIFEST = plain_manifest("fake", image_size=28)
+MANIFEST = drawn_manifest("fake", image_size=28)
 
 
 class GreyEnsemble:
