@@ -109,6 +109,7 @@ class _Watcher:
     def _new(self, settled_s: float) -> Iterator[SweepInput]:
         """What is complete and not done; the rows of what is done go into the table."""
         taken: dict[str, Path] = {}
+        has_found = False
         for path in stacks_in_folder(self._input_dir):
             try:
                 sweep = sweep_of_file(path)
@@ -124,7 +125,9 @@ class _Watcher:
                     yield sweep
                 elif row is not None and not self._table.holds(row):
                     self._table.take(row)
-                    self._table.write()
+                    has_found = True
+        if has_found:  # once, however many a watcher that starts again finds done
+            self._table.write()
 
     def _tell(self, path: Path, sentence: str) -> None:
         """Once a file."""
