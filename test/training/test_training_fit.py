@@ -210,6 +210,26 @@ def test_check_takes_one_batch_of_everything(
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("device", "precision"),
+    [("cpu", "32-true"), ("cpu", "bf16-mixed"), pytest.param("gpu", "16-mixed", marks=pytest.mark.gpu)],
+)
+def test_gradients_are_clipped_in_every_precision(
+    device: str, precision: str, tiny_training: Any, tmp_path: Path
+) -> None:
+    """It trains as on a GPU, and a bound near nothing leaves the adapters' B factors, which begin at zero, where they
+    are."""
+    moved = []
+    for name, bound in (("free", 1.0), ("held", 1e-15)):
+        more = [f"--split={tiny_training.paper_split}", "--optimiser.epochs=1", f"--optimiser.clip_norm={bound}"]
+        more += [f"--machine.accelerator={device}", f"--machine.precision={precision}"]
+        assert main(tiny_training.fit_arguments(tmp_path / name, *more)) == 0
+        factors = [value for key, value in trained(tmp_path / name).items() if "lora_B" in key]
+        moved.append(max(float(factor.abs().max()) for factor in factors))
+    assert moved[0] > 1e-4
+    assert moved[1] < 1e-6
+
+
 def test_every_fold_without_a_word(tiny_training: Any, tmp_path: Path) -> None:
     """Without `--fold`, every fold of a split by subject is trained, each validated on its own cases."""
     assert (

@@ -184,7 +184,7 @@ class FrameLearner(lightning.LightningModule):
         """AdamW over what is trained, decoder apart, and its schedule by step."""
         settings = self.settings.optimiser
         steps = int(self.trainer.estimated_stepping_batches)
-        # One kernel for all. Lightning cannot clip what a fused step unscales by itself, as it would in float16.
+        # One kernel for all. In float16 gradients are scaled, and a fused step would unscale them after the clipping.
         is_fused = str(self.trainer.precision) != "16-mixed"
         groups = parameter_groups(self.network, self.settings)
         optimiser = torch.optim.AdamW(groups, weight_decay=0.0, fused=is_fused)
@@ -192,6 +192,20 @@ class FrameLearner(lightning.LightningModule):
             optimiser, rate_factor(settings.schedule, round(settings.warmup_share * steps), steps)
         )
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the norm of all gradients, as Lightning does: it refuses fused optimisers under any autocast, but in
+        bfloat16 nothing is scaled."""
+        if gradient_clip_val and str(self.trainer.precision) != "16-mixed":
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     # Validation
 
