@@ -6,6 +6,7 @@ more are answered 503 at once. A request has no body; a large one is refused unr
 """
 
 import contextlib
+import importlib
 import logging
 import os
 import resource
@@ -45,6 +46,8 @@ _OTHER_FILES = 100
 """What the program itself needs of the files it may have open."""
 _STOP_PATIENCE_S = 3.0
 """The platform kills what has not ended 5 s after SIGTERM."""
+_FIRST_USED = ("acouslic.reading.tiff", "tifffile", "imagecodecs", "numpy.ma")
+"""What the first case would import. No other thread runs Python while a module is read, so health would wait."""
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +113,10 @@ class Service:
     def _load(model_dir: Path, device: str | None, batch_frames: int | None) -> "Pipeline":
         from algorithm.pipeline import Pipeline
 
-        return Pipeline.load(model_dir, device=device, batch_frames=batch_frames, import_s=process_age_s())
+        pipeline = Pipeline.load(model_dir, device=device, batch_frames=batch_frames, import_s=process_age_s())
+        for name in _FIRST_USED:
+            importlib.import_module(name)
+        return pipeline
 
     def _run_case(self, pipeline: "Pipeline") -> None:
         with removed_on_failure(self._output_dir):

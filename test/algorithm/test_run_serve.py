@@ -6,11 +6,14 @@ import itertools
 import shutil
 import socket
 import statistics
+import subprocess
+import sys
 import threading
 import time
 
 import numpy as np
 import pytest
+import tifffile
 
 from algorithm import serve as serve_module
 from algorithm.serve import Service
@@ -238,6 +241,84 @@ def test_under_load_health_answers_and_what_is_too_much_is_told_so(in_process):
         assert sorted(future.result()[0] for future in invoked) == [201] * 5 + [503] * 5
     for connection in idle:
         connection.close()
+
+
+_REFERENCE = """
+import waitress
+
+def answer(environ, start_response):
+    start_response("200 OK", [("Content-Length", "6")])
+    return [b"ready\\n"]
+
+server = waitress.create_server(answer, host="127.0.0.1", port=0)
+print(server.effective_port, flush=True)
+server.run()
+"""
+
+
+@pytest.fixture
+def reference_port():
+    """Of a server that does nothing but answer: what it is late by, the machine was."""
+    process = subprocess.Popen([sys.executable, "-c", _REFERENCE], stdout=subprocess.PIPE, text=True)
+    with process:
+        yield int(process.stdout.readline())
+        process.kill()
+
+
+def test_every_health_check_is_answered_within_100_ms(start_server, platform_case, speckle, reference_port):
+    """Of a server that computes: eight invokes wait, the first of them the first since it started, and 100 connections
+    are silent. 100 ms later than the slowest answer of the bare server would be too late."""
+    platform_case.write_sweep(speckle(280))
+    server = start_server("--batch-frames", "8")
+    server.wait_until_ready()
+    waits, reference = [], []
+    idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(100)]
+    with concurrent.futures.ThreadPoolExecutor(9) as pool:
+        invoked = [pool.submit(request, server.port, "POST", "/invoke") for _ in range(8)]
+        running = pool.submit(lambda: [future.result()[0] for future in invoked])
+        while not running.done():
+            status, seconds = request(server.port, "GET", "/health")
+            assert status == 200
+            waits.append(seconds)
+            reference.append(request(reference_port, "GET", "/")[1])
+            time.sleep(0.002)
+    for connection in idle:
+        connection.close()
+    assert sorted(running.result()) == [201] * 5 + [503] * 3
+    assert len(waits) > 50
+    assert max(waits) < 0.1 + max(reference), f"median {statistics.median(waits)}"
+
+
+def test_the_first_case_imports_nothing(platform_case, speckle, tiny_model, repository, tmp_path):
+    """Neither a .mha nor a .tif: whoever asks for health would wait for the import. Only codecs, which are compiled and
+    small, come as they are needed."""
+    script = """
+import sys
+from pathlib import Path
+from algorithm.serve import Service
+
+source, output, model, *stacks = map(Path, sys.argv[1:])
+service = Service(source, output)
+service.load(model, device="cpu", batch_frames=None)
+known = set(sys.modules)
+answers = []
+folder = source / "images/stacked-fetal-ultrasound"
+for stack in stacks:
+    for old in folder.iterdir():
+        old.unlink()
+    stack.rename(folder / stack.name)
+    service({"REQUEST_METHOD": "POST", "PATH_INFO": "/invoke"}, lambda status, _: answers.append(status))
+written = {name for name, module in sys.modules.items() if (getattr(module, "__file__", None) or "").endswith(".py")}
+print(answers, sorted(written - known))
+"""
+    first, tif = tmp_path / "a.mha", tmp_path / "b.tif"
+    platform_case.write_sweep(speckle(12)).rename(first)
+    tifffile.imwrite(tif, speckle(12), compression="zlib", photometric="minisblack")
+    words = [platform_case.input_dir, platform_case.output_dir, tiny_model, first, tif]
+    ended = subprocess.run(
+        [sys.executable, "-c", script, *map(str, words)], cwd=repository, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.splitlines()[-1] == "['201 Created', '201 Created'] []"
 
 
 def test_a_silent_connection_is_dropped(in_process):
