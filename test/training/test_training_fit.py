@@ -253,6 +253,41 @@ def test_the_published_recipes_train(preset: str, tiny_training: Any, tmp_path: 
     assert names == ({"base_model", "presence"} if preset == "cls" else {"decoder"})
 
 
+def test_the_published_segmentation_keeps_its_epoch_by_one_dice(
+    tiny_training: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over the pixels of all validation frames. Its masks are drawn here: right in the first epoch, but for a stray
+    pixel a frame; none in the second. A mean over batches, most of which hold no mask, would keep the second."""
+    from training.learn import learner
+
+    epochs: list[int] = []
+    begin, figures = learner.FrameLearner.on_validation_epoch_start, learner.mask_figures
+
+    def begin_counted(self: learner.FrameLearner) -> None:
+        epochs.append(self.current_epoch)
+        begin(self)
+
+    def figures_of_drawn(logit: torch.Tensor, target: torch.Tensor, settings: Any) -> dict[str, torch.Tensor]:
+        drawn = torch.full_like(logit, -20.0)
+        if epochs[-1] == 0:
+            drawn[target > 0.5] = 20.0
+            drawn[:, 0, 0] = 20.0
+        return figures(drawn, target, settings)
+
+    monkeypatch.setattr(learner.FrameLearner, "on_validation_epoch_start", begin_counted)
+    monkeypatch.setattr(learner, "mask_figures", figures_of_drawn)
+    monkeypatch.setattr(learner, "VALIDATION_BATCH", 4)
+    words = [f"--split={tiny_training.paper_split}", "--faithful", "seg", "--optimiser.epochs=2"]
+    words += ["--heads.taps=even", "--heads.decoder_grid=2", "--adapter.rank=0"]
+    assert main(tiny_training.fit_arguments(tmp_path / "run", *words)) == 0
+    assert epochs == [0, 1]
+    kept = RunFolder(tmp_path / "run").read_record()["kept"]
+    assert kept["epoch"] == 0
+    assert kept["mask_dice"] > 0.5
+    # A smoothing of one pixel stands between them.
+    assert kept["loss"] == pytest.approx(1 - kept["mask_dice"], abs=0.02)
+
+
 def test_weights_from_a_file(tiny_training: Any, tmp_path: Path) -> None:
     """A whole CLIP's state dict from a .pt file and its visual part from .safetensors are the same tower."""
     from training.network.tower_source import load_tower
