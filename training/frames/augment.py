@@ -148,7 +148,7 @@ def published_copy(frame: Bytes, mask: Bytes, copy: int, rng: np.random.Generato
     Brightness and contrast within 20 % with probability 0.5, then CLAHE (clip limit 1 to 4, 8 x 8 tiles) with 0.5, then
     always +-20 degrees and +-20 % shift, black outside: albumentations' ColorJitter, CLAHE and Affine with their
     defaults (FetalCLIP-IQA, commit fbcbdd2). Saturation and hue do nothing to grey frames. There it comes before
-    frames are shrunk from 744 pixels to 224, here after.
+    frames are shrunk from 744 pixels to 224, here after: `bench/augmentation_order.py` says what that changes.
     """
     if copy == 0:
         return frame, mask
