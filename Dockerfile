@@ -64,6 +64,7 @@ CMD ["exec"]
 
 FROM runtime AS invoke
 LABEL org.grand-challenge.api-method="invoke"
-# For engines that look after it (Docker, Compose); the platform asks by itself.
-HEALTHCHECK --interval=30s --timeout=10s --start-period=300s CMD ["python3", "-m", "algorithm", "health"]
+# For engines that look after it (Docker, Compose); the platform asks by itself. A container that runs `predict` has no
+# server to ask, and is well.
+HEALTHCHECK --interval=30s --timeout=10s --start-period=300s CMD ["python3", "-m", "algorithm", "health", "--if-serving"]
 CMD ["serve"]

@@ -154,9 +154,10 @@ def _health(parsed: argparse.Namespace) -> int:
 
         check_heartbeat(parsed.watcher, parsed.longest)
     else:
-        from algorithm.health import check_server
+        from algorithm.health import check_server, is_server_here
 
-        check_server(parsed.port)
+        if is_server_here() or not parsed.if_serving:
+            check_server(parsed.port)
     return 0
 
 

@@ -143,6 +143,9 @@ def _health(health: argparse.ArgumentParser) -> None:
     health.add_argument("--port", type=port, default=PORT, help=f"of a server (default: {PORT})")
     health.add_argument("--watcher", type=Path, metavar="OUT", help="of a watcher instead: its output folder")
     health.add_argument(
+        "--if-serving", action="store_true", help="well, too, where no process here is a server (the image's own check)"
+    )
+    health.add_argument(
         "--longest", type=seconds, default=120.0, metavar="S", help="a watcher may be silent so long (default: 120 s)"
     )
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from acouslic.errors import AcouslicError
-from acouslic.sockets import SweepInput
+from acouslic.sockets import FRAME_NUMBER_FILE, SweepInput
 from acouslic.write import check_writable
 from algorithm.case_list import stacks_in_folder, sweep_of_file
 from algorithm.predict import PredictSettings, analyse_case
@@ -35,6 +35,8 @@ HEARTBEAT_FILE = ".watching"
 """In the output folder; its time says when the watcher was last alive."""
 
 log = logging.getLogger(__name__)
+
+_Stamp = tuple[int, int, int] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +95,8 @@ class _Watcher:
         self._table = ResultTable(settings.table_path, [])
         self._told: set[Path] = set()
         """Files that were refused for their name."""
+        self._known: dict[str, tuple[list[_Stamp], ResultRow | None]] = {}
+        """By case: the row that its records have, and as of which files, so that none is read again unchanged."""
 
     def run(self, rhythm: Rhythm) -> None:
         """Until a signal."""
@@ -136,9 +140,14 @@ class _Watcher:
             complain(sentence)
 
     def _row_of(self, sweep: SweepInput) -> ResultRow | None:
-        output_dir = self._settings.output_dir
-        done = recorded_row(output_dir / sweep.case, sweep.path, self._maker)
-        return done or failed_row(output_dir / FAILED_FOLDER / sweep.case, sweep.path, self._maker)
+        case_dir, failed_dir = (self._settings.output_dir / part / sweep.case for part in ("", FAILED_FOLDER))
+        records = case_dir / FRAME_NUMBER_FILE, case_dir / RECORD_FILE, failed_dir / RECORD_FILE
+        stamps = [_stamp(path) for path in (sweep.path, *records)]
+        known = self._known.get(sweep.case)
+        if known is None or known[0] != stamps:
+            row = recorded_row(case_dir, sweep.path, self._maker) or failed_row(failed_dir, sweep.path, self._maker)
+            self._known[sweep.case] = known = stamps, row
+        return known[1]
 
     def _analyse(self, sweep: SweepInput) -> None:
         output_dir = self._settings.output_dir
@@ -163,6 +172,15 @@ class _Watcher:
                 log.info("%s", row.sentence())
             self._table.take(row)
             self._table.write()
+
+
+def _stamp(path: Path) -> _Stamp:
+    """What changes when the file does; None where there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _age_s(path: Path) -> float:

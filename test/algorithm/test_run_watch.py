@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,10 +15,15 @@ import time
 import pytest
 
 from acouslic.errors import AcouslicError
-from algorithm.__main__ import _settings_of
+from acouslic.sockets import FRAME_NUMBER_FILE
+from algorithm import watch
+from algorithm.__main__ import _settings_of, main
 from algorithm.arguments import make_parser
-from algorithm.health import check_server
+from algorithm.health import check_server, is_server_here
+from algorithm.predict import PredictSettings
 from algorithm.process.messages import JsonFormatter
+from algorithm.result.record import Maker, recorded_row, write_record
+from algorithm.result.table import ResultRow
 from algorithm.watch import check_heartbeat
 
 
@@ -102,6 +108,35 @@ def test_each_complete_file_is_analysed_once(platform_case, speckle, tiny_model,
     )
 
 
+def test_records_are_not_read_again_unless_a_file_has_changed(platform_case, speckle, tmp_path, monkeypatch):
+    """A folder of thousands of cases that are done costs a look at their files a pass, not a reading of their
+    records; a stack that is written anew, and a result that is taken away, are seen."""
+    settings = PredictSettings(output_dir=tmp_path / "out", model_dir=tmp_path)
+    maker = Maker("0", "m", "x", {})
+    stacks = tmp_path / "stacks"
+    stacks.mkdir()
+    for name in "ab":
+        stack = platform_case.write_sweep(speckle(4)).rename(stacks / f"{name}.mha")
+        case_dir = settings.output_dir / name
+        case_dir.mkdir(parents=True)
+        (case_dir / FRAME_NUMBER_FILE).write_text("3")
+        write_record(case_dir, stack, maker, ResultRow(name))
+    read = []
+
+    def counted(case_dir, *rest):
+        read.append(case_dir.name)
+        return recorded_row(case_dir, *rest)
+
+    monkeypatch.setattr("algorithm.watch.recorded_row", counted)
+    watcher = watch._Watcher(stacks, settings, maker, None, None)
+    assert [list(watcher._new(0.0)) for _ in range(3)] == [[], [], []]
+    assert sorted(read) == ["a", "b"]
+    os.utime(stacks / "a.mha", (1, 1))
+    (settings.output_dir / "b" / FRAME_NUMBER_FILE).unlink()
+    assert [sweep.case for sweep in watcher._new(0.0)] == ["a", "b"]
+    assert sorted(read) == ["a", "a", "b", "b"]
+
+
 def test_a_watcher_is_told_what_predict_is_told(tmp_path):
     """Pixel size, DICOM results and pages: what holds for every case is asked for alike."""
     words = ["--spacing-mm", "0.5", "--dicom", "--no-page", "--verbose", "--device", "cpu", "--batch-frames", "3"]
@@ -145,6 +180,36 @@ def test_health_asks_the_server():
         thread.join()
     with pytest.raises(AcouslicError, match="nothing answers on port"):
         check_server(server.server_port)
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("python3 -m algorithm serve --port 80", True),
+        ("/opt/python -P -m acouslic_cli serve", True),
+        ("python3 -m algorithm predict serve --output x", False),
+        ("python3 -m algorithm health", False),
+    ],
+)
+def test_a_server_is_known_by_its_command(command, expected, tmp_path):
+    """A container that runs `predict` holds no server, and is not called unwell for that."""
+    for number, words in (("1", "sh -c true"), ("7", command), ("self", "python3 -m algorithm serve")):
+        (tmp_path / number).mkdir()
+        (tmp_path / number / "cmdline").write_bytes(words.replace(" ", "\0").encode() + b"\0")
+    assert is_server_here(tmp_path) is expected
+
+
+def test_no_server_is_well_only_where_that_is_asked(monkeypatch, capsys):
+    """`health --if-serving` beside no server: 0; `health`: 1 and a sentence; beside one that does not answer: 1."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    monkeypatch.setattr("algorithm.health.is_server_here", lambda: False)
+    assert main(["health", "--port", port, "--if-serving"]) == 0
+    assert main(["health", "--port", port]) == 1
+    monkeypatch.setattr("algorithm.health.is_server_here", lambda: True)
+    assert main(["health", "--port", port, "--if-serving"]) == 1
+    assert capsys.readouterr().err.count("nothing answers on port") == 2
 
 
 def test_a_log_of_json_lines():
