@@ -6,7 +6,6 @@ more are answered 503 at once. A request has no body; a large one is refused unr
 """
 
 import contextlib
-import importlib
 import logging
 import os
 import resource
@@ -46,8 +45,6 @@ _OTHER_FILES = 100
 """What the program itself needs of the files it may have open."""
 _STOP_PATIENCE_S = 3.0
 """The platform kills what has not ended 5 s after SIGTERM."""
-_FIRST_USED = ("acouslic.reading.tiff", "tifffile", "imagecodecs", "numpy.ma")
-"""What the first case would import. No other thread runs Python while a module is read, so health would wait."""
 
 log = logging.getLogger(__name__)
 
@@ -114,8 +111,7 @@ class Service:
         from algorithm.pipeline import Pipeline
 
         pipeline = Pipeline.load(model_dir, device=device, batch_frames=batch_frames, import_s=process_age_s())
-        for name in _FIRST_USED:
-            importlib.import_module(name)
+        _import_first_used()
         return pipeline
 
     def _run_case(self, pipeline: "Pipeline") -> None:
@@ -125,6 +121,17 @@ class Service:
             sweep = find_sweep_input(self._input_dir)
             with contextlib.closing(FrameStream(sweep.path, stills=False)) as stream:
                 pipeline.run_stream(stream, self._output_dir, sweep.case, writing=self.writing)
+
+
+def _import_first_used() -> None:
+    """What the first case would import. No other thread runs Python while a module is read: health would wait."""
+    import imagecodecs  # noqa: F401 - it is there, that is all
+    import numpy.ma  # noqa: F401 - likewise
+
+    import acouslic.reading.tiff  # noqa: F401 - likewise
+    from acouslic.reading.tiff_pages import load_tifffile
+
+    load_tifffile()
 
 
 def serve(
