@@ -27,7 +27,7 @@ _ADLER_MODULUS = 65521
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a whole file, or nothing: see `_replacing`."""
-    with _replacing(path) as file:
+    with replacing(path) as file:
         file.write(content)
 
 
@@ -106,7 +106,7 @@ def check_outputs(output_dir: Path, stack: StackHeader) -> None:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file that takes the name `path` when the block ends well, and vanishes when it does not.
 
     Missing folders are made. Raises AcouslicError where the disk is full or the folder cannot be written.

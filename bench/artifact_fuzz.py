@@ -5,7 +5,7 @@
 
 A fault is anything else: an error that is not for the user, a sentence that is long or not printable, more than
 LONGEST_S or MOST_BYTES. Damage goes into the manifest, an adapter's settings, the headers and numbers of the
-weights, and the folder itself; hashes are mended after most of it, as somebody would who builds an artifact by hand.
+weights, and the folder itself; after most of it the hashes are mended, as by somebody who builds an artifact by hand.
 The last line is a JSON object; the exit code is 1 where there are faults. The same seed gives the same damage.
 """
 
@@ -199,7 +199,7 @@ def damage_adapter_settings(folder: Path, chance: random.Random) -> None:
 
 
 def damage_bytes(folder: Path, chance: random.Random) -> None:
-    """A few bytes of any file, or its end; hashes mended but for the manifest, whose bytes nothing vouches for."""
+    """A few bytes of any file, or its end; hashes mended, except the manifest's own, which stands nowhere."""
     path = chance.choice(sorted(one for one in folder.rglob("*") if one.is_file()))
     content = bytearray(path.read_bytes())
     for _ in range(chance.choice((1, 3, 30))):

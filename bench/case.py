@@ -10,8 +10,8 @@ A (`straightforward.py`) runs on a few frames, spread evenly over the stack, as 
 under autocast; its time for the case is extrapolated (`sides.extrapolate`). B is `python -m algorithm exec` on the
 whole case, timed from outside. Both take turns on the same files. Then B repeats A's frames: every probability in
 float32, for the bound of 1e-4, and in half precision; the chosen frame exhaustively, which is what A does, and as the
-manifest has it. `consequence` is what the precision that B chose does to its answer on those frames: against B in
-float32, the chosen frame, the frames called positive and the millimetres. The last line is a JSON object.
+manifest has it. `consequence` compares B's answer on those frames in the precision that it chose with its answer in
+float32: the chosen frame, the frames called positive and the millimetres. The last line is a JSON object.
 """
 
 import argparse

@@ -5,8 +5,8 @@
 Builds the cases in the platform's layout in a temporary folder (compressed stacks of 840 x 562 x 744), packs the ground
 truth, measures what one worker does of each case, and runs the whole container: start, workers, report. The official
 evaluator no longer runs (its libraries are retired), so its documented 5 to 7 s a case are the yardstick. Seconds a
-case are CPU time of one process: on a machine that does nothing else, the time that passes, which stands beside it. The
-last line is JSON.
+case are CPU time of one process. The time that passed stands beside it; on an idle machine the two agree. The last line
+is JSON.
 """
 
 import argparse

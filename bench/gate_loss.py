@@ -3,11 +3,11 @@
     python bench/gate_loss.py --model ARTIFACT --release DIR [--cases 24] [--cache DIR]
 
 Every case of the release (raw layout, masks included) is scored once, by every member and by the averaged gate on every
-frame; each combination of settings is then replayed from that record (`recorded_scores.py`). Against the exhaustive run
-are compared: the challenge's score of the chosen frame (the same in at least 98 % of cases is the bound) and frame F1
-over all frames at the manifest's presence threshold (within 0.005). Time is that of the recorded passes, as a share of
-the exhaustive one's. Listed are the artifact's own settings, the defaults, and those that nothing beats in both time
-and loss. The last line is a JSON object, its `chosen` the fastest settings within the bounds.
+frame; each combination of settings is then replayed from that record (`recorded_scores.py`). Two things are compared
+with the exhaustive run: the challenge's score of the chosen frame (bound: the same in at least 98 % of cases) and frame
+F1 over all frames at the manifest's presence threshold (bound: within 0.005). Time is that of the recorded passes, as a
+share of the exhaustive one's. The table lists the artifact's own settings, the defaults, and those that nothing beats
+in both time and loss. The last line is a JSON object, its `chosen` the fastest settings within the bounds.
 """
 
 import argparse

@@ -165,7 +165,7 @@ def measure(args: argparse.Namespace, work: Path) -> tuple[dict[str, Any], str]:
     _say(f"{device} ({reason}), {dtype}; making the artifact and the case")
     sweep = generated_sweep(work, frames=args.case_frames, rows=args.rows)
     sizes = {"config": args.config, "members": args.members, "adapted_blocks": args.adapted_blocks}
-    # Frames of one case look alike to random weights, and what they hardly tell apart no precision keeps in order.
+    # Frames of one case look alike to random weights, and no precision keeps the order of what they hardly tell apart.
     varied = varied_sweep(work / f"varied-{args.parity_frames}.mha", frames=args.parity_frames, rows=args.rows)
     random = random_model(work, varied, keep_share=args.keep_share, device=args.device, **sizes)
     models = {}

@@ -3,9 +3,9 @@
     python bench/interval_coverage.py [--samples 2000]
 
 Test sets are drawn from a population whose true F1 is known. Most of its cases are nearly right; in one of seven a run
-of frames is called wrongly or most of the positive frames are missed, so that few cases carry most errors, as the
-stand-in's do. Compared are the interval of the report, the percentiles of a bootstrap over cases, and scipy's BCa.
-1,000 samples took four minutes on a busy machine; the last line is JSON.
+of frames is called wrongly or most of the positive frames are missed, so that a few cases carry most errors, as in the
+stand-in data. The interval of the report is compared with the percentiles of a bootstrap over cases and with scipy's
+BCa. 1,000 samples took four minutes on a busy machine; the last line is JSON.
 """
 
 import argparse
@@ -13,10 +13,9 @@ import json
 from collections.abc import Callable
 
 import numpy as np
-from scipy import stats
 
 from evaluation.metrics.frame_f1 import ConfusionCounts
-from evaluation.metrics.intervals import f1_interval
+from evaluation.metrics.intervals import bootstrap_of_ratio, f1_interval
 
 CASES = (6, 12, 24, 40, 100)
 SEED = 20261129
@@ -60,15 +59,7 @@ def bootstrap_interval(counts: Counts, method: str, resamples: int = 1000) -> tu
     """scipy's, over cases."""
     hits = np.array([2 * case.tp for case in counts])
     totals = hits + [case.fp + case.fn for case in counts]
-    found = stats.bootstrap(
-        (np.arange(len(counts)),),
-        lambda drawn, axis: hits[drawn].sum(axis=axis) / totals[drawn].sum(axis=axis),
-        n_resamples=resamples,
-        vectorized=True,
-        method=method,
-        rng=np.random.default_rng(SEED),
-    ).confidence_interval
-    return float(found.low), float(found.high)
+    return bootstrap_of_ratio(hits, totals, method, resamples, SEED)
 
 
 def coverage(method: Method, cases: int, samples: int, truth: float, seed: int = SEED) -> dict[str, float]:

@@ -9,7 +9,8 @@ SIGKILL comes at a random moment of that time and a little after. Counted as fau
   or the signal itself before the program had begun (and for SIGKILL);
 - anything on stderr but the one sentence of a run that was stopped; a traceback anywhere;
 - a result in part: exec and serve leave all files or none (after SIGKILL no frame number without the rest), predict a
-  whole folder of a case or none, and a table that lists what is complete; fit a folder that the same command ends;
+  whole folder of a case or none, and a table that lists what is complete; fit a folder that the same command can
+  finish;
 - serve: an answer 201 without the whole result, or an end later than 5 s after SIGTERM.
 
 The stacks are generated and tiny, so that a run takes seconds. The last line is a JSON object with `faults`.
@@ -51,7 +52,7 @@ _AFTER = 1.1
 """Moments are drawn from so much of the time that a run takes."""
 _END_S = 120
 _GO_ON_EVERY = 10
-"""Of so many stopped trainings one is given again, and must end."""
+"""One of so many stopped trainings is started again, and must finish."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class Setting:
         return endings, found
 
     def go_on(self, mode: Mode, output: Path, number: int) -> list[str]:
-        """The same command again, which must end what was stopped."""
+        """The same command again, which must finish what was stopped."""
         ended = subprocess.run(
             mode.command(output), env=self.variables(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )

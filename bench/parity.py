@@ -2,8 +2,8 @@
 
     python bench/parity.py --model ARTIFACT SWEEP...
 
-Probabilities within 0.02 each, rank correlation of a case's frames above 0.999, and the same frame chosen in at least
-98 % of cases are what half precision must keep. The last line is a JSON object; `--probabilities` puts every member's
+Half precision must keep each probability within 0.02, the rank correlation of a case's frames above 0.999, and the
+chosen frame in at least 98 % of cases. The last line is a JSON object; `--probabilities` puts every member's
 probabilities into it, for comparison with another implementation.
 """
 

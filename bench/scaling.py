@@ -4,8 +4,8 @@
     python bench/scaling.py --config vit-l-14    as submitted; hours on a CPU, minutes on a GPU
 
 Frames: whole processes (`python -m algorithm exec`, exhaustive) on stacks of speckle in the challenge's frame size.
-Expected is a straight line, and memory that does not grow but for the resized frames themselves and what the decoder
-may be ahead. Members and batches: scoring alone, in this process, of the same frames. The last line is a JSON object.
+Time should grow in a straight line, and memory only by the resized frames themselves and what the decoder may be ahead.
+Members and batches: scoring alone, in this process, of the same frames. The last line is a JSON object.
 """
 
 import argparse

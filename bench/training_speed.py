@@ -4,10 +4,9 @@
 
 Side A is `setting/straightforward_training.py` (open_clip, peft, torchvision, Lightning); side B is `training fit`.
 With `--against` a checkout of an older version is a third side. The sides take turns, each in a process of its own, and
-a step is timed from end to end, its reading included; without a GPU by the processor's time, so that other work on the
-machine does not count. Without a cache, cases are drawn and prepared first (a minute);
-without a tower it is one of six blocks of width 256, small enough for a CPU. On a GPU name FetalCLIP's configuration
-and `--precision bf16-mixed`.
+a step is timed from end to end, reading included. Without a GPU the processor's time is taken, so that other work on
+the machine does not count. Without a cache, cases are drawn and prepared first (a minute); without a tower it is one of
+six blocks of width 256, small enough for a CPU. On a GPU name FetalCLIP's configuration and `--precision bf16-mixed`.
 
 What is counted of one step: operators that run on the device (`kernels_per_step`), values that the host waits for
 (`host_waits_per_step`), and the share of its time that is no pass of the tower (`not_tower_share`). `share_of_peak` is

@@ -4,14 +4,13 @@ import argparse
 import gzip
 import io
 import json
-import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from acouslic.errors import AcouslicError
 from acouslic.release import SWEEP_COLUMNS
+from acouslic.write import replacing
 from evaluation.inputs.ground_truth import (
     CIRCUMFERENCE_FILE,
     INDEX_FILE,
@@ -53,20 +52,8 @@ def pack(sources: dict[str, TruthSource], out: Path) -> None:
     Names are sorted; times, owners and modes are fixed, so that the same release gives the same bytes. Written under a
     temporary name: an interrupted run leaves no archive.
     """
-    temporary = out.with_name(f".{out.name}.partial")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                _write_archive(sources, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(out)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise AcouslicError(f"{out} could not be written: {error.strerror or error}") from error
+    with replacing(out) as file:
+        _write_archive(sources, file)
 
 
 def _write_archive(sources: dict[str, TruthSource], file: BinaryIO) -> None:

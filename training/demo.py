@@ -3,11 +3,11 @@
     python -m training demo [--out model/demo] [--work FOLDER]
 
 The same modules as any other training, in the same order: generate, prepare, split, fit, export. First the tower
-learns, in two stages and with all heads, on half-size sweeps (they are drawn four times as fast), of which the second
-shows mostly what the first took for an abdomen; it is then frozen, and three members with LoRA in its last blocks learn
-on full-size sweeps of other cases, one a fold of subjects. An ended command goes on where it stopped when it is given
-the same `--work`. Nothing here has seen ultrasound: the demo shows that everything runs and is never to be used on a
-patient.
+learns, in two stages and with all heads, on half-size sweeps, which are drawn four times as fast. The second stage
+shows mostly what the first took for an abdomen. Then the tower is frozen, and three members with LoRA in its last
+blocks learn on full-size sweeps of other cases, one member a fold of subjects. An ended command goes on where it
+stopped when it is given the same `--work`. Nothing here has seen ultrasound: the demo shows that everything runs and is
+never to be used on a patient.
 
 Measured for the committed artifact on 50 generated cases of other seeds (`generate --cases 12 --seed 20002`, likewise
 20260, 30003 and 40004, and `--cases 2 --seed 50005`, then `algorithm predict` and `evaluation local`): the chosen frame
@@ -114,25 +114,16 @@ FIRST_PRETRAINING = TrainSettings(
 
 SECOND_PRETRAINING = replace(
     FIRST_PRETRAINING,
-    sampling=SamplingSettings(negatives_per_positive=2.0, hard_share=0.75, validation_stride=4),
+    sampling=replace(FIRST_PRETRAINING.sampling, hard_share=0.75),
 )
 """The second starts from there and shows mostly what the first took for an abdomen."""
 
-MEMBER = TrainSettings(
+MEMBER = replace(
+    FIRST_PRETRAINING,
     tower=TowerSource(kept_patches="fan"),
     adapter=AdapterSettings(rank=8, alpha=16, dropout=0.05, last_blocks=3),
-    heads=HeadSettings(filters=8, decoder_grid=6),
-    sampling=SamplingSettings(negatives_per_positive=2.0, hard_share=0.5, validation_stride=4),
-    augment=_AUGMENT,
-    optimiser=OptimiserSettings(
-        learning_rate=7e-4,
-        decoder_learning_rate=2e-3,
-        warmup_share=0.1,
-        batch_size=32,
-        ema_decay=0.98,
-        keep="last",
-        patience_epochs=None,
-    ),
+    sampling=replace(FIRST_PRETRAINING.sampling, hard_share=0.5),
+    optimiser=replace(FIRST_PRETRAINING.optimiser, learning_rate=7e-4, warmup_share=0.1, ema_decay=0.98),
 )
 """A member's: adapters in the last three blocks, and heads."""
 

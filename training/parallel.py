@@ -26,7 +26,7 @@ class _Running:
     process: subprocess.Popen[bytes]
     log: Path
     place: int
-    """Which of the processes that run at once it is, from 0: decides its GPU."""
+    """Its number among the processes that run at once, from 0; decides its GPU."""
 
 
 @dataclass

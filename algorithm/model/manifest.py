@@ -7,6 +7,7 @@ path. Defaults are those of a submitted run; a written manifest always states ev
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -309,6 +310,27 @@ class Manifest:
             raise ValueError(
                 f"scoring.gate_member {self.scoring.gate_member} is not one of {len(self.members)} members"
             )
+
+
+def untuned_manifest(
+    name: str,
+    tower: TowerConfig,
+    members: Iterable[MemberConfig],
+    provenance: Provenance,
+    preprocessing: PreprocessingConfig | None = None,
+) -> Manifest:
+    """Of members before anything is fitted to them: thresholds, scoring and selection at their defaults."""
+    return Manifest(
+        SCHEMA_VERSION,
+        name,
+        tower,
+        preprocessing or PreprocessingConfig(),
+        tuple(members),
+        Thresholds(),
+        ScoringConfig(),
+        SelectionConfig(),
+        provenance,
+    )
 
 
 def read_manifest(folder: Path) -> Manifest:

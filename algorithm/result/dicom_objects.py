@@ -116,14 +116,9 @@ def _segmentation(result: CaseResult, source: _SourceFrame, maker: Maker) -> "Da
         pixel_array=result.mask.astype(np.uint8)[np.newaxis],
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=[description],
-        series_instance_uid=hd.UID(),
-        series_number=_SERIES_NUMBERS[0],
-        sop_instance_uid=hd.UID(),
-        instance_number=1,
         content_label=_CONTENT_LABEL,
         content_description=SERIES_DESCRIPTION,
-        series_description=SERIES_DESCRIPTION,
-        **_equipment(maker),
+        **_only_of_its_series(_SERIES_NUMBERS[0], maker),
     )
     # Without a frame of reference an image has to say how it lies, if only that nobody knows.
     segmentation.PatientOrientation = source.dataset.get("PatientOrientation") or None
@@ -176,15 +171,10 @@ def _report(ellipse: Ellipse, circumference_mm: float, source: _SourceFrame, mak
     return hd.sr.ComprehensiveSR(
         evidence=[source.dataset],
         content=content,
-        series_instance_uid=hd.UID(),
-        series_number=_SERIES_NUMBERS[1],
-        sop_instance_uid=hd.UID(),
-        instance_number=1,
         is_complete=True,
         is_final=False,
         is_verified=False,
-        series_description=SERIES_DESCRIPTION,
-        **_equipment(maker),
+        **_only_of_its_series(_SERIES_NUMBERS[1], maker),
     )
 
 
@@ -243,8 +233,16 @@ def _algorithm_name(maker: Maker) -> str:
     return f"acouslic-fetal-abdomen, model {maker.model}"[:64]
 
 
-def _equipment(maker: Maker) -> dict[str, Any]:
+def _only_of_its_series(series_number: int, maker: Maker) -> dict[str, Any]:
+    """What makes an object the one instance of a new series, and what made it."""
+    import highdicom as hd
+
     return {
+        "series_instance_uid": hd.UID(),
+        "series_number": series_number,
+        "series_description": SERIES_DESCRIPTION,
+        "sop_instance_uid": hd.UID(),
+        "instance_number": 1,
         "manufacturer": _MANUFACTURER,
         "manufacturer_model_name": _algorithm_name(maker),
         "software_versions": maker.version,

@@ -1,8 +1,8 @@
 """How many floating point operations the arithmetic asks for, by formula: two a multiply-add.
 
-Counted are the products: patch embedding, linear layers, attention (queries by keys, weights by values), projection,
-heads and the decoders' convolutions. Norms, softmax, activations and additions are not: they are what a share of the
-matrix peak is lost to. Equal to `torch.utils.flop_counter` on `tower.Tower` (test_bench_flops.py).
+It counts the products: patch embedding, linear layers, attention (queries by keys, weights by values), projection,
+heads and the decoders' convolutions. It leaves out norms, softmax, activations and additions: they are where a share of
+the matrix peak goes. Equal to `torch.utils.flop_counter` on `tower.Tower` (test_bench_flops.py).
 """
 
 from collections.abc import Collection, Sequence

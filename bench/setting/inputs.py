@@ -61,7 +61,8 @@ def with_scoring(model: Path, folder: Path, scoring: ScoringConfig) -> Path:
 
 
 def with_precision_refused(model: Path, folder: Path) -> Path:
-    """The artifact `model` as one that no half precision suits, in `folder`: it runs in float32 everywhere."""
+    """The artifact `model` in `folder`, with a manifest that finds no half precision good enough: it runs in float32
+    everywhere."""
     refused = HalfPrecision(frames=1, float16=1.0, bfloat16=1.0)
     return _with_manifest(model, folder, dataclasses.replace(read_manifest(model), half_precision=refused))
 

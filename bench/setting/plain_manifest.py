@@ -4,34 +4,22 @@ import dataclasses
 from collections.abc import Sequence
 
 from algorithm.model.manifest import (
-    SCHEMA_VERSION,
     DecoderConfig,
     Manifest,
     MemberConfig,
     PreprocessingConfig,
     Provenance,
-    ScoringConfig,
     SelectionConfig,
-    Thresholds,
     TowerConfig,
+    untuned_manifest,
 )
 
 
 def plain_manifest(config: TowerConfig, members: Sequence[MemberConfig]) -> Manifest:
     """The manifest of random members, every setting at its default."""
-    return Manifest(
-        schema_version=SCHEMA_VERSION,
-        name=f"random, {config.layers} blocks of width {config.width}, {len(members)} members",
-        tower=config,
-        preprocessing=PreprocessingConfig(),
-        members=tuple(members),
-        thresholds=Thresholds(),
-        scoring=ScoringConfig(),
-        selection=SelectionConfig(),
-        provenance=Provenance(
-            "random numbers", "none needed", "none", "none needed", "bench/setting/random_artifact.py"
-        ),
-    )
+    name = f"random, {config.layers} blocks of width {config.width}, {len(members)} members"
+    source = Provenance("random numbers", "none needed", "none", "none needed", "bench/setting/random_artifact.py")
+    return untuned_manifest(name, config, members, source)
 
 
 def drawn_manifest(name: str, image_size: int) -> Manifest:

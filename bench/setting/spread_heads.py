@@ -1,8 +1,8 @@
 """Gives a random artifact opinions: heads that tell the frames of one case apart, as trained heads do.
 
-Random heads hardly do, since a random tower embeds the frames of one case nearly alike: which frame is best would then
-hang on the last bits, and so would every comparison of chosen frames and of rank correlations. Here each member's heads
-look along the directions in which its embeddings of the case's frames differ most, scaled to logits of unit spread.
+Random heads hardly do: a random tower embeds the frames of one case nearly alike. Which frame is best would then depend
+on the last bits, and so would every comparison of chosen frames and of rank correlations. Here each member's heads look
+along the directions in which its embeddings of the case's frames differ most, scaled to logits of unit spread.
 """
 
 import contextlib

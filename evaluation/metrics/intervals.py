@@ -60,6 +60,14 @@ def mean_interval(values: np.ndarray, units: np.ndarray, resamples: int = RESAMP
     estimate = float(values[known].mean())
     if np.ptp(values[known]) == 0:
         return Interval(estimate, estimate, estimate)
+    lower, upper = bootstrap_of_ratio(sums, counts, "BCa", resamples)
+    return Interval(estimate, lower, upper) if np.isfinite([lower, upper]).all() else None
+
+
+def bootstrap_of_ratio(
+    sums: np.ndarray, counts: np.ndarray, method: str, resamples: int, seed: int = SEED
+) -> tuple[float, float]:
+    """scipy's interval of sum(sums) / sum(counts), one of each a unit, float (n,); NaN where `method` finds no ends."""
     # Numbered units instead of two samples: a bootstrap of pairs would draw the same units for both anyway.
     found = stats.bootstrap(
         (np.arange(len(sums)),),
@@ -68,12 +76,10 @@ def mean_interval(values: np.ndarray, units: np.ndarray, resamples: int = RESAMP
         batch=_RESAMPLES_AT_ONCE,
         vectorized=True,
         confidence_level=_LEVEL,
-        method="BCa",
-        rng=np.random.default_rng(SEED),
+        method=method,
+        rng=np.random.default_rng(seed),
     ).confidence_interval
-    if not np.isfinite([found.low, found.high]).all():
-        return None
-    return Interval(estimate, float(found.low), float(found.high))
+    return float(found.low), float(found.high)
 
 
 def f1_interval(counts: Sequence[ConfusionCounts], units: np.ndarray) -> Interval | None:

@@ -1,7 +1,6 @@
 """Checkpoints of the published code, made up in its shape, against an open_clip and peft rebuild of its models."""
 
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 
 import open_clip
@@ -27,13 +26,7 @@ TAPS = (3, 4, 6, 12)  # 6, 8, 12, 24 of the published 24 blocks
 IMAGE = 112
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small only wait for a second thread, all the more on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Wrapped(nn.Module):

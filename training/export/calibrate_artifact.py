@@ -133,7 +133,7 @@ def _score_members(
 
 
 def _uncertain_frames(scored: Sequence[OutOfFold], cache: Cache, count: int) -> torch.Tensor:
-    """Of each member's frames those it is least certain of, uint8 (about `count` in all, S, S)."""
+    """The frames that each member is least certain of, uint8 (about `count` in all, S, S)."""
     frames = []
     for member in scored:
         rows = np.sort(np.argsort(np.abs(member.presence_logit), kind="stable")[: max(1, count // len(scored))])

@@ -20,15 +20,12 @@ from torch import Tensor
 from acouslic.errors import AcouslicError
 from algorithm.model.artifact import MemberState, write_artifact
 from algorithm.model.manifest import (
-    SCHEMA_VERSION,
     Manifest,
     MemberConfig,
     PreprocessingConfig,
     Provenance,
-    ScoringConfig,
-    SelectionConfig,
-    Thresholds,
     TowerConfig,
+    untuned_manifest,
 )
 from algorithm.model.open_clip_weights import tower_config_from_open_clip, visual_state
 from training.export.model_card import write_card_beside
@@ -87,17 +84,8 @@ def import_published(
         print(note)
     if not any(member.decoder for member in members):
         raise AcouslicError("none of the checkpoints has a decoder, so no mask could be drawn: add a segmentation one")
-    manifest = Manifest(
-        schema_version=SCHEMA_VERSION,
-        name=name,
-        tower=config,
-        preprocessing=PreprocessingConfig(antialias=False),
-        members=tuple(members),
-        thresholds=Thresholds(),
-        scoring=ScoringConfig(),
-        selection=SelectionConfig(),
-        provenance=_provenance(checkpoints, weights, notes),
-    )
+    provenance = _provenance(checkpoints, weights, notes)
+    manifest = untuned_manifest(name, config, members, provenance, PreprocessingConfig(antialias=False))
     tower = {
         key: tensor.to(torch.float16 if half else torch.float32) for key, tensor in tower_state(base, config).items()
     }

@@ -3,7 +3,7 @@
     python -m training precision MODEL SWEEP... [--frames 128] [--whole-cases] [--device cpu|cuda]
 
 The command measures on frames spread evenly over the sweeps and writes what it found into the artifact's manifest;
-`export` does the same on validation frames. The algorithm then leaves a type alone that takes a probability further
+`export` does the same on validation frames. The algorithm then does not use a type that takes a probability further
 than it may (`algorithm.engine.device.choose_precision`).
 
 With `--whole-cases` it also analyses each sweep in float32 and in the half types that the device is fast in, and writes

@@ -1,7 +1,8 @@
 """Holds a written artifact against the networks that were trained, before anyone gets to see it.
 
-Twice. On the tower as it is stored, rounded or not, both must say the same but for the order of sums: a wrong bias, a
-lost adapter or masks that are too large show here. And what rounding the tower costs is bounded by itself.
+It does so twice. On the tower as it is stored, rounded or not, both must say the same, apart from the order of sums:
+this shows a wrong bias, a lost adapter or masks that are too large. What rounding the tower costs has a bound of its
+own.
 """
 
 import math

@@ -15,15 +15,7 @@ from acouslic.errors import AcouslicError
 from algorithm.model.artifact import HEADS_FILE, Artifact, MemberState
 from algorithm.model.heads import Heads
 from algorithm.model.lora import read_adapter
-from algorithm.model.manifest import (
-    SCHEMA_VERSION,
-    Manifest,
-    MemberConfig,
-    Provenance,
-    ScoringConfig,
-    SelectionConfig,
-    Thresholds,
-)
+from algorithm.model.manifest import MemberConfig, Provenance, untuned_manifest
 from algorithm.model.tower import linear_shapes, tower_from_state
 from training.judge.calibrate import Calibration, calibrate_member
 from training.learn.out_of_fold import OutOfFold, read_out_of_fold
@@ -99,17 +91,9 @@ def artifact_of(members: Sequence[TrainedMember], loaded: LoadedTower) -> Artifa
     """The members on their tower as an artifact in memory, to be asked as inference asks; never written, so it has no
     provenance."""
     shapes = linear_shapes(loaded.config)
-    manifest = Manifest(
-        schema_version=SCHEMA_VERSION,
-        name="members in memory",
-        tower=loaded.config,
-        preprocessing=loaded.preprocessing,
-        members=tuple(replace(member.config, **vars(member.calibration)) for member in members),
-        thresholds=Thresholds(),
-        scoring=ScoringConfig(),
-        selection=SelectionConfig(),
-        provenance=Provenance("", "", "", "", ""),
-    )
+    configs = (replace(member.config, **vars(member.calibration)) for member in members)
+    unknown = Provenance("", "", "", "", "")
+    manifest = untuned_manifest("members in memory", loaded.config, configs, unknown, loaded.preprocessing)
     states = tuple(
         MemberState(read_adapter(member.folder.member, shapes) if member.config.adapter else None, member.heads)
         for member in members

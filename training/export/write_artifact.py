@@ -67,9 +67,9 @@ class ExportSettings:
         selection: how the frame is chosen and outlined.
         fit_half_way: let each case set the scale for its frames, as chosen on the validation cases; a half-way reading
             given in `selection` is taken as it is.
-        precision_frames: on about how many validation frames half precision is measured, at least one a member; 0 for
-            not at all. Five ViT-L/14 members on 128 take a quarter of an hour on two cores, seconds on a GPU.
-        device: where that is done; without one on a usable GPU, else the CPU.
+        precision_frames: half precision is measured on about so many validation frames, at least one a member; 0 is
+            none. Five ViT-L/14 members on 128 take a quarter of an hour on two cores, seconds on a GPU.
+        device: where that is done; by default on a usable GPU, else on the CPU.
     """
 
     tower: str
@@ -172,7 +172,7 @@ def _provenance(members: Sequence[TrainedMember], settings: ExportSettings, comm
 
 
 def _uncertain_frames(members: Sequence[TrainedMember], cache: Cache, count: int) -> Tensor:
-    """Of each member's validation frames those it is least certain of, uint8 (about `count` in all, S, S): a small
+    """The validation frames that each member is least certain of, uint8 (about `count` in all, S, S): a small
     change of a logit moves their probability most."""
     frames = []
     for member in members:

@@ -75,8 +75,8 @@ def best_f1(
 
 
 def frame_selection_score(probability: NDArray[np.float32], case: NDArray[np.int64], label: NDArray[np.uint8]) -> float:
-    """The challenge's WFSS, were each case's most probable frame chosen: 1 for the best kind of frame that it has, 0.6
-    for a suboptimal one where it has an optimal one, 0 for a frame without annotation; the mean over cases.
+    """The challenge's WFSS if each case's most probable frame were chosen: 1 for the best kind of frame that it has,
+    0.6 for a suboptimal one where it has an optimal one, 0 for a frame without annotation; the mean over cases.
 
     All are (frames,); `label` is 0, 1 optimal, 2 suboptimal. Every annotated frame of a case must be among them. Cases
     without one are left out; without any case 0.

@@ -24,7 +24,8 @@ from acouslic.errors import AcouslicError
 SAVE_EVERY_S = 600.0
 """Longest time between two checkpoints while a run trains."""
 _BEFORE_VALIDATION_S = 60.0
-"""A run that is about to validate writes one where the last is older than this: none can be written meanwhile."""
+"""A run that is about to validate writes one where the last is older than this: it can write none while it
+validates."""
 _AGREE_EVERY = 8
 """Several processes compare notes after so many steps: it makes them wait for each other."""
 

@@ -291,7 +291,7 @@ class FrameLearner(lightning.LightningModule):
             self._fitting.enter_context(frozen_in(self.network, dtype))
 
     def on_fit_end(self) -> None:
-        """The frozen tower is again to the bit what it was."""
+        """The frozen tower is what it was before, to the bit."""
         self._fitting.close()
 
 

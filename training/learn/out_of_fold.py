@@ -51,8 +51,8 @@ def score_out_of_fold(
 ) -> OutOfFold:
     """Score every frame of a table; with `limit` only the first ones and the first annotated one, the rest 0.
 
-    Under autocast to the half type that training would choose on `device`, whichever it had: temperatures and
-    thresholds come from thousands of frames, and do not feel what it rounds.
+    It computes under autocast to the half type that training would choose on `device`, whatever the training itself
+    used: temperatures and thresholds come from thousands of frames, and do not feel what it rounds.
     """
     network = network.to(device).eval()
     rows = np.arange(len(table))

@@ -28,8 +28,8 @@ LOG_EVERY = 10
 class MetricsCsv(Logger):
     """`metrics.csv`: a line a step that is logged, a column a figure, empty where a line has none.
 
-    A run that goes on writes on in the same file, from the step of its checkpoint; what came after that is struck out,
-    since it is trained again.
+    A run that goes on keeps writing to the same file, from the step of its checkpoint. Lines after that step are
+    removed, since those steps are trained again.
     """
 
     def __init__(self, path: Path, from_step: int) -> None:

@@ -2,7 +2,7 @@
 
     python -m training prepare --raw RELEASE --out CACHE [--image-size 224] [--jobs 2]
 
-First everything that could stop it is looked at: the table, every header, every mask, the free space. Missing files,
+It first looks at everything that could stop it: the table, every header, every mask, the free space. Missing files,
 other shapes, labels other than 0, 1 and 2, two labels in one frame and cases without an annotated frame (unless
 `--allow-unannotated`) end it there, before the long part, and are all listed. Then the frames are resized, by the code
 that inference uses. What a person should know but training can live with goes into `report.json` and to stdout: a

@@ -4,10 +4,10 @@
     python -m training split --protocol subject --csv CSV --runs RUNS [--folds 5] [--seed 1] [--out FILE]
 
 `paper` is the split of "Advancing Fetal Ultrasound Image Quality Assessment in Low-Resource Settings" (arXiv
-2507.22802): a fixed permutation of the table's uuids, 70, 10 and 20 %. It takes no care of subjects; how many cases
-have theirs in an earlier part is said on stderr. `subject` makes k folds that share no subject and have about the same
-share of cases with an optimal frame; member i of an ensemble validates on fold i and trains on the others. Which
-frames are optimal is read from RUNS, or from a prepared cache with `--cache CACHE` in its place.
+2507.22802): a fixed permutation of the table's uuids, 70, 10 and 20 %. It ignores subjects; stderr says how many cases
+have a subject who is also in an earlier part. `subject` makes k folds that share no subject and have about the same
+share of cases with an optimal frame; member i of an ensemble validates on fold i and trains on the others. Which frames
+are optimal is read from RUNS, or from a prepared cache with `--cache CACHE` in its place.
 
 Stdout is one JSON object: the counts of each part. Sweeps and frames are those that the paper uses, of sweeps with a
 circumference; positives are their frames with label 1 or 2, null where neither runs nor a cache are given.
