@@ -16,13 +16,14 @@ from algorithm.engine.ensemble import Ensemble
 from algorithm.frames.preprocess import normalise
 from algorithm.model.artifact import MemberState, load_artifact, write_artifact
 from algorithm.model.manifest import MANIFEST_FILE, HalfWay, Manifest, manifest_to_json
+from training.__main__ import main as training_main
 from training.export.calibrate_artifact import main as calibrate
 from training.export.pack import main as pack
 from training.export.trained_member import MovedTower, read_member, rebuild_network, shared_tower
-from training.export.write_artifact import find_runs, main
+from training.export.write_artifact import main
 from training.fit import main as fit
 from training.frames.dataset import table_of
-from training.learn.run_folder import RunFolder
+from training.learn.run_folder import RunFolder, find_runs
 from training.release.cache import Cache
 
 WORDS = [
@@ -368,3 +369,20 @@ def test_cache_and_tower_may_have_moved(tiny_training: Any, tmp_path: Path) -> N
     save_file(tower.state | {"proj": tower.state["proj"] + 1}, new / "tower.safetensors")
     with pytest.raises(AcouslicError, match="not the tower"):
         main([*to, *there])
+
+
+def test_the_report_before_an_export(runs: Path, tiny_training: Any, tmp_path: Path) -> None:
+    """Runs that are finished get the evaluation's own report on their validation cases, each fold a set, and the
+    picture of the worst frames; frames are read as the artifact reads them."""
+    assert training_main(["report", str(runs), "--out", str(tmp_path), "--worst", "3"]) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert "fold_2" in (tmp_path / "per_case.csv").read_text()
+    assert 0 <= metrics["intervals"]["frame_f1_all_frames"]["estimate"] <= 1
+    assert "<html" in (tmp_path / "report.html").read_text()
+    assert (tmp_path / "worst_frames.png").read_bytes().startswith(b"\x89PNG")
+    with np.load(tmp_path / "scores.npz") as table:
+        labels = {case.uuid: case.labels for case in Cache(tiny_training.cache).cases}
+        uuids = sorted(set(table["case"].tolist()))
+        assert uuids == sorted(labels)
+        assert table["chosen"].sum() == len(uuids)
+        np.testing.assert_array_equal(table["label"][table["case"] == uuids[0]], labels[uuids[0]])

@@ -9,7 +9,6 @@ them from there is measured on the least certain validation frames and goes into
 """
 
 import argparse
-import re
 import shlex
 import shutil
 import tempfile
@@ -45,7 +44,7 @@ from training.frames.dataset import table_of
 from training.judge.calibrate import judge_cases
 from training.judge.mask_threshold import choose_mask_threshold
 from training.judge.reading import choose_thresholds, describe_reading, read_cases
-from training.learn.run_folder import RunFolder, made_by
+from training.learn.run_folder import RunFolder, find_runs, made_by
 from training.release.cache import Cache
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -209,13 +208,3 @@ def main(arguments: list[str]) -> int:
     if options.pack is not None:
         write_archive(Path(options.out), Path(options.pack))
     return 0
-
-
-_FOLD = re.compile(r"fold_\d+")
-
-
-def find_runs(path: Path) -> list[RunFolder]:
-    """The run in `path`, or the runs of all folds in it."""
-    numbers = {int(fold.name.removeprefix("fold_")): fold for fold in path.glob("fold_*") if _FOLD.fullmatch(fold.name)}
-    folds = [numbers[number] for number in sorted(numbers)]
-    return [RunFolder(fold) for fold in folds] if folds else [RunFolder(path)]

@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import re
 import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -172,3 +173,13 @@ def _plain(value: Any) -> Any:
 def _same_result(first: TrainSettings, second: TrainSettings) -> bool:
     """Whether two settings train the same: a run may go on on another machine."""
     return replace(first, machine=second.machine) == second
+
+
+_FOLD = re.compile(r"fold_\d+")
+
+
+def find_runs(path: Path) -> list[RunFolder]:
+    """The run in `path`, or the runs of all folds in it."""
+    numbers = {int(fold.name.removeprefix("fold_")): fold for fold in path.glob("fold_*") if _FOLD.fullmatch(fold.name)}
+    folds = [numbers[number] for number in sorted(numbers)]
+    return [RunFolder(fold) for fold in folds] if folds else [RunFolder(path)]
