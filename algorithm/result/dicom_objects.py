@@ -7,6 +7,7 @@ highdicom, which is imported when the first one is written.
 import contextlib
 import copy
 import io
+import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -263,8 +264,10 @@ def _name(source: SourceFile) -> str:
 
 @contextlib.contextmanager
 def _without_values_of(header: StackHeader) -> Iterator[None]:
-    """Warnings and errors of pydicom and highdicom may quote values of the source: none of them goes further."""
+    """Warnings, errors and logs of pydicom and highdicom may quote values of the source: none of them goes further."""
     name = _name(header.sources[0])
+    for library in ("pydicom", "highdicom"):
+        logging.getLogger(library).setLevel(logging.CRITICAL + 1)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -191,6 +191,7 @@ def test_predict_from_dicom_to_dicom(tiny_model, run_algorithm, tmp_path, write_
     assert source_image.ReferencedSOPInstanceUID == sources[frame // 12].sop_instance_uid
     assert source_image.ReferencedFrameNumber == frame % 12 + 1
     assert "Doe" not in ended.stdout
+    assert "attributes" not in ended.stdout, "the libraries' own log"
     for path in (tmp_path / "out").rglob("*"):
         assert "Doe" not in path.name
         if path.is_file() and path.suffix not in (".dcm", ".png", ".mha"):

@@ -100,6 +100,9 @@ def test_a_server_lives_through_cases_failures_and_its_end(server, mounts, check
     assert second.scores != first.scores, "the second case's answer is the first one's"
 
     assert server.request("GET", "/health", 10)[0] == 200
+    check = server.docker.inspect(server.container)["Config"]["Healthcheck"]["Test"]
+    assert check[0] == "CMD"
+    server.docker("exec", server.container, *check[1:])
     assert len(server.processes()) == 1, server.processes()
     server.docker("kill", "--signal", "TERM", server.container)
     assert server.docker.wait(server.container, 5) == 0
@@ -122,6 +125,19 @@ def test_without_a_model_the_server_does_not_start(docker, invoke_image, mounts)
     assert ended.exit_code == 1
     assert "/opt/ml/model" in ended.last_line
     assert "mount" in ended.last_line
+
+
+def test_a_container_without_a_server_is_well(docker, invoke_image):
+    """The image's own health check in a container that does something else, as when it runs `predict`."""
+    container = docker.create(invoke_image, ["600"], ["--network", "none", "--entrypoint", "sleep"])
+    try:
+        docker("start", container)
+        check = docker.inspect(container)["Config"]["Healthcheck"]["Test"]
+        docker("exec", container, *check[1:])
+        told = docker("exec", container, "python3", "-m", "algorithm", "health", check=False)
+        assert (told.returncode, "nothing answers on port 4743" in told.stderr) == (1, True)
+    finally:
+        docker("rm", "--force", container)
 
 
 def test_exec_and_invoke_give_the_same_result(docker, server, exec_image, mounts):
