@@ -31,7 +31,7 @@ import numpy as np
 from bench.setting.machine import REPOSITORY, describe_machine, today
 from training.phantom.generate import write_stack
 
-_TINY = (12, 60, 80)
+TINY = (12, 60, 80)
 _LARGE = (140, 281, 372)
 _OVERHEAD_CASES = 1000
 _WORKER = re.compile(r"^worker (\d+) on ")
@@ -79,7 +79,7 @@ def measure_speed(root: Path, options: argparse.Namespace) -> tuple[dict[str, ob
 
 def measure_overhead(root: Path, options: argparse.Namespace) -> tuple[dict[str, object], list[str]]:
     """What two workers spend a case beyond `seconds`, the analysis with its files."""
-    stacks = make_stacks(root / "stacks", options.overhead_cases, _TINY)
+    stacks = make_stacks(root / "stacks", options.overhead_cases, TINY)
     output = root / "out"
     finish(start(stacks, output, options.model, 2))
     done_at = sorted((folder / "case.json").stat().st_mtime for folder in case_folders(output))
@@ -91,7 +91,7 @@ def measure_overhead(root: Path, options: argparse.Namespace) -> tuple[dict[str,
 
 def kill_workers(root: Path, options: argparse.Namespace) -> tuple[dict[str, object], list[str]]:
     """Random workers get SIGKILL while they work; then everything is compared with an undisturbed run."""
-    stacks = make_stacks(root / "stacks", options.cases, _TINY)
+    stacks = make_stacks(root / "stacks", options.cases, TINY)
     undisturbed, output = root / "undisturbed", root / "out"
     finish(start(stacks, undisturbed, options.model, 1))
     alive: list[int] = []
@@ -109,6 +109,13 @@ def kill_workers(root: Path, options: argparse.Namespace) -> tuple[dict[str, obj
             os.kill(victim, signal.SIGKILL)
             killed += 1
     faults = [] if process.returncode == 0 else [f"exit code {process.returncode}"]
+    return {"cases": options.cases, "kills": killed}, faults + compare_results(output, undisturbed)
+
+
+def compare_results(output: Path, undisturbed: Path) -> list[str]:
+    """Faults of a run whose workers died: each case once in the table, with the row and the mask of the other run, and
+    nothing left behind."""
+    faults = []
     expected, got = rows_of(undisturbed), rows_of(output)
     listed = [line.split(",")[0] for line in (output / "results.csv").read_text().splitlines()[1:]]
     if listed != sorted(expected):
@@ -119,7 +126,7 @@ def kill_workers(root: Path, options: argparse.Namespace) -> tuple[dict[str, obj
         elif mask_of(output, case) != mask_of(undisturbed, case):
             faults.append(f"{case}: another mask than undisturbed")
     faults += [f"left behind: {item.name}" for item in output.iterdir() if item.name.startswith(".")]
-    return {"cases": len(expected), "kills": killed}, faults
+    return faults
 
 
 def start(

@@ -9,9 +9,10 @@ SIGKILL comes at a random moment of that time and a little after. Counted as fau
   or the signal itself before the program had begun (and for SIGKILL);
 - anything on stderr but the one sentence of a run that was stopped; a traceback anywhere;
 - a result in part: exec and serve leave all files or none (after SIGKILL no frame number without the rest), predict a
-  whole folder of a case or none, and a table that lists what is complete; fit a folder that the same command can
-  finish;
-- serve: an answer 201 without the whole result, or an end later than 5 s after SIGTERM.
+  whole folder of a case or none, and a table that lists what is complete;
+- serve: an answer 201 without the whole result, or an end later than 5 s after SIGTERM;
+- fit: a last line that does not say what is kept, or a folder from which the same command, given again after each kill,
+  does not come to the same files, scores and weights, to the bit, as undisturbed.
 
 The stacks are generated and tiny, so that a run takes seconds. The last line is a JSON object with `faults`.
 """
@@ -31,17 +32,25 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from bench.setting.machine import REPOSITORY, today
+from bench.setting.stopped_run import (
+    END_S,
+    SIGNALS,
+    Ended,
+    Mode,
+    check_words,
+    files_below,
+    hear_interrupts,
+    stopped_run,
+)
+from bench.setting.stopped_training import StoppedTraining
 from training.phantom.generate import write_stack
 
-SIGNALS = (signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
-"""Drawn from; SIGTERM is what platforms and clusters send."""
 RESULT_FILES = {
     "fetal-abdomen-frame-number.json",
     "fetal-abdominal-circumference.json",
@@ -50,32 +59,6 @@ RESULT_FILES = {
 }
 _AFTER = 1.1
 """Moments are drawn from so much of the time that a run takes."""
-_END_S = 120
-_GO_ON_EVERY = 10
-"""One of so many stopped trainings is started again, and must finish."""
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A run that was stopped."""
-
-    number: int
-    code: int
-    seconds: float
-    """From the signal to the end."""
-    stderr: str
-    output: Path
-
-
-@dataclass(frozen=True)
-class Mode:
-    """A way to run the program, and what must hold when it was stopped."""
-
-    command: Callable[[Path], list[str]]
-    """Given the folder of the output."""
-    check: Callable[[Ended], list[str]]
-    """The faults."""
-    environment: Callable[[Path], dict[str, str]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -119,9 +102,8 @@ class Setting:
         """How `count` stopped runs of a mode ended, and the faults."""
         if name == "serve":
             return kill_servers(self, count)
-        if name == "fit":
-            self.prepare_training()
-        mode = {"exec": self.exec_mode, "predict": self.predict_mode, "fit": self.fit_mode}[name]()
+        training = StoppedTraining(self.root, self.variables()) if name == "fit" else None
+        mode = training.mode() if training else {"exec": self.exec_mode, "predict": self.predict_mode}[name]()
         start = time.monotonic()
         subprocess.run(
             mode.command(self.root / "whole"),
@@ -139,18 +121,12 @@ class Setting:
             )
             endings[_ending(ended.code)] += 1
             what = signal.Signals(ended.number).name
-            found += [f"kill {number} ({what}, exit {ended.code}): {fault}" for fault in mode.check(ended)]
-            if name == "fit" and number % _GO_ON_EVERY == 0:
-                found += self.go_on(mode, output, number)
+            faults = mode.check(ended)
+            if training:
+                faults += training.check_result(output, self.root / "whole")
+            found += [f"kill {number} ({what}, exit {ended.code}): {fault}" for fault in faults]
             shutil.rmtree(output, ignore_errors=True)
         return endings, found
-
-    def go_on(self, mode: Mode, output: Path, number: int) -> list[str]:
-        """The same command again, which must finish what was stopped."""
-        ended = subprocess.run(
-            mode.command(output), env=self.variables(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
-        return [f"kill {number}: it does not go on: {ended.stderr}"] if ended.returncode else []
 
     def variables(self) -> dict[str, str]:
         """The environment of a run."""
@@ -170,82 +146,6 @@ class Setting:
             check_predict,
             lambda _: {},
         )
-
-    def fit_mode(self) -> Mode:
-        """A tower of four blocks, two epochs."""
-        sizes = ["--adapter.rank=2", "--adapter.last_blocks=2", "--heads.filters=1", "--sampling.min_positive_pixels=1"]
-        words = [f"--cache={self.root / 'cache'}", "--machine.accelerator=cpu", "--machine.precision=32-true"]
-        words += ["--machine.threads=1", "--optimiser.batch_size=8", "--optimiser.epochs=2", "--augment.clahe=0"]
-        words += [f"--tower.config={self.root / 'tower.json'}", "--tower.random_init=true", *sizes]
-        words += ["--split", str(self.root / "split.json"), "--fold=1"]
-        command = [sys.executable, "-m", "training", "fit", *words]
-        return Mode(lambda output: [*command, f"--out={output}"], check_fit, lambda _: {})
-
-    def prepare_training(self) -> None:
-        """Seven generated cases of 2 x 24 frames at 28 pixels, and a tower to match."""
-        release, cache = self.root / "release", self.root / "cache"
-        vision = {"image_size": 28, "patch_size": 14, "width": 16, "layers": 4, "head_width": 8}
-        (self.root / "tower.json").write_text(json.dumps({"embed_dim": 8, "vision_cfg": vision}))
-        table = release / "circumferences" / "fetal_abdominal_circumferences_per_sweep.csv"
-        small = ["--cases=7", "--rows=120", "--sweeps=2", "--frames-per-sweep=24", "--seed=8"]
-        folds = ["--protocol=subject", "--folds=3", f"--csv={table}", f"--cache={cache}"]
-        for words in (
-            ["generate", f"--out={release}", *small],
-            ["prepare", f"--raw={release}", f"--out={cache}", "--image-size=28", "--antialias"],
-            ["split", *folds, f"--out={self.root / 'split.json'}"],
-        ):
-            command = [sys.executable, "-m", "training", *words]
-            subprocess.run(command, env=self.variables(), stdout=subprocess.DEVNULL, check=True)
-
-
-def stopped_run(mode: Mode, variables: dict[str, str], output: Path, number: int, delay_s: float) -> Ended:
-    """Start, wait, stop, and wait for the end."""
-    process = subprocess.Popen(
-        mode.command(output),
-        env=variables | mode.environment(output),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=_hear_interrupts,
-    )
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(delay_s)
-    stopped_at = time.monotonic()
-    process.send_signal(number)
-    try:
-        _, stderr = process.communicate(timeout=_END_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        _, stderr = process.communicate()
-        stderr += f"it did not end within {_END_S} s\n"
-    return Ended(number, process.returncode, time.monotonic() - stopped_at, stderr, output)
-
-
-def _hear_interrupts() -> None:
-    """In the child: a shell that put this in the background has it ignore SIGINT."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def check_words(ended: Ended, sentence: str = "stopped by a signal") -> list[str]:
-    """Exit code and stderr of a run that was stopped."""
-    lines = ended.stderr.splitlines()
-    if ended.code == -ended.number:
-        # Python's own start: no code of ours has run.
-        begun = ended.number != signal.SIGKILL and "algorithm" in ended.stderr
-        return [f"a traceback: {ended.stderr}"] if begun else []
-    if ended.code == 0:
-        return [f"exit code 0, but on stderr: {ended.stderr}"] if lines else []
-    if ended.code != 128 + ended.number:
-        return [f"exit code {ended.code}: {ended.stderr}"]
-    if len(lines) != 1 or sentence not in lines[0]:
-        return [f"expected one sentence, got: {ended.stderr}"]
-    return []
-
-
-def files_below(folder: Path) -> set[str]:
-    """Relative paths of all files."""
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
 def check_exec(ended: Ended) -> list[str]:
@@ -284,18 +184,6 @@ def check_predict(ended: Ended) -> list[str]:
     agrees = set(rows) <= set(cases) if ended.code == -signal.SIGKILL else sorted(rows) == sorted(cases)
     if not agrees or (ended.code == 0 and sorted(cases) != ["a", "b", "c"]):
         found.append(f"the table lists {rows}, folders are {cases}")
-    return found
-
-
-def check_fit(ended: Ended) -> list[str]:
-    """One sentence as the last line, no traceback; no half-written file."""
-    found = []
-    if ended.code not in (0, -ended.number, 128 + ended.number):
-        found.append(f"exit code {ended.code}: {ended.stderr}")
-    if "Traceback" in ended.stderr and ended.code != -ended.number:
-        found.append(f"a traceback: {ended.stderr}")
-    if ended.code == 128 + ended.number and not ended.stderr.strip():
-        found.append("it ended without a word")
     return found
 
 
@@ -339,12 +227,12 @@ class Server:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            preexec_fn=_hear_interrupts,
+            preexec_fn=hear_interrupts,
         )
 
     def ask(self, method: str, path: str) -> int:
         """The status of one answer; 0 where there is none."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_END_S)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=END_S)
         try:
             connection.request(method, path)
             return connection.getresponse().status
@@ -357,7 +245,7 @@ class Server:
         """Seconds until health says 200."""
         start = time.monotonic()
         while self.ask("GET", "/health") != 200:
-            if self.process.poll() is not None or time.monotonic() - start > _END_S:
+            if self.process.poll() is not None or time.monotonic() - start > END_S:
                 raise SystemExit("the server did not become ready")
             time.sleep(0.02)
         return time.monotonic() - start
@@ -373,7 +261,7 @@ class Server:
         stopped_at = time.monotonic()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
-        _, stderr = self.process.communicate(timeout=_END_S)
+        _, stderr = self.process.communicate(timeout=END_S)
         return Ended(number, self.process.returncode, time.monotonic() - stopped_at, stderr, self.output)
 
 
