@@ -1,12 +1,13 @@
 """How fast a member is trained: this project's step against the one that one would write, on the same frames.
 
-    python bench/training_speed.py [--cache CACHE] [--tower CONFIG.json] [--recipe cls|ours] [--against TREE]
+    python bench/training_speed.py [--recipe cls|ours] [--cache CACHE] [--tower CONFIG.json] [--against TREE]
 
-Side A is `setting/straightforward_training.py` (open_clip, peft, torchvision, Lightning); side B is `training fit`.
-With `--against` a checkout of an older version is a third side. The sides take turns, each in a process of its own, and
-a step is timed from end to end, reading included. Without a GPU the processor's time is taken, so that other work on
-the machine does not count. Without a cache, cases are drawn and prepared first (a minute); without a tower it is one of
-six blocks of width 256, small enough for a CPU. On a GPU name FetalCLIP's configuration and `--precision bf16-mixed`.
+Side A is `setting/straightforward_training.py` (open_clip, peft, torchvision, Lightning), which trains the published
+classifier and nothing else; side B is `training fit`. With `--against` a checkout of an older version is a side too.
+The sides take turns, each in a process of its own, and a step is timed from end to end, its reading included; without a
+GPU by the processor's time, so that other work on the machine does not count. On a GPU the tower is FetalCLIP's with
+random weights, in bfloat16, 32 frames a step; without one it is of six blocks of width 256, in float32, 16 frames.
+Without a cache, cases are drawn and prepared first (a minute).
 
 What is counted of one step: operators that run on the device (`kernels_per_step`), values that the host waits for
 (`host_waits_per_step`), and the share of its time that is no pass of the tower (`not_tower_share`). `share_of_peak` is
@@ -27,8 +28,9 @@ import numpy as np
 import torch
 
 from bench.figures.table import table
-from bench.matrix_peak import matrix_peak_flop_per_s
+from bench.matrix_peak import SHAPES, matrix_peak_flop_per_s
 from bench.setting.machine import describe_machine, today, versions, warn_if_busy
+from training.network.tower_source import FETALCLIP_CONFIG
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SMALL_TOWER = {
@@ -53,7 +55,8 @@ def draw_cache(folder: Path, image_size: int) -> Path:
 def run_side(side: str, tree: Path, words: Sequence[str]) -> dict[str, Any]:
     """One turn of a side, on the packages of a tree."""
     script = REPOSITORY / "bench" / "setting" / "training_side.py"
-    environment = os.environ | {"PYTHONPATH": f"{tree}:{REPOSITORY}", "OMP_WAIT_POLICY": "PASSIVE"}
+    path = [str(tree), str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path), "OMP_WAIT_POLICY": "PASSIVE"}
     command = [sys.executable, "-P", str(script), f"--side={side}", *words]
     ended = subprocess.run(command, env=environment, cwd=tree, capture_output=True, text=True, check=False)
     if ended.returncode:
@@ -87,21 +90,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--against", type=Path, help="a checkout of an older version")
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--precision", choices=sorted(_DTYPES), default="32-true")
-    parser.add_argument("--threads", type=int, default=1)
+    has_gpu = torch.cuda.is_available()
+    parser.add_argument("--batch", type=int, default=32 if has_gpu else 16)
+    parser.add_argument("--precision", choices=sorted(_DTYPES), default="bf16-mixed" if has_gpu else "32-true")
+    parser.add_argument("--threads", type=int, default=1, help="of a CPU, for the arithmetic")
+    parser.add_argument("--settings", nargs="*", default=[], metavar="SECTION.SETTING=VALUE", help="of `fit`, for ours")
     options = parser.parse_args(arguments)
     machine = describe_machine()
     with tempfile.TemporaryDirectory(prefix="bench-training-") as folder:
         tower = options.tower
         if tower is None:
             tower = Path(folder) / "tower.json"
-            tower.write_text(json.dumps(SMALL_TOWER), encoding="utf-8")
+            tower.write_text(json.dumps(FETALCLIP_CONFIG if has_gpu else SMALL_TOWER), encoding="utf-8")
         image_size = json.loads(tower.read_text(encoding="utf-8"))["vision_cfg"]["image_size"]
         cache = options.cache or draw_cache(Path(folder), image_size)
         words = [f"--cache={cache.absolute()}", f"--tower={tower.absolute()}", f"--recipe={options.recipe}"]
         words += [f"--{name}={getattr(options, name)}" for name in ("steps", "batch", "precision", "threads")]
-        sides = {"straightforward": ("straightforward", REPOSITORY), "ours": ("ours", REPOSITORY)}
+        words += [f"--setting={setting}" for setting in options.settings]
+        sides = {"straightforward": ("straightforward", REPOSITORY)} if options.recipe == "cls" else {}
+        sides["ours"] = ("ours", REPOSITORY)
         if options.against is not None:
             sides["older"] = ("ours", options.against.absolute())
         turns: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
@@ -109,9 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for name, (side, tree) in sides.items():
                 print(f"turn {turn + 1} of {options.turns}: {name}", file=sys.stderr, flush=True)
                 turns[name].append(run_side(side, tree, words))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if has_gpu else "cpu")
     torch.set_num_threads(options.threads)
-    peak = matrix_peak_flop_per_s(device, _DTYPES[options.precision], ((4096, 1024, 1024),))
+    peak = matrix_peak_flop_per_s(device, _DTYPES[options.precision], SHAPES[device.type])
     figures = {name: summarise(found, peak) for name, found in turns.items()}
     warning = warn_if_busy(machine["load_before"], machine["cores"])
     print(f"{today()}, {machine['processor']}, {options.recipe}, batch {options.batch}, {options.precision}")
@@ -120,9 +127,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = list(next(iter(figures.values())))
     print(table(["", *figures], [[name, *(f"{figures[side][name]:.4g}" for side in figures)] for name in names]))
     result: dict[str, Any] = figures["ours"] | {"sides": figures, "machine": machine, "versions": versions()}
-    result["speedup"] = figures["straightforward"]["seconds_per_step"] / figures["ours"]["seconds_per_step"]
-    if "older" in figures:
-        result["speedup_over_older"] = figures["older"]["seconds_per_step"] / figures["ours"]["seconds_per_step"]
+    for name, other in (("speedup", "straightforward"), ("speedup_over_older", "older")):
+        if other in figures:
+            result[name] = figures[other]["seconds_per_step"] / figures["ours"]["seconds_per_step"]
     print(json.dumps(result))
 
 

@@ -14,11 +14,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         return _attend_image_by_image(q, k, v)
     if q.device.type == "cuda" and q.shape[2] == 1:
-        return _attend_with_one_query(q, k, v)
+        return attend_with_one_query(q, k, v)
     return F.scaled_dot_product_attention(q, k, v)
 
 
-def _attend_with_one_query(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend_with_one_query(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """In float32, as two products. The class token alone asks so in the last block: little work, for which cuDNN's
     kernel divides the keys between several blocks and adds up their parts as they come, so that the last bits change
     from run to run (seen on an H100)."""

@@ -5,6 +5,7 @@ by renaming alone: it reads the outputs of four blocks, z3, z6, z9, z12 from sha
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,8 +60,20 @@ def _deconv(channels: int, out: int) -> _Unit:
     return _Unit(_doubling(channels), *_separable(channels, out))
 
 
-def _up(channels: int, out: int) -> _Unit:
-    return _Unit(_doubling(channels), _pointwise(channels, out))
+class _Up(_Unit):
+    """Doubles the side, then mixes the channels. Nothing lies between the two, so it is one product with four outputs a
+    position: a quarter of the memory, and in training on a CPU 2.5 times as fast (bench/LOG.md, 42)."""
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__(_doubling(channels), _pointwise(channels, out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers: list[Any] = list(self.block)
+        doubling, pointwise = (layer.block for layer in layers)
+        mixing = pointwise.weight[:, :, 0, 0]
+        weight = (mixing[:, None, None] * doubling.weight[:, 0].permute(1, 2, 0)).flatten(0, 2)
+        bias = pointwise.bias + (mixing * doubling.bias).sum(1)
+        return F.pixel_shuffle(F.conv2d(x, weight[:, :, None, None], bias.repeat_interleave(4)), 2)
 
 
 class Decoder(nn.Module):
@@ -74,12 +87,12 @@ class Decoder(nn.Module):
         self.decoder3 = nn.Sequential(_deconv(width, 8 * f), _deconv(8 * f, 4 * f), _deconv(4 * f, 2 * f))
         self.decoder6 = nn.Sequential(_deconv(width, 8 * f), _deconv(8 * f, 4 * f))
         self.decoder9 = _deconv(width, 8 * f)
-        self.decoder12_upsampler = _up(width, 8 * f)
+        self.decoder12_upsampler = _Up(width, 8 * f)
         self.decoder9_upsampler = nn.Sequential(
-            _conv(16 * f, 8 * f), _conv(8 * f, 8 * f), _conv(8 * f, 8 * f), _up(8 * f, 4 * f)
+            _conv(16 * f, 8 * f), _conv(8 * f, 8 * f), _conv(8 * f, 8 * f), _Up(8 * f, 4 * f)
         )
-        self.decoder6_upsampler = nn.Sequential(_conv(8 * f, 4 * f), _conv(4 * f, 4 * f), _up(4 * f, 2 * f))
-        self.decoder3_upsampler = nn.Sequential(_conv(4 * f, 2 * f), _conv(2 * f, 2 * f), _up(2 * f, f))
+        self.decoder6_upsampler = nn.Sequential(_conv(8 * f, 4 * f), _conv(4 * f, 4 * f), _Up(4 * f, 2 * f))
+        self.decoder3_upsampler = nn.Sequential(_conv(4 * f, 2 * f), _conv(2 * f, 2 * f), _Up(2 * f, f))
         self.decoder0_header = nn.Sequential(_conv(2 * f, f), _conv(f, f), _pointwise(f, 1))
 
     def forward(self, images: Tensor, taps: Sequence[Tensor]) -> Tensor:
@@ -91,6 +104,7 @@ class Decoder(nn.Module):
         side = 16 * self.config.grid_size
         if images.shape[-1] != side:
             images = F.interpolate(images, (side, side), mode="bilinear", align_corners=False)
+        images = images.contiguous(memory_format=_memory_format(images.device))
         z3, z6, z9, z12 = (self._to_grid(tokens) for tokens in taps)
         x = self.decoder9_upsampler(torch.cat([self.decoder9(z9), self.decoder12_upsampler(z12)], dim=1))
         x = self.decoder6_upsampler(torch.cat([self.decoder6(z6), x], dim=1))
@@ -100,8 +114,14 @@ class Decoder(nn.Module):
     def _to_grid(self, tokens: Tensor) -> Tensor:
         """Tokens (batch, 1 + g x g, width) as a map (batch, width, grid_size, grid_size), class token dropped."""
         grid = round((tokens.shape[1] - 1) ** 0.5)
-        feature_map = tokens[:, 1:].transpose(1, 2).unflatten(2, (grid, grid)).contiguous()
+        feature_map = tokens[:, 1:].transpose(1, 2).unflatten(2, (grid, grid))
+        feature_map = feature_map.contiguous(memory_format=_memory_format(tokens.device))
         size = self.config.grid_size
         if grid == size:
             return feature_map
         return F.interpolate(feature_map, (size, size), mode="bilinear", align_corners=False)
+
+
+def _memory_format(device: torch.device) -> torch.memory_format:
+    """Channels last on a CPU, where depthwise convolutions are twice as fast so; a GPU was not measured."""
+    return torch.channels_last if device.type == "cpu" else torch.contiguous_format

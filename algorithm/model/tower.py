@@ -60,8 +60,10 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (project(x).unflatten(-1, (self.heads, -1)) for project in (self.q_proj, self.k_proj, self.v_proj))
+    def forward(self, x: Tensor, asking: int | None = None) -> Tensor:
+        """What the first `asking` tokens get to know of all; nothing means all of them."""
+        parts = (self.q_proj(x[:, :asking]), self.k_proj(x), self.v_proj(x))
+        q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in parts)
         attended = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
@@ -91,8 +93,9 @@ class Block(nn.Module):
         self.mlp = Mlp(config.width, config.mlp_width, config.activation)
         self.ls_2 = LayerScale(config.width) if config.layer_scale else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.ls_1(self.attn(self.ln_1(x)))
+    def forward(self, x: Tensor, asking: int | None = None) -> Tensor:
+        """The block's output for the first `asking` tokens; nothing means all of them."""
+        x = x[:, :asking] + self.ls_1(self.attn(self.ln_1(x), asking))
         return x + self.ls_2(self.mlp(self.ln_2(x)))
 
 
@@ -126,18 +129,30 @@ class Tower(nn.Module):
         kept = None if config.kept_patches is None else torch.tensor(config.kept_patches, device="cpu")
         self.register_buffer("kept_patches", kept, persistent=False)
 
-    def forward(self, images: Tensor, taps: Sequence[int] = ()) -> TowerOutput:
+    def forward(self, images: Tensor, taps: Sequence[int] = (), tap_rows: Tensor | None = None) -> TowerOutput:
         """Embed normalised images (batch, 3, image_size, image_size).
 
-        `taps` are block numbers, counted from 1, whose outputs are returned too, in the order asked for.
+        `taps` are block numbers, counted from 1, whose outputs are returned too, in the order asked for; with
+        `tap_rows` (their number,) int64 those of these images alone. The last block computes no more than is asked for.
         Raises AcouslicError for images of another shape.
         """
+        *blocks, last = self.transformer.resblocks
         tokens = self.embed_patches(images)
         tapped = {}
-        for number, block in enumerate(self.transformer.resblocks, start=1):
+        for number, block in enumerate(blocks, start=1):
             tokens = block(tokens)
             if number in taps:
-                tapped[number] = self.to_full_grid(tokens)
+                tapped[number] = self.to_full_grid(tokens if tap_rows is None else tokens[tap_rows])
+        number = len(blocks) + 1
+        of_all = tap_rows is None or len(tap_rows) >= len(images)
+        if self.config.pool == "tok" and not (number in taps and of_all):
+            if number in taps:
+                tapped[number] = self.to_full_grid(last(tokens[tap_rows]))
+            tokens = last(tokens, 1)
+        else:
+            tokens = last(tokens)
+            if number in taps:
+                tapped[number] = self.to_full_grid(tokens if tap_rows is None else tokens[tap_rows])
         return TowerOutput(self.pool(tokens), [tapped[number] for number in taps])
 
     def embed_patches(self, images: Tensor) -> Tensor:

@@ -1,9 +1,8 @@
 """Side A of `training_speed.py`: a member trained as one writes it with open_clip, peft, torchvision and Lightning.
 
 What the published code does, in our own words: open_clip's tower with peft's adapters on `c_fc`, `c_proj` and
-`out_proj`, a linear head (or, for `ours`, our heads and decoder on the tower's blocks), frames read, augmented and
-normalised one by one by a dataset, DataLoader's collation, autocast by Lightning's trainer, torch's AdamW, metrics
-logged at every step.
+`out_proj`, a linear head, frames read, augmented and normalised one by one by a dataset, DataLoader's collation,
+autocast by Lightning's trainer, torch's AdamW, metrics logged at every step.
 """
 
 from collections.abc import Sequence

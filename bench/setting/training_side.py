@@ -142,10 +142,17 @@ def build_ours(options: argparse.Namespace) -> tuple[Any, Any]:
     """This project's learner, and None: it brings its own batches."""
     from training.fit import parse_arguments, settings_of
 
+    with contextlib.suppress(ImportError):  # a version from before it
+        from training.learn.trainer import leave_fresh_memory
+
+        leave_fresh_memory()
     run_member, caches = own_modules()
     words = [f"--cache={options.cache}", "--split=none", "--out=none", "--tower.random_init=true"]
     words += [f"--tower.config={options.tower}", f"--optimiser.batch_size={options.batch}"]
-    words += ["--faithful=cls"] if options.recipe == "cls" else [f"--adapter.last_blocks={options.last_blocks}"]
+    layers = json.loads(Path(options.tower).read_text(encoding="utf-8"))["vision_cfg"]["layers"]
+    # A quarter of the tower, as our recipe adapts 6 of FetalCLIP's 24 blocks.
+    words += ["--faithful=cls"] if options.recipe == "cls" else [f"--adapter.last_blocks={round(layers / 4)}"]
+    words += [f"--{setting}" for setting in options.setting]
     settings, cache = settings_of(parse_arguments(words)), caches.Cache(Path(options.cache))
     uuids = tuple(case.uuid for case in cache.cases)
     cases = run_member.FoldCases(uuids[1:], uuids[:1])
@@ -204,7 +211,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cache", required=True)
     parser.add_argument("--tower", required=True, help="open_clip's configuration")
     parser.add_argument("--recipe", choices=("cls", "ours"), default="cls")
-    parser.add_argument("--last_blocks", type=int, default=2)
+    parser.add_argument("--setting", action="append", default=[], help="SECTION.SETTING=VALUE of ours")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--precision", default="32-true")
@@ -217,6 +224,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     module, batches = (build_ours if options.side == "ours" else build_straightforward)(options)
     clock = Clock(options.steps)
+    settings = module.settings if options.side == "ours" else None
     with tempfile.TemporaryDirectory(prefix="training-side-") as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's advice on workers and intervals
         trainer = lightning.Trainer(
@@ -232,7 +240,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             enable_model_summary=False,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
-            gradient_clip_val=None if options.side == "straightforward" else 1.0,
+            gradient_clip_val=None if settings is None else settings.optimiser.clip_norm or None,
+            deterministic=False if settings is None else "warn",
             default_root_dir=folder,
         )
         trainer.fit(module, batches)

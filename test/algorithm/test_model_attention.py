@@ -52,7 +52,7 @@ def test_one_query_on_a_gpu_is_exact_too():
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         parts = [part.to(dtype) for part in tokens_of(queries=1)]
         exact = F.scaled_dot_product_attention(*(part.double() for part in parts)).float()
-        found = attention._attend_with_one_query(*parts)
+        found = attention.attend_with_one_query(*parts)
         assert found.dtype == dtype
         assert found.shape == exact.shape
         assert relative_error(found, exact) < max(torch.finfo(dtype).eps, 1e-6)

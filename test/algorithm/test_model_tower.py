@@ -263,6 +263,26 @@ def test_kept_patches_is_attention_over_the_subset():
     assert not tap[:, dropped].any()
 
 
+@pytest.mark.parametrize("pool", ["tok", "avg"])
+def test_the_last_block_computes_what_is_asked_for(pool):
+    """Embeddings are the same whether the last block's output is tapped, of some images or of all, or not at all, and
+    so are the taps; where one token is pooled, its queries are those of that token and of the tapped images alone."""
+    tower = Tower(TowerConfig(28, 14, 16, 2, 2, 32, 8, pool=pool)).eval()
+    images, rows = torch.randn(4, 3, 28, 28), torch.tensor([2, 0])
+    asked = []
+    last = tower.transformer.resblocks[1].attn.q_proj
+    last.register_forward_hook(lambda _module, given, _output: asked.append(given[0].shape[0] * given[0].shape[1]))
+    with torch.inference_mode():
+        whole = tower(images, taps=(1, 2))
+        for tapped in (tower(images, (1, 2), rows), tower(images), tower(images, (1,), rows)):
+            torch.testing.assert_close(tapped.embedding, whole.embedding, rtol=0, atol=1e-6)
+            for tap, expected in zip(tapped.taps, whole.taps, strict=False):
+                torch.testing.assert_close(tap, expected[rows], rtol=0, atol=1e-6)
+    patches_and_class = 5
+    expected = [4 * patches_and_class, 2 * patches_and_class, 4, 4, 4] if pool == "tok" else [20, 20, 20, 20]
+    assert asked == expected
+
+
 def test_dropped_pixels_do_not_matter():
     """Pixels of patches that are not kept change nothing; pixels of kept ones do."""
     tower = Tower(TowerConfig(56, 14, 32, 2, 4, 64, 16, kept_patches=(5, 6, 9, 10))).eval()

@@ -18,6 +18,7 @@ from bench.figures.flops import (
     shared_flop,
     straightforward_flop,
     tower_flop,
+    tower_steps,
     trunk_flop,
 )
 from bench.setting.random_artifact import TOWERS, write_random_artifact
@@ -38,7 +39,13 @@ def test_the_plain_tower_costs_what_torch_counts(config):
     side = config.image_size
     with torch.device("meta"):
         tower = Tower(config)
-    assert counted(lambda: tower(torch.empty(3, 3, side, side))) == 3 * tower_flop(config)
+    images, last = torch.empty(3, 3, side, side, device="meta"), (config.layers,)
+    assert counted(lambda: tower(images, taps=last)) == 3 * tower_flop(config)
+    narrow = sum(flop for _, flop in tower_steps(config, class_token_only=True))
+    assert counted(lambda: tower(images)) == 3 * narrow
+    (*_, (_, projection)) = tower_steps(config)
+    of_one = tower_flop(config) - trunk_flop(config, ()) - projection  # the last block again, for one image
+    assert counted(lambda: tower(images, last, torch.tensor([1], device="cpu"))) == 3 * narrow + of_one
 
 
 def test_vit_l_costs_what_is_known_of_it():

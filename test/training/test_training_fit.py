@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from acouslic.errors import AcouslicError
 from training.__main__ import main as training_main
 from training.fit import main, parse_arguments, settings_of
+from training.learn.learner import FrameLearner
 from training.learn.run_folder import RunFolder, read_settings, settings_to_yaml
 from training.recipe.settings import FAITHFUL_CLS, FAITHFUL_SEG, TrainSettings
 
@@ -228,6 +229,35 @@ def test_gradients_are_clipped_in_every_precision(
         moved.append(max(float(factor.abs().max()) for factor in factors))
     assert moved[0] > 1e-4
     assert moved[1] < 1e-6
+
+
+def test_gradients_are_summed_in_one_order(tiny_training: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's attention does that only where nothing else is allowed: so it is while gradients are computed."""
+    seen = []
+    backward, training_step = torch.Tensor.backward, FrameLearner.training_step
+
+    def noting(self: torch.Tensor, *rest: Any, **more: Any) -> None:
+        seen.append(("backward", torch.is_deterministic_algorithms_warn_only_enabled()))
+        backward(self, *rest, **more)
+
+    def step(self: FrameLearner, batch: Any) -> torch.Tensor:
+        seen.append(("forward", torch.is_deterministic_algorithms_warn_only_enabled()))
+        return training_step(self, batch)
+
+    monkeypatch.setattr(torch.Tensor, "backward", noting)
+    monkeypatch.setattr(FrameLearner, "training_step", step)
+    words = tiny_training.fit_arguments(tmp_path / "run", f"--split={tiny_training.paper_split}", "--check")
+    assert main(words) == 0
+    assert seen == [("forward", True), ("backward", False)]
+
+
+@pytest.mark.gpu
+def test_a_gpu_trains_to_the_same_bits(tiny_training: Any, tmp_path: Path) -> None:
+    """Twice the same run, in the precision of the card."""
+    for name in ("once", "again"):
+        more = [f"--split={tiny_training.paper_split}", "--machine.accelerator=gpu", "--machine.precision=auto"]
+        assert main(tiny_training.fit_arguments(tmp_path / name, *more)) == 0
+    assert_same(tmp_path / "once", tmp_path / "again")
 
 
 def test_every_fold_without_a_word(tiny_training: Any, tmp_path: Path) -> None:

@@ -49,9 +49,9 @@ def draw_images(count: int = 3) -> Tensor:
     return torch.randn(count, 3, 28, 28, generator=torch.Generator().manual_seed(2))
 
 
-def total(network: FrameNetwork, images: Tensor) -> Tensor:
-    """One number of every output."""
-    output = network(images, all_rows(images))
+def total(network: FrameNetwork, images: Tensor, rows: Tensor | None = None) -> Tensor:
+    """One number of every output; masks of all images, or of `rows`."""
+    output = network(images, all_rows(images) if rows is None else rows)
     parts = [part for part in (output.presence, output.optimality, output.mask) if part is not None]
     return torch.stack([part.float().square().mean() for part in parts]).sum()
 
@@ -268,19 +268,20 @@ def test_the_mean_counts_included_frames_only() -> None:
     assert float(nothing.detach()) == 0
 
 
+@pytest.mark.parametrize("of_all", [True, False])
 @pytest.mark.parametrize("targets", [("q_proj", "k_proj", "v_proj", "out_proj", "c_fc", "c_proj"), ("c_fc", "q_proj")])
-def test_fast_layers_are_pefts(targets: tuple[str, ...]) -> None:
-    """Without dropout: the same output and gradients as peft's own forward on the same parameters; merged, the same
-    output again, and afterwards nothing is merged."""
+def test_fast_layers_are_pefts(targets: tuple[str, ...], of_all: bool) -> None:
+    """Without dropout: the same output and gradients as peft's own forward on the same parameters, with masks of all
+    frames or of one; merged, the same output again, and afterwards nothing is merged."""
     adapter = replace(ADAPTER, dropout=0.0, targets=targets)
     network = draw_network(adapter)
     plain = draw_network(adapter)
     plain.load_state_dict(network.state_dict())
     for module in plain.modules():
         module.__dict__.pop("forward", None)  # peft's and the tower's own
-    images = draw_images()
+    images, rows = draw_images(), None if of_all else torch.tensor([1])
     for one in (network, plain):
-        total(one, images).backward()
+        total(one, images, rows).backward()
     torch.testing.assert_close(network(images).presence, plain(images).presence, rtol=0, atol=1e-5)
     gradients = {name: parameter.grad for name, parameter in plain.named_parameters() if parameter.grad is not None}
     assert len([name for name in gradients if "lora_" in name]) == 2 * len(targets) * 2

@@ -11,7 +11,7 @@ from acouslic.errors import AcouslicError
 from training.fit import parse_arguments, settings_of
 from training.frames.dataset import FrameDataset, FrameTable, PlannedBatch, soft_masks
 from training.frames.sampling import HardNegatives, batches_of, plan_epoch, validation_rows
-from training.learn.learner import parameter_groups
+from training.learn.optimiser import parameter_groups
 from training.learn.run_member import FoldCases, build_learner, load_tower_for
 from training.recipe.settings import AugmentSettings, SamplingSettings
 from training.release.cache import Cache

@@ -63,14 +63,8 @@ def test_a_signal_in_an_epoch_loses_nothing(
     run = tmp_path / "run"
     per_epoch = _steps_per_epoch(whole)
     assert per_epoch > 4
-    ended_at, save = per_epoch + per_epoch // 2, Keeping.on_train_batch_end
-
-    def signalled(self: Keeping, trainer: Any, *rest: Any) -> None:
-        if trainer.global_step == ended_at:
-            os.kill(os.getpid(), number)
-        save(self, trainer, *rest)
-
-    monkeypatch.setattr(Keeping, "on_train_batch_end", signalled)
+    ended_at = per_epoch + per_epoch // 2
+    _signal_at(ended_at, number, monkeypatch)
     with pytest.raises(StoppedError, match=rf"stopped by {number.name} in epoch 2, step {ended_at}: .*goes on") as told:
         main(words(tiny_training, run))
     assert told.value.exit_code == 128 + number
@@ -80,6 +74,30 @@ def test_a_signal_in_an_epoch_loses_nothing(
     assert main(words(tiny_training, run)) == 0
     assert_same_member(whole, run)
     assert steps_of(run) == steps_of(whole)
+
+
+def test_in_half_precision_too(tiny_training: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: bfloat16, with the frozen tower held in it, recomputed blocks and frames read by another process."""
+    more = ["--machine.precision=bf16-mixed", "--machine.checkpoint_blocks=true", "--machine.workers=1"]
+    assert main(words(tiny_training, tmp_path / "whole", *more)) == 0
+    _signal_at(_steps_per_epoch(tmp_path / "whole") + 1, signal.SIGTERM, monkeypatch)
+    with pytest.raises(StoppedError):
+        main(words(tiny_training, tmp_path / "run", *more))
+    monkeypatch.undo()
+    assert main(words(tiny_training, tmp_path / "run", *more)) == 0
+    assert_same_member(tmp_path / "whole", tmp_path / "run")
+    assert RunFolder(tmp_path / "run").read_record()["precision"] == "bf16-mixed"
+
+
+def _signal_at(step: int, number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = Keeping.on_train_batch_end
+
+    def signalled(self: Keeping, trainer: Any, *rest: Any) -> None:
+        if trainer.global_step == step:
+            os.kill(os.getpid(), number)
+        save(self, trainer, *rest)
+
+    monkeypatch.setattr(Keeping, "on_train_batch_end", signalled)
 
 
 def _steps_per_epoch(run: Path) -> int:

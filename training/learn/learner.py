@@ -5,8 +5,7 @@ So a run that was killed goes on to the same result without any random state in 
 """
 
 import contextlib
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import lightning
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 import torch.distributed
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from algorithm.frames.preprocess import normalise
@@ -33,6 +32,7 @@ from training.learn.losses import (
     shared_mean,
     summarise_masks,
 )
+from training.learn.optimiser import parameter_groups, rate_factor
 from training.network.fast_layers import frozen_in, merged
 from training.network.model import Network, all_rows
 from training.recipe.settings import AugmentSettings, TrainSettings
@@ -163,6 +163,19 @@ class FrameLearner(lightning.LightningModule):
         if len(batch.annotated):
             return batch.annotated, torch.ones_like(batch.annotated, dtype=torch.bool)
         return batch.annotated.new_zeros(1), torch.zeros(1, dtype=torch.bool, device=batch.label.device)
+
+    def backward(self, loss: Tensor, *arguments: Any, **more: Any) -> None:
+        """With the same sums in every run, also where a GPU's attention adds up its gradients as they come unless it
+        must not: "warn" lets it."""
+        warns = torch.is_deterministic_algorithms_warn_only_enabled()
+        if not (warns and self.network.is_repeatable):
+            super().backward(loss, *arguments, **more)
+            return
+        torch.use_deterministic_algorithms(True)
+        try:
+            super().backward(loss, *arguments, **more)
+        finally:
+            torch.use_deterministic_algorithms(True, warn_only=True)
 
     def optimizer_step(self, *arguments: Any, **more: Any) -> None:
         """Take the step into the average."""
@@ -308,40 +321,6 @@ class RemainingBatches:
 
     def __iter__(self) -> Iterator[PlannedBatch]:
         return iter(self._batches[self._done :])
-
-
-def parameter_groups(network: nn.Module, settings: TrainSettings) -> list[dict[str, Any]]:
-    """Trained parameters by learning rate and by whether they decay: matrices do, biases and norms do not."""
-    optimiser = settings.optimiser
-    decoder_rate = optimiser.decoder_learning_rate
-    if decoder_rate is None:
-        decoder_rate = optimiser.learning_rate
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in network.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault((".decoder." in name, parameter.ndim > 1), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "lr": decoder_rate if decoder else optimiser.learning_rate,
-            "weight_decay": optimiser.weight_decay if decays else 0.0,
-        }
-        for (decoder, decays), parameters in groups.items()
-    ]
-
-
-def rate_factor(schedule: str, warmup_steps: int, steps: int) -> Callable[[int], float]:
-    """Factor on the learning rate at a step: a linear rise, then constant or half a cosine down to zero."""
-
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / (warmup_steps + 1)
-        if schedule == "constant":
-            return 1.0
-        share = (step - warmup_steps) / max(1, steps - warmup_steps)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
-
-    return factor
 
 
 def _whole_batch(batch: FrameBatch) -> FrameBatch:

@@ -31,8 +31,7 @@ def make_trainer(
     Raises AcouslicError where the machine is not as the settings say.
     """
     machine, optimiser = settings.machine, settings.optimiser
-    # Deterministic algorithms would write every fresh tensor once for nothing: none is read before it is written.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
+    leave_fresh_memory()
     try:
         return lightning.Trainer(
             accelerator=machine.accelerator,
@@ -64,6 +63,11 @@ def make_trainer(
         if SLURMEnvironment.detect():
             asked += f", and Slurm's job has SLURM_NTASKS={os.environ.get('SLURM_NTASKS')}"
         raise AcouslicError(f"this machine cannot train as asked ({asked}): {' '.join(str(error).split())}") from None
+
+
+def leave_fresh_memory() -> None:
+    """Deterministic algorithms would write every fresh tensor once for nothing: none is read before it is written."""
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property
 
 
 def _callbacks(folder: RunFolder, settings: TrainSettings, check: bool, request: StopRequest) -> list[Callback]:

@@ -17,6 +17,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from algorithm.engine.attention import attend_with_one_query
 from algorithm.model.tower import Attention
 
 _ADAPTER = "default"
@@ -91,18 +92,24 @@ class _Packed:
         return self.weight, self.bias
 
 
-def _attend(attention: Attention, packed: _Packed, x: Tensor) -> Tensor:
+def _attend(attention: Attention, packed: _Packed, x: Tensor, asking: int | None = None) -> Tensor:
     """As `Attention.forward`; batch and tokens are one dimension until heads are told apart."""
     layers: list[Any] = [attention.q_proj, attention.k_proj, attention.v_proj]
     x = _cast(x)
-    if all(isinstance(layer, LoraLinear) and _is_plain(layer) for layer in layers):
+    if asking is not None:
+        q, k, v = (layer(part) for layer, part in zip(layers, (x[:, :asking], x, x), strict=True))
+    elif all(isinstance(layer, LoraLinear) and _is_plain(layer) for layer in layers):
         q, k, v = _adapted_three(layers, packed, x)
     elif all(type(layer) is nn.Linear and not layer.weight.requires_grad for layer in layers):
         q, k, v = F.linear(x, *packed.of(layers)).chunk(3, dim=-1)
     else:
         q, k, v = (layer(x) for layer in layers)
     q, k, v = (part.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for part in (q, k, v))
-    attended = F.scaled_dot_product_attention(q, k, v)
+    if asking == 1:
+        with torch.autocast(x.device.type, enabled=False):
+            attended = attend_with_one_query(q, k, v)
+    else:
+        attended = F.scaled_dot_product_attention(q, k, v)
     return attention.out_proj(attended.transpose(1, 2).flatten(2))
 
 

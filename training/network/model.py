@@ -39,6 +39,9 @@ class Network(nn.Module, abc.ABC):
     """Whether it draws masks."""
     has_optimality = False
     """Whether it tells optimal from suboptimal."""
+    is_repeatable = False
+    """Whether every operator of its backward pass has an implementation on a GPU that sums in the same order each time
+    (the list of `torch.use_deterministic_algorithms`)."""
     judges_by_mask = False
     """True where presence can only be read from the mask (the published FETALCLIP_SEG)."""
 
@@ -70,6 +73,8 @@ class FrameNetwork(Network):
     The blocks before the first trained one hold no gradient and keep no activations: nothing in them asks for any.
     """
 
+    is_repeatable = True
+
     def __init__(self, tower: nn.Module, member: MemberConfig, heads: Heads, detach_decoder: bool) -> None:
         super().__init__()
         self.tower = tower
@@ -83,15 +88,14 @@ class FrameNetwork(Network):
     def forward(self, images: Tensor, mask_rows: Tensor | None = None) -> NetworkOutput:
         """Logits, as in `Network`."""
         taps = self.member.decoder.taps if self.member.decoder and mask_rows is not None else ()
-        output = self.tower(images, taps=taps)
+        output = self.tower(images, taps=taps, tap_rows=mask_rows if taps else None)
         presence, optimality, mask = None, None, None
         if self.heads.presence is not None:
             presence = self.heads.presence(output.embedding)[:, 0]
         if self.heads.optimality is not None:
             optimality = self.heads.optimality(output.embedding)[:, 0]
         if self.heads.decoder is not None and mask_rows is not None:
-            tokens = [tap[mask_rows] for tap in output.taps]
-            tokens = [tap.detach() for tap in tokens] if self.detach_decoder else tokens
+            tokens = [tap.detach() for tap in output.taps] if self.detach_decoder else output.taps
             mask = self.heads.decoder(images[mask_rows], tokens)
         return NetworkOutput(presence, optimality, mask)
 
