@@ -33,7 +33,7 @@ import torch
 from acouslic.errors import AcouslicError
 from algorithm.engine.ensemble import Ensemble
 from algorithm.model.artifact import load_artifact
-from algorithm.model.manifest import MANIFEST_FILE
+from algorithm.model.manifest import MANIFEST_FILE, ScoringConfig, StudentConfig
 from bench.setting.random_artifact import TOWERS, write_random_artifact
 
 LONGEST_S = 20.0
@@ -83,7 +83,8 @@ def fuzz(count: int, seed: int) -> tuple[dict[str, int], list[str]]:
     faults = []
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder, _bounded():
         sound = Path(folder) / "sound"
-        write_random_artifact(sound, TOWERS["tiny"], members=2)
+        gated = ScoringConfig(mode="gated", gate="student", stride=1)
+        write_random_artifact(sound, TOWERS["tiny"], members=2, scoring=gated, student=StudentConfig(4, (1, 1)))
         for number in range(count):
             chance = random.Random(f"{seed} {number}")
             damage = chance.choice(DAMAGES)
@@ -108,6 +109,8 @@ def _load_and_run(folder: Path) -> str:
         images = torch.zeros(1, 3, size, size)
         ensemble.score(images)
         ensemble.segment(images)
+        if ensemble.manifest.scoring.mode == "gated":
+            ensemble.gate(images)
     except AcouslicError as error:
         sentence = str(error)
         if len(sentence) > _LONGEST_SENTENCE or not sentence.isprintable():

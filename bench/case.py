@@ -2,6 +2,7 @@
 
     python bench/case.py                        random five-member ViT-L/14, generated case; about 12 minutes on 2 cores
     python bench/case.py --cold --exhaustive    and with an empty page cache (as root), and B without its gate
+    python bench/case.py --student              a random student in place of the averaged gate
     python bench/case.py --kept-patches         and B on an artifact that knows only the patches inside the fan
     python bench/case.py --model ARTIFACT --sweep CASE.mha      a trained artifact, with the same figures
     python bench/case.py --ours-only --frames 60          B alone, in exec and invoke mode
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from acouslic.errors import AcouslicError
 from acouslic.geometry import FRAMES_PER_CASE
@@ -122,7 +124,11 @@ def prepare(args: argparse.Namespace, work: Path) -> Setting:
     whole = args.frames if args.ours_only else args.case_frames
     sweep = args.sweep or generated_sweep(work, frames=whole, rows=args.rows)
     sizes = {"config": args.config, "members": args.members, "adapted_blocks": args.adapted_blocks}
-    model = args.model or random_model(work, sweep, device=args.device, **sizes)
+    if args.student and args.model is not None:
+        raise AcouslicError(
+            "--student goes with a random artifact: a trained one gets its student by `training distil`"
+        )
+    model = args.model or random_model(work, sweep, device=args.device, student=args.student, **sizes)
     scoring = scoring_of(model, random=args.model is None, mode=args.mode, refined_fraction=args.refined_fraction)
     model = with_scoring(model, work / f"model-{scoring.mode}", scoring)
     header = open_stack(sweep).header
@@ -131,7 +137,7 @@ def prepare(args: argparse.Namespace, work: Path) -> Setting:
         if args.model is not None:
             raise AcouslicError("--kept-patches goes with a random artifact: which patches one knows cannot be changed")
         keep_share = fan_share(TOWERS[args.config], header)
-        kept = random_model(work, sweep, device=args.device, keep_share=keep_share, **sizes)
+        kept = random_model(work, sweep, device=args.device, keep_share=keep_share, student=args.student, **sizes)
         kept = with_scoring(kept, work / "model-kept-patches", scoring)
     return Setting(model, read_manifest(model), sweep, header, work, args.device, kept)
 
@@ -187,8 +193,11 @@ def agreement(setting: Setting, side_a: SideRun, frames: int) -> dict[str, Any]:
     found = {name: np.array(parity[f"{name}_presence"][0]) for name in ("float32", "half")}
     optimality = np.array(side_a.report["member_optimality"]).mean(0)
     input_dir = platform_input(setting.work / "short", short)
-    gated = run_algorithm(input_dir, setting.work / "out-short", setting.model, setting.device)
-    exhaustive = run_algorithm(input_dir, setting.work / "out-short", _exhaustive(setting), setting.device)
+    answers = [
+        _answer(input_dir, setting.work / f"out-short-{name}", model, setting.device)
+        for name, model in (("gated", setting.model), ("exhaustive", _exhaustive(setting)))
+    ]
+    gated, exhaustive = (answer.run for answer in answers)
     (case,) = parity["cases"]
     return {
         "frames": frames,
@@ -216,6 +225,7 @@ def agreement(setting: Setting, side_a: SideRun, frames: int) -> dict[str, Any]:
             "B float32": case["float32_frame"],
             f"B {parity['precision']}": case["half_frame"],
         },
+        "gate_against_exhaustive": changes(*answers),
         "agrees": side_a.report["chosen_frame"] == gated.report["frame_number"],
         "agrees_exhaustive": side_a.report["chosen_frame"] == exhaustive.report["frame_number"],
     }
@@ -226,23 +236,39 @@ def consequence(setting: Setting, frames: int) -> dict[str, Any]:
     _say("B on A's frames in its own precision and in float32")
     input_dir = platform_input(setting.work / "short", _short(setting, frames))
     exact_model = with_precision_refused(setting.model, setting.work / "model-in-float32")
-    answers, positive = [], []
-    for name, model in (("own", setting.model), ("float32", exact_model)):
-        output = setting.work / f"out-short-{name}"
-        answers.append(run_algorithm(input_dir, output, model, setting.device).report)
-        scores = json.loads((output / SCORES_FILE).read_text(encoding="utf-8"))
-        positive.append(np.array(scores["presence_probability"]) >= scores["thresholds"]["presence"])
-    lengths_mm = [answer["circumference_mm"] for answer in answers]
+    own, exact = (
+        _answer(input_dir, setting.work / f"out-short-{name}", model, setting.device)
+        for name, model in (("own", setting.model), ("float32", exact_model))
+    )
+    against = {"precision": own.run.report["precision"], "against": exact.run.report["precision"]}
+    return {"frames": frames} | against | changes(own, exact)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One run of B on a case."""
+
+    run: SideRun
+    positive: NDArray[np.bool_]
+    """(F,): the frames called positive."""
+
+
+def changes(one: Answer, other: Answer) -> dict[str, Any]:
+    """What differs between two answers to the same case."""
+    lengths_mm = [answer.run.report["circumference_mm"] for answer in (one, other)]
     both = None not in lengths_mm
     return {
-        "frames": frames,
-        "precision": answers[0]["precision"],
-        "against": answers[1]["precision"],
-        "same_frame": answers[0]["frame_number"] == answers[1]["frame_number"],
-        "frames_called_otherwise": int((positive[0] != positive[1]).sum()),
+        "same_frame": one.run.report["frame_number"] == other.run.report["frame_number"],
+        "frames_called_otherwise": int((one.positive != other.positive).sum()),
         "circumference_difference_mm": abs(lengths_mm[0] - lengths_mm[1]) if both else None,
         "one_has_no_circumference": (lengths_mm[0] is None) != (lengths_mm[1] is None),
     }
+
+
+def _answer(input_dir: Path, output_dir: Path, model: Path, device: str | None) -> Answer:
+    run = run_algorithm(input_dir, output_dir, model, device)
+    scores = json.loads((output_dir / SCORES_FILE).read_text(encoding="utf-8"))
+    return Answer(run, np.array(scores["presence_probability"]) >= scores["thresholds"]["presence"])
 
 
 def matrix_peaks(ours: SideRun) -> dict[str, float]:
@@ -297,6 +323,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", default="vit-l-14")
     parser.add_argument("--members", type=int, default=5)
     parser.add_argument("--adapted-blocks", default="6", help="how many of the last blocks carry adapters, or 'all'")
+    parser.add_argument("--student", action="store_true", help="give the random artifact a student, as its gate")
     parser.add_argument("--mode", choices=("gated", "exhaustive"), help="default: the manifest's; gated where random")
     parser.add_argument("--refined-fraction", type=float, help="scoring.max_refined_fraction instead of what is set")
     parser.add_argument("--frames", type=int, default=16, help="for A in float32, and in --ours-only for B")

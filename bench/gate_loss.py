@@ -2,12 +2,13 @@
 
     python bench/gate_loss.py --model ARTIFACT --release DIR [--cases 24] [--cache DIR]
 
-Every case of the release (raw layout, masks included) is scored once, by every member and by the averaged gate on every
-frame; each combination of settings is then replayed from that record (`recorded_scores.py`). Two things are compared
-with the exhaustive run: the challenge's score of the chosen frame (bound: the same in at least 98 % of cases) and frame
-F1 over all frames at the manifest's presence threshold (bound: within 0.005). Time is that of the recorded passes, as a
-share of the exhaustive one's. The table lists the artifact's own settings, the defaults, and those that nothing beats
-in both time and loss. The last line is a JSON object, its `chosen` the fastest settings within the bounds.
+Every case of the release (raw layout, masks included) is scored once, by every member, by the averaged gate and by the
+student, where there is one, on every frame; each combination of settings is then replayed from that record
+(`recorded_scores.py`). Two things are compared with the exhaustive run: the challenge's score of the chosen frame
+(bound: the same in at least 98 % of cases) and frame F1 over all frames at the manifest's presence threshold (bound:
+within 0.005). Time is that of the recorded passes, as a share of the exhaustive one's. The table lists the artifact's
+own settings, the defaults, and those that nothing beats in both time and loss. The last line is a JSON object, its
+`chosen` the fastest settings within the bounds.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from algorithm.engine.ensemble import Ensemble
 from algorithm.judgement.score import gate_frames
 from algorithm.model.artifact import load_artifact
 from algorithm.model.manifest import Manifest, ScoringConfig
+from algorithm.model.student import student_from_state
 from bench.figures.frame_choice import choose_frame, frame_worth
 from bench.figures.recorded_scores import Record, record_release, replay
 from bench.figures.table import table
@@ -46,6 +48,7 @@ GRID: dict[str, tuple] = {
     "refine_presence": ((0.05, 0.95), (0.1, 0.9), (0.3, 0.7)),
     "max_refined_fraction": (0.1, 0.2, 0.5),
 }
+STUDENT_GRID = GRID | {"gate": ("student",), "stride": (1,)}
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,8 @@ def loss(records: Sequence[Record], manifest: Manifest, scoring: ScoringConfig, 
     time_s = 0.0
     for record, refined in zip(records, gated.refined, strict=True):
         count = len(record.labels)
-        gate_s = record.gate_s or record.members_s / len(record.presence)
+        gate_s = record.student_s if scoring.gate == "student" else record.gate_s
+        gate_s = gate_s or record.members_s / len(record.presence)
         time_s += gate_s * len(gate_frames(sweep_ranges(count), scoring.stride)) / count
         time_s += record.members_s * refined / count
     cases = len(records)
@@ -169,14 +173,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         batch_frames = choose_batch_frames(manifest.tower, ensemble.members, device, dtype)
         release = Release(args.release)
         cases = [(uuid, release.image_path(uuid), release.mask_path(uuid)) for uuid in release.cases()[: args.cases]]
-        records = record_release(ensemble, cases, args.cache, with_gate=with_gate, batch_frames=batch_frames)
+        student = None
+        if manifest.student is not None and artifact.student is not None:
+            student = student_from_state(manifest.student, artifact.student, device, dtype)
+        records = record_release(
+            ensemble, cases, args.cache, with_gate=with_gate, batch_frames=batch_frames, student=student
+        )
     except AcouslicError as error:
         print(error, file=sys.stderr)
         return 1
     grid = GRID if with_gate else GRID | {"gate": ("member",)}
     exhaustive = outcome(records, manifest, ScoringConfig())
     named = {"as in the manifest": dataclasses.replace(base, mode="gated"), "defaults": ScoringConfig(mode="gated")}
-    losses = [loss(records, manifest, scoring, exhaustive) for scoring in settings(grid, base)]
+    tried = [*settings(grid, base), *(settings(STUDENT_GRID, base) if student is not None else [])]
+    losses = [loss(records, manifest, scoring, exhaustive) for scoring in tried]
     shown = {name: loss(records, manifest, scoring, exhaustive) for name, scoring in named.items()}
     within = [item for item in losses if item.within_bounds]
     chosen = min(within, key=lambda item: (item.time_share, -item.same_share), default=None)
@@ -233,7 +243,7 @@ def text(
 
 def _row(name: str, item: Loss) -> list[str]:
     scoring = item.scoring
-    gate = "average" if scoring.gate == "average" else f"member {scoring.gate_member}"
+    gate = f"member {scoring.gate_member}" if scoring.gate == "member" else scoring.gate
     settings_cells = [gate, str(scoring.stride), str(scoring.margin_frames), f"{scoring.refine_ratio:g}"]
     settings_cells += [
         "..".join(f"{value:g}" for value in scoring.refine_presence),

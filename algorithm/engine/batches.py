@@ -126,9 +126,11 @@ class Batches:
         self._batch_frames = batch_frames
         self._wait_for = wait_for
 
-    def gate(self, indices: NDArray[np.int64], progress: Callable[[float], None]) -> BatchScores:
-        """The gate as an ensemble of one; see `score`. Keeps the trunks of the frames."""
-        return self._run(self._gate_and_keep, indices, progress)
+    def gate(
+        self, indices: NDArray[np.int64], progress: Callable[[float], None], *, on_trunk: bool = True
+    ) -> BatchScores:
+        """The gate as an ensemble of one; see `score`. One that works `on_trunk` leaves the frames' trunks behind."""
+        return self._run(self._gate_and_keep if on_trunk else self._gate_alone, indices, progress)
 
     def score(self, indices: NDArray[np.int64], progress: Callable[[float], None]) -> BatchScores:
         """Presence (members, N) and optimality (members, N) of the frames at `indices`, ascending."""
@@ -140,10 +142,10 @@ class Batches:
         scores = self.ensemble.gate(images, trunk)
         if trunk is not None:
             self._trunks.keep(indices, trunk)
-        presence, optimality = scores.presence_probability, scores.optimality_probability
-        return MemberScores(
-            presence[None], presence.new_empty(0, len(images)) if optimality is None else optimality[None]
-        )
+        return _as_one_member(scores)
+
+    def _gate_alone(self, _: Sequence[int], images: Tensor) -> MemberScores:
+        return _as_one_member(self.ensemble.gate(images))
 
     def _score_from_trunks(self, indices: Sequence[int], images: Tensor) -> MemberScores:
         scores = self.ensemble.score(images, self._trunks.of(indices, images, self.ensemble.trunk))
@@ -209,6 +211,13 @@ class Batches:
         log.info("out of memory on %s: going on with batches of %d", self.frames.device, self._batch_frames)
         if self.frames.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _as_one_member(scores: GateScores) -> MemberScores:
+    presence, optimality = scores.presence_probability, scores.optimality_probability
+    return MemberScores(
+        presence[None], presence.new_empty(0, len(presence)) if optimality is None else optimality[None]
+    )
 
 
 class _DeviceClock:

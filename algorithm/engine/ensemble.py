@@ -5,6 +5,8 @@ precision. Nothing here waits for the device: results are tensors on it.
 """
 
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +20,7 @@ from algorithm.engine.stacked_tower import StackedOutput, StackedTower
 from algorithm.model.artifact import Artifact
 from algorithm.model.heads import Heads, presence_from_mask
 from algorithm.model.manifest import DecoderConfig, Manifest
+from algorithm.model.student import Student, student_from_state
 from algorithm.model.tower import without_weights
 from algorithm.process.memory import is_out_of_memory
 
@@ -67,11 +70,22 @@ class LinearHeads:
 class Ensemble:
     """All members of an artifact on one device. `Ensemble.from_artifact` makes it."""
 
-    def __init__(self, manifest: Manifest, tower: StackedTower, heads: list[Heads], batched_below: int) -> None:
-        self.manifest, self.tower, self.heads = manifest, tower, heads
+    def __init__(
+        self,
+        manifest: Manifest,
+        tower: Callable[[], StackedTower],
+        heads: list[Heads],
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        batched_below: int = 0,
+        student: Student | None = None,
+    ) -> None:
+        self.manifest, self.heads, self.student = manifest, heads, student
+        self.device, self.dtype = device, dtype
+        self._merged = tower
         self.batched_below = batched_below
         """Batches of fewer frames run through all members at once after the first adapter, others one after another."""
-        self.device, self.dtype = tower.device, tower.dtype
         members = manifest.members
         self.presence_members = [k for k, member in enumerate(members) if member.presence]
         self.optimality_members = [k for k, member in enumerate(members) if member.optimality]
@@ -93,8 +107,8 @@ class Ensemble:
 
         `order` is how members run from the first adapter on: `auto` is `batched` on a GPU for as few frames as leave it
         idle in between, and else `sequential` (bench/LOG.md). It is counted, not timed, for the same results every
-        time, unless memory runs out. The average gate's weights are merged only where the manifest asks for that gate;
-        it then is one more row.
+        time, unless memory runs out. A gate is made only where the manifest asks for it; the average one is one more
+        row. Where a student is the gate, on a CPU, members are merged in a thread, while it looks at the first frames.
         """
         manifest = artifact.manifest
         rows: list[Row] = [[(1.0, member.adapter)] for member in artifact.members]
@@ -108,18 +122,32 @@ class Ensemble:
                 )
             rows.append([(1.0 / len(judges), artifact.members[k].adapter) for k in judges])
         packed = device.type == "cpu" and order != "batched"
-        tower = StackedTower(manifest.tower, artifact.tower_state, rows, device=device, dtype=dtype, packed=packed)
+
+        def merge() -> StackedTower:
+            return StackedTower(manifest.tower, artifact.tower_state, rows, device=device, dtype=dtype, packed=packed)
+
         heads = []
         for member, config in zip(artifact.members, manifest.members, strict=True):
             with without_weights():
                 head = Heads(config, manifest.tower)
             head.load_state_dict({name: tensor.clone() for name, tensor in member.heads.items()}, assign=True)
             heads.append(head.to(device, torch.float32).eval().requires_grad_(False))
+        student = None
+        if scoring.mode == "gated" and scoring.gate == "student":
+            assert manifest.student is not None
+            assert artifact.student is not None
+            student = student_from_state(manifest.student, artifact.student, device, dtype)
+        tower = _begin(merge) if student is not None and device.type == "cpu" else _done(merge())
         below = {"batched": sys.maxsize, "sequential": 0, "auto": 0}[order]
         if order == "auto" and device.type == "cuda":
             multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-            below = multiprocessors * _TOKENS_A_MULTIPROCESSOR // tower.tokens
-        return cls(manifest, tower, heads, below)
+            below = multiprocessors * _TOKENS_A_MULTIPROCESSOR // tower().tokens
+        return cls(manifest, tower, heads, device, dtype, batched_below=below, student=student)
+
+    @property
+    def tower(self) -> StackedTower:
+        """All members' weights. Waits for them where they are still being merged, and raises what merging raised."""
+        return self._merged()
 
     @property
     def members(self) -> int:
@@ -154,13 +182,17 @@ class Ensemble:
 
     @torch.inference_mode()
     def gate(self, images: Tensor, trunk: Tensor | None = None) -> GateScores:
-        """The gate's judgement, as `manifest.scoring` sets it: averaged adapters and heads, or one member.
+        """The gate's judgement, as `manifest.scoring` sets it: averaged adapters and heads, one member, or the student.
 
-        `trunk` as for `score`.
+        `trunk` as for `score`; a student has no use for it.
         """
         scoring = self.manifest.scoring
         if scoring.mode != "gated":
             raise AcouslicError("the manifest's scoring.mode is not 'gated', so this ensemble has no gate")
+        if scoring.gate == "student":
+            assert self.student is not None
+            presence, optimality = self.student(images)
+            return GateScores(presence.sigmoid(), None if optimality is None else optimality.sigmoid())
         if scoring.gate == "average":
             assert self.presence is not None
             embedding = self.tower.run(images, [self.members], trunk=trunk).embedding
@@ -260,6 +292,18 @@ class Ensemble:
         assert self.presence is not None
         head = _one(self.presence, self.presence_members.index(k))
         return GateScores(head.probability(output.embedding)[0], optimality)
+
+
+def _begin(work: Callable[[], StackedTower]) -> Callable[[], StackedTower]:
+    """Do the work in a thread; what is returned waits for its result."""
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="merge")
+    result = pool.submit(work).result
+    pool.shutdown(wait=False)
+    return result
+
+
+def _done(tower: StackedTower) -> Callable[[], StackedTower]:
+    return lambda: tower
 
 
 def _pick(embedding: Tensor, members: list[int]) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from acouslic.geometry import sweep_ranges
 from algorithm.engine.batches import CPU_BATCH_FRAMES, Batches, Scorer
 from algorithm.judgement.select_frame import Values, frame_quality, judge_frames, read_half_way
-from algorithm.model.manifest import ScoringConfig
+from algorithm.model.manifest import ScoringConfig, SelectionConfig
 
 
 def _nothing(_: float) -> None:
@@ -77,6 +77,25 @@ def interpolate_in_sweeps(values: Values, indices: NDArray[np.int64], sweeps: Se
     return np.concatenate(parts)
 
 
+def refined_frames(
+    presence: Values,
+    optimality: Values | None,
+    sweeps: Sequence[range],
+    selection: SelectionConfig,
+    config: ScoringConfig,
+) -> NDArray[np.int64]:
+    """The frames that a gate's probabilities (F,) send to the whole ensemble, ascending, as they are read and smoothed
+    in their case; those of black frames are 0."""
+    smoothed = judge_frames(presence, optimality, sweeps, selection)
+    return choose_refined(
+        read_half_way(presence, smoothed.presence_alone[presence > 0], selection.half_way),
+        frame_quality(presence, optimality, selection.suboptimal_credit),
+        smoothed.quality,
+        sweeps,
+        config,
+    )
+
+
 def choose_refined(
     presence: Values, quality: Values, smoothed_quality: Values, sweeps: Sequence[range], config: ScoringConfig
 ) -> NDArray[np.int64]:
@@ -131,7 +150,7 @@ def _score_gated(
     count, selection = len(run.frames), run.ensemble.manifest.selection
     start = time.monotonic()
     at = gate_frames(sweeps, config.stride)
-    gate_presence, gate_optimality = run.gate(at, lambda share: progress(share / 3))
+    gate_presence, gate_optimality = run.gate(at, lambda share: progress(share / 3), on_trunk=config.gate != "student")
     presence = interpolate_in_sweeps(gate_presence.mean(0, dtype=np.float64), at, sweeps)
     optimality = None
     if len(gate_optimality):
@@ -139,14 +158,7 @@ def _score_gated(
     gated = time.monotonic()
     if blank is not None:
         presence = np.where(blank(), 0.0, presence)
-    smoothed = judge_frames(presence, optimality, sweeps, selection)
-    indices = choose_refined(
-        read_half_way(presence, smoothed.presence_alone[presence > 0], selection.half_way),
-        frame_quality(presence, optimality, selection.suboptimal_credit),
-        smoothed.quality,
-        sweeps,
-        config,
-    )
+    indices = refined_frames(presence, optimality, sweeps, selection, config)
     fine_presence, fine_optimality = run.score(indices, lambda share: progress((1 + 2 * share) / 3))
     presence[indices] = fine_presence.mean(0, dtype=np.float64)
     if len(fine_optimality):

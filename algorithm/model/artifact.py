@@ -5,6 +5,7 @@
     members/<k>/adapter_config.json         PEFT's two files, where the member has an adapter
     members/<k>/adapter_model.safetensors
     members/<k>/heads.safetensors           presence.*, optimality.*, decoder.* of the heads it has
+    student.safetensors                     the student, where there is one
 
 Nothing but JSON and safetensors is ever parsed, and no other file may lie in the folder. Tensors are memory-mapped,
 so that loading costs about what reading the files costs.
@@ -33,14 +34,17 @@ from algorithm.model.heads import Heads
 from algorithm.model.lora import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, LoraAdapter, read_adapter, write_adapter
 from algorithm.model.manifest import (
     MANIFEST_FILE,
+    STUDENT_FILE,
     TOWER_FILE,
     FileRecord,
     Manifest,
     MemberConfig,
+    StudentConfig,
     TowerConfig,
     manifest_to_json,
     read_manifest,
 )
+from algorithm.model.student import Student
 from algorithm.model.tower import Tower, check_state, linear_shapes, without_weights
 from algorithm.model.weight_files import FileTensors, read_tensors, refuse_damaged
 
@@ -65,6 +69,8 @@ class Artifact:
     tower_state: Mapping[str, Tensor]
     """The state dict of `tower.Tower`, in the file's precision, each tensor read from the file when it is asked for."""
     members: tuple[MemberState, ...]
+    student: dict[str, Tensor] | None = None
+    """The state dict of `student.Student`, where the manifest has one."""
 
 
 def load_artifact(folder: Path, *, verify_hashes: bool = True) -> Artifact:
@@ -101,13 +107,19 @@ def load_artifact(folder: Path, *, verify_hashes: bool = True) -> Artifact:
         for k, member in enumerate(manifest.members):
             check_hashes(_member_files(k, member))
             members.append(_read_member(folder / "members" / str(k), member, manifest.tower, shapes))
+        check_hashes([STUDENT_FILE])
+        student = None if manifest.student is None else _read_student(folder / STUDENT_FILE, manifest.student)
         check_hashes([TOWER_FILE])
         damage.result()
-    return Artifact(folder, manifest, tower_state, tuple(members))
+    return Artifact(folder, manifest, tower_state, tuple(members), student)
 
 
 def write_artifact(
-    folder: Path, manifest: Manifest, tower_state: Mapping[str, Tensor], members: Sequence[MemberState]
+    folder: Path,
+    manifest: Manifest,
+    tower_state: Mapping[str, Tensor],
+    members: Sequence[MemberState],
+    student: Mapping[str, Tensor] | None = None,
 ) -> Manifest:
     """Write an artifact to `folder` and return its manifest with `files` filled in (those given are ignored).
 
@@ -128,6 +140,8 @@ def write_artifact(
             if member.adapter is not None:
                 write_adapter(member_folder, member.adapter)
             _write_tensors(member_folder / HEADS_FILE, member.heads)
+        if student is not None:
+            _write_tensors(partial / STUDENT_FILE, student)
         names = sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
         files = {name: FileRecord(hash_file(partial / name), (partial / name).stat().st_size) for name in names}
         manifest = dataclasses.replace(manifest, files=files)
@@ -186,6 +200,8 @@ def _member_files(k: int, member: MemberConfig) -> list[str]:
 def _check_files(folder: Path, manifest: Manifest) -> None:
     """Raises AcouslicError unless the manifest lists, and the folder holds, exactly the files there should be."""
     expected = {TOWER_FILE}.union(*(_member_files(k, member) for k, member in enumerate(manifest.members)))
+    if manifest.student is not None:
+        expected.add(STUDENT_FILE)
     for name in sorted(set(manifest.files) ^ expected):
         problem = "is listed but not part of an artifact" if name not in expected else "is not listed"
         raise AcouslicError(f"{folder / MANIFEST_FILE}: files: {shown(name)} {problem}; export the model again")
@@ -250,6 +266,15 @@ def _read_member(
         if name.endswith("running_var") and (tensor < 0).any():
             raise AcouslicError(f"{folder / HEADS_FILE}: tensor {name!r} holds negative variances: the file is damaged")
     return MemberState(adapter, heads)
+
+
+def _read_student(path: Path, config: StudentConfig) -> dict[str, Tensor]:
+    state = read_tensors(path)
+    with without_weights():
+        expected = Student(config).state_dict()
+    check_state(state, expected, str(path))
+    refuse_damaged(state, str(path))
+    return state
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -18,9 +18,11 @@ from acouslic.errors import AcouslicError
 from acouslic.strict_json import shown
 from algorithm.model.typed_json import convert, read_object, read_typed_file, refuse_other_fields
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+"""4 added the student. A manifest of schema 3 is read as one without."""
 MANIFEST_FILE = "manifest.json"
 TOWER_FILE = "tower.safetensors"
+STUDENT_FILE = "student.safetensors"
 
 # Bounds: far above any tower that is known, and low enough that nothing absurd is ever built.
 Count = Annotated[int, Meta(ge=1, le=1 << 16)]
@@ -158,10 +160,12 @@ class ScoringConfig:
     mode: Literal["exhaustive", "gated"] = "exhaustive"
     """`exhaustive`: every member scores every frame, the reference. `gated`: a gate scores every `stride`-th frame,
     the whole ensemble those near what could win."""
-    gate: Literal["average", "member"] = "average"
-    """The gate: one pass through the members' averaged adapters and heads, or through member `gate_member`."""
+    gate: Literal["average", "member", "student"] = "average"
+    """The gate: one pass through the members' averaged adapters and heads, through member `gate_member`, or through
+    the artifact's student."""
     gate_member: Annotated[int, Meta(ge=0)] = 0
     stride: Annotated[int, Meta(ge=1)] = 4
+    """1 for a student, which looks at every frame."""
     margin_frames: Frames = 3
     """Frames refined on each side of a frame that could win."""
     refine_ratio: Share = 0.5
@@ -172,9 +176,11 @@ class ScoringConfig:
     """At most this share of the frames is refined, the best first."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a range that is none."""
+        """Raises ValueError for a range that is none, and for a student that would not look at every frame."""
         if self.refine_presence[0] > self.refine_presence[1]:
             raise ValueError("refine_presence must be two ascending probabilities")
+        if self.gate == "student" and self.stride != 1:
+            raise ValueError(f"a student looks at every frame: stride must be 1, not {self.stride}")
 
 
 @dataclass(frozen=True)
@@ -240,6 +246,12 @@ class FileRecord:
     size_bytes: Annotated[int, Meta(ge=0)]
 
 
+def shared_f1(positive_frames: int, changed_frames: int) -> float:
+    """F1 of two answers against each other that call `positive_frames` frames positive together, of which one alone
+    calls `changed_frames`; 1 where neither calls any."""
+    return 1.0 - changed_frames / positive_frames if positive_frames else 1.0
+
+
 @dataclass(frozen=True)
 class Consequence:
     """What a half type changed in the answers to whole cases, against float32."""
@@ -258,7 +270,7 @@ class Consequence:
     def frame_f1(self) -> float:
         """Of one answer's positive frames against the other's; 1 where neither has any. Where about as many frames are
         truly positive, the F1 against the truth differs by at most twice what is missing to 1."""
-        return 1.0 if not self.positive_frames else 1.0 - self.changed_frames / self.positive_frames
+        return shared_f1(self.positive_frames, self.changed_frames)
 
 
 @dataclass(frozen=True)
@@ -281,6 +293,41 @@ class HalfPrecision:
 
 
 @dataclass(frozen=True)
+class Agreement:
+    """How far gated scoring kept the answers of exhaustive scoring, on cases that neither side had learned from."""
+
+    cases: Annotated[int, Meta(ge=1)]
+    other_frames: Annotated[int, Meta(ge=0)]
+    """In so many cases another frame was chosen."""
+    positive_frames: Annotated[int, Meta(ge=0)]
+    """Frames of all cases called positive, those of the two answers together."""
+    changed_frames: Annotated[int, Meta(ge=0)]
+    """Frames of all cases called positive by one of the two alone."""
+    refined_share: Share
+    """Of all frames."""
+
+    @property
+    def frame_f1(self) -> float:
+        """Of one answer's positive frames against the other's; 1 where neither has any."""
+        return shared_f1(self.positive_frames, self.changed_frames)
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """A small convolutional network that judges frames nearly as the ensemble does. `student.py` builds it,
+    `training distil` makes it."""
+
+    width: Annotated[int, Meta(ge=1, le=128)] = 32
+    """Channels of the first stage; each further stage has twice as many, on half the side."""
+    blocks: Annotated[tuple[Annotated[int, Meta(ge=0, le=16)], ...], Meta(min_length=1, max_length=6)] = (1, 2, 2, 2)
+    """Residual blocks of each stage."""
+    optimality: bool = True
+    """It judges optimality too."""
+    agreement: Agreement | None = None
+    """As gate, on the cases that its settings were chosen on; None where it was not measured."""
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The whole of `manifest.json`."""
 
@@ -294,6 +341,7 @@ class Manifest:
     selection: SelectionConfig
     provenance: Provenance
     half_precision: HalfPrecision = field(default_factory=HalfPrecision)
+    student: StudentConfig | None = None
     files: dict[str, FileRecord] = field(default_factory=dict)
     """Relative path (posix) to what the file must be; every file of the artifact except the manifest."""
 
@@ -310,6 +358,8 @@ class Manifest:
             raise ValueError(
                 f"scoring.gate_member {self.scoring.gate_member} is not one of {len(self.members)} members"
             )
+        if self.scoring.gate == "student" and self.student is None:
+            raise ValueError("scoring.gate is 'student', but there is no student")
 
 
 def untuned_manifest(
@@ -343,6 +393,8 @@ def read_manifest(folder: Path) -> Manifest:
     content = read_typed_file(path, missing=f"mount or extract a model artifact (a folder with {MANIFEST_FILE}) there")
     found = read_object(content, path)
     version = found.get("schema_version")
+    if version == 3 and type(version) is int and "student" not in found:
+        version, found = SCHEMA_VERSION, found | {"schema_version": SCHEMA_VERSION, "student": None}
     if type(version) is not int or version != SCHEMA_VERSION:
         raise AcouslicError(
             f"{path}: schema_version is {shown(version)}, this program reads {SCHEMA_VERSION}; export the model again"

@@ -1,7 +1,7 @@
 """The figures of `case.py`: what was measured, what follows from it, as a table and as JSON."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +160,9 @@ class CaseReport:
             "frames": len(gate_frames(sweep_ranges(self.header.frames), scoring.stride)),
             "refined_frames": run.report["refined_frames"],
             "seconds": run.report["timings"]["gate_s"],
+            "flop": self.b_flop(run).gate,
+            "student": None if self.manifest.student is None else asdict(self.manifest.student),
+            "against_exhaustive": self.agreement["gate_against_exhaustive"],
         }
 
     def text(self) -> str:
@@ -240,11 +243,10 @@ class CaseReport:
             f"{_listed(agreement['first_candidate'])}; circumference in mm: {_listed(agreement['circumference_mm'])}.",
         ]
         changed = self.consequence
-        lines.append(
-            f"What {changed['precision']} does to B's answer there, against float32: "
-            f"{'the same frame' if changed['same_frame'] else 'another frame'}, {changed['frames_called_otherwise']} "
-            f"frames called otherwise, circumference {_difference(changed)}."
-        )
+        lines.append(f"What {changed['precision']} does to B's answer there, against float32: {_changes(changed)}.")
+        if self.manifest.scoring.mode == "gated":
+            gated = agreement["gate_against_exhaustive"]
+            lines.append(f"What the gate does to it, against all members on every frame: {_changes(gated)}.")
         if self.random:
             lines.append(
                 "The random heads are set to tell the case's frames apart, however alike a random tower finds them, "
@@ -294,6 +296,13 @@ def _rank(model: Path) -> int:
 def _median_run(runs: Sequence[SideRun]) -> SideRun:
     """Of two the slower."""
     return sorted(runs, key=lambda run: run.wall_s)[len(runs) // 2]
+
+
+def _changes(changed: dict[str, Any]) -> str:
+    frame = "the same frame" if changed["same_frame"] else "another frame"
+    return (
+        f"{frame}, {changed['frames_called_otherwise']} frames called otherwise, circumference {_difference(changed)}"
+    )
 
 
 def _difference(changed: dict[str, Any]) -> str:

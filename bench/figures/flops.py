@@ -130,7 +130,7 @@ def case_flop(
     # Members without a presence head judge by their masks, on every frame.
     judging = sum(decoder_flop(manifest, k) for k, member in enumerate(members) if not member.presence)
     return CaseFlop(
-        gate_frames * scoring.of(1),
+        gate_frames * (_student_flop(manifest) if manifest.scoring.gate == "student" else scoring.of(1)),
         refined_frames * (scoring.of(len(members)) + heads + judging) - reused_frames * trunk_flop(config, adapted),
         segmented_frames * segment_flop(manifest, adapted),
     )
@@ -159,6 +159,13 @@ def decoder_flop(manifest: Manifest, k: int) -> int:
         tokens = torch.empty(1, 1 + tower.grid_size**2, tower.width)
         Decoder(config, tower.width).eval()(torch.empty(1, 3, tower.image_size, tower.image_size), [tokens] * 4)
     return counter.get_total_flops()
+
+
+def _student_flop(manifest: Manifest) -> int:
+    from training.network.student import student_flop
+
+    assert manifest.student is not None
+    return student_flop(manifest.student, manifest.tower.image_size)
 
 
 def straightforward_flop(manifest: Manifest, adapted: Collection[str], rank: int, frames: int) -> int:

@@ -23,6 +23,7 @@ from algorithm.frames.preprocess import normalise
 from algorithm.frames.resized_frames import ResizedFrames
 from algorithm.judgement.score import FrameScores, score_case
 from algorithm.model.manifest import Manifest, PreprocessingConfig, ScoringConfig
+from algorithm.model.student import Student
 
 _IDENTITY = PreprocessingConfig(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
 """Leaves grey levels as they are, which here spell a frame's number."""
@@ -30,7 +31,7 @@ _IDENTITY = PreprocessingConfig(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 /
 
 @dataclass(frozen=True)
 class Record:
-    """What every member and the averaged gate say about every frame of a case, and what is true."""
+    """What every member, the averaged gate and the student say about every frame of a case, and what is true."""
 
     case: str
     labels: NDArray[np.uint8]
@@ -48,7 +49,13 @@ class Record:
     members_s: float
     """Seconds of all members on all frames, after a first batch that is not counted, scaled to all frames."""
     gate_s: float
-    """Likewise of the gate."""
+    """Likewise of the averaged gate."""
+    student_presence: NDArray[np.float32]
+    """(F,); empty without a student."""
+    student_optimality: NDArray[np.float32]
+    """(F,); empty where it has none."""
+    student_s: float
+    """Likewise of the student."""
 
     def save(self, path: Path) -> None:
         """Write to a `.npz` file."""
@@ -59,15 +66,23 @@ class Record:
         """Read what `save` has written."""
         with np.load(path) as file:
             arrays = {field.name: file[field.name] for field in dataclasses.fields(Record)}
-        scalars = {name: arrays[name].item() for name in ("case", "members_s", "gate_s")}
+        scalars = {name: arrays[name].item() for name in ("case", "members_s", "gate_s", "student_s")}
         return Record(**(arrays | scalars))
 
 
 @torch.inference_mode()
 def record_case(
-    ensemble: Ensemble, case: str, image_path: Path, mask_path: Path, *, with_gate: bool, batch_frames: int
+    ensemble: Ensemble,
+    case: str,
+    image_path: Path,
+    mask_path: Path,
+    *,
+    with_gate: bool,
+    batch_frames: int,
+    student: Student | None = None,
 ) -> Record:
-    """Everything about one case of a release. The ensemble's manifest asks for the averaged gate if `with_gate`."""
+    """Everything about one case of a release. The ensemble's manifest asks for the averaged gate if `with_gate`;
+    `student` computes where and in what it does."""
     tower, preprocessing = ensemble.manifest.tower, ensemble.manifest.preprocessing
     with contextlib.closing(FrameStream(image_path)) as stream:
         resized = ResizedFrames(stream, tower.image_size, preprocessing, ensemble.device)
@@ -94,11 +109,17 @@ def record_case(
         optimality = scores.optimality_probability
         return [scores.presence_probability, images.new_empty(0) if optimality is None else optimality]
 
+    def ask_student(images: Tensor) -> list[Tensor]:
+        assert student is not None
+        presence, optimality = student(images)
+        return [presence.sigmoid(), presence.new_empty(0) if optimality is None else optimality.sigmoid()]
+
+    none = [np.zeros(0, np.float32)] * 2
     (presence, optimality), members_s = run(members)
-    (gate_presence, gate_optimality), gate_s = run(gate) if with_gate else ([presence[0][:0], presence[0][:0]], 0.0)
-    return Record(
-        case, frame_labels(mask_path), blank, presence, optimality, gate_presence, gate_optimality, members_s, gate_s
-    )
+    of_gate, gate_s = run(gate) if with_gate else (none, 0.0)
+    of_student, student_s = run(ask_student) if student is not None else (none, 0.0)
+    labels = frame_labels(mask_path)
+    return Record(case, labels, blank, presence, optimality, *of_gate, members_s, gate_s, *of_student, student_s)
 
 
 def frame_labels(mask_path: Path) -> NDArray[np.uint8]:
@@ -127,10 +148,12 @@ class RecordedEnsemble:
         return MemberScores(torch.from_numpy(record.presence[:, at]), torch.from_numpy(record.optimality[:, at]))
 
     def gate(self, images: Tensor, trunk: Tensor | None = None) -> GateScores:  # noqa: ARG002 - as the ensemble's
-        """The averaged gate, or the member that the settings make the gate."""
+        """The averaged gate, the student, or the member that the settings make the gate."""
         at, record, scoring = _read_numbers(images), self._record, self.manifest.scoring
-        if scoring.gate == "average":
+        if scoring.gate != "member":
             presence, optimality = record.gate_presence, record.gate_optimality
+            if scoring.gate == "student":
+                presence, optimality = record.student_presence, record.student_optimality
             return GateScores(
                 torch.from_numpy(presence[at]), torch.from_numpy(optimality[at]) if len(optimality) else None
             )
@@ -165,6 +188,7 @@ def record_release(
     *,
     with_gate: bool,
     batch_frames: int,
+    student: Student | None = None,
 ) -> list[Record]:
     """Records of all cases (name, image, mask), those in the folder `cache` read from there."""
     records = []
@@ -174,7 +198,9 @@ def record_release(
             records.append(Record.load(kept))
             continue
         start = time.perf_counter()
-        record = record_case(ensemble, case, image_path, mask_path, with_gate=with_gate, batch_frames=batch_frames)
+        record = record_case(
+            ensemble, case, image_path, mask_path, with_gate=with_gate, batch_frames=batch_frames, student=student
+        )
         records.append(record)
         if kept is not None:
             kept.parent.mkdir(parents=True, exist_ok=True)

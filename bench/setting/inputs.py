@@ -40,16 +40,19 @@ def random_model(
     adapted_blocks: str,
     device: str | None,
     keep_share: float = 1.0,
+    student: bool = False,
 ) -> Path:
     """The random artifact of these sizes whose heads tell the frames of `sweep` apart, in a folder of its own below
     `folder`; one that is there already is kept."""
     name = f"{config}-{members}-members-{adapted_blocks}-blocks" + (f"-{keep_share:g}" if keep_share < 1 else "")
+    name += "-student" if student else ""
     model = folder / f"{name}-for-{sweep.stem}"
     if not (model / MANIFEST_FILE).is_file():
         unfinished = folder / f"{name}-unfinished"
         options = {"--config": config, "--members": members, "--adapted-blocks": adapted_blocks, "--out": unfinished}
         options["--keep-share"] = keep_share
-        run_python("bench.setting.random_artifact", *(str(word) for pair in options.items() for word in pair))
+        words = [str(word) for pair in options.items() for word in pair] + (["--student"] if student else [])
+        run_python("bench.setting.random_artifact", *words)
         run_python("bench.setting.spread_heads", str(unfinished), str(sweep), *([] if device is None else [device]))
         unfinished.rename(model)
     return model
@@ -80,10 +83,14 @@ def _with_manifest(model: Path, folder: Path, manifest: Manifest) -> Path:
 def scoring_of(
     model: Path, *, random: bool, mode: str | None = None, refined_fraction: float | None = None
 ) -> ScoringConfig:
-    """The settings to run `model` with: its manifest's, or for a `random` one gated with a stated refined share."""
-    scoring = read_manifest(model).scoring
+    """The settings to run `model` with: its manifest's, or for a `random` one gated with a stated refined share, by its
+    student where it has one."""
+    manifest = read_manifest(model)
+    scoring = manifest.scoring
     if random:
         scoring = ScoringConfig(mode="gated", max_refined_fraction=RANDOM_REFINED_FRACTION)
+        if manifest.student is not None:
+            scoring = dataclasses.replace(scoring, gate="student", stride=1)
     if mode is not None:
         scoring = dataclasses.replace(scoring, mode=mode)  # type: ignore[arg-type]
     if refined_fraction is not None:

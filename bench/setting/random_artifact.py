@@ -23,8 +23,10 @@ from algorithm.model.manifest import (
     Manifest,
     MemberConfig,
     ScoringConfig,
+    StudentConfig,
     TowerConfig,
 )
+from algorithm.model.student import Student
 from algorithm.model.tower import Tower, linear_shapes, without_weights
 from bench.setting.plain_manifest import plain_manifest
 
@@ -50,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--targets", default="c_fc,c_proj", help="comma-separated layers that carry adapters")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--scoring", choices=["exhaustive", "gated"], default="exhaustive")
+    parser.add_argument("--student", action="store_true", help="add a student of the default size")
     parser.add_argument("--keep-share", type=float, default=1.0, help="share of the patches the tower keeps")
     parser.add_argument("--precision", choices=["float16", "bfloat16", "float32"], default="float16")
     parser.add_argument("--seed", type=int, default=0)
@@ -68,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         scoring=ScoringConfig(mode=args.scoring),
         dtype=getattr(torch, args.precision),
         seed=args.seed,
+        student=StudentConfig() if args.student else None,
     )
     size_bytes = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
     print(f"wrote {args.out}: {args.config}, {args.members} members, {size_bytes / 1e6:.0f} MB")
@@ -84,6 +88,7 @@ def write_random_artifact(
     scoring: ScoringConfig | None = None,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
+    student: StudentConfig | None = None,
 ) -> Manifest:
     """Write an artifact to `folder` whose members have all heads and adapters on the last `adapted_blocks` blocks."""
     quarter = max(1, config.layers // 4)
@@ -96,7 +101,7 @@ def write_random_artifact(
     )
     where = (range(max(0, config.layers - adapted_blocks), config.layers), targets) if adapted_blocks > 0 else None
     return write_random_members(
-        folder, config, [(member, where)] * members, rank=rank, scoring=scoring, dtype=dtype, seed=seed
+        folder, config, [(member, where)] * members, rank=rank, scoring=scoring, dtype=dtype, seed=seed, student=student
     )
 
 
@@ -109,6 +114,7 @@ def write_random_members(
     scoring: ScoringConfig | None = None,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
+    student: StudentConfig | None = None,
 ) -> Manifest:
     """Write an artifact to `folder` with these members, each with the place of its adapter, if it has one."""
     generator = torch.Generator().manual_seed(seed)
@@ -119,8 +125,9 @@ def write_random_members(
         adapter = None if where is None else random_adapter(config, *where, rank, generator)
         states.append(MemberState(adapter, random_heads(member, config, embedding, generator)))
     manifest = plain_manifest(config, [member for member, _ in members])
-    manifest = dataclasses.replace(manifest, scoring=scoring or ScoringConfig())
-    return write_artifact(folder, manifest, tower.state_dict(), states)
+    manifest = dataclasses.replace(manifest, scoring=scoring or ScoringConfig(), student=student)
+    student_state = None if student is None else random_student(student, config.image_size, generator)
+    return write_artifact(folder, manifest, tower.state_dict(), states, student_state)
 
 
 def central_patches(grid_size: int, share: float) -> tuple[int, ...]:
@@ -207,6 +214,25 @@ def random_heads(
                 module.weight.normal_(1, 0.1, generator=generator)
                 module.bias.normal_(0, 0.1, generator=generator)
     return {name: tensor.detach() for name, tensor in heads.state_dict().items()}
+
+
+@torch.no_grad()
+def random_student(config: StudentConfig, image_size: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """A student whose activations stay near one, and whose logits have about unit spread over images of blobs."""
+    student = Student(config)
+    for module in student.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.normal_(0, (2 / module.weight[0].numel()) ** 0.5, generator=generator)
+            assert module.bias is not None
+            module.bias.normal_(0, 0.05, generator=generator)
+    coarse = torch.randn(8, 1, max(2, image_size // 8), max(2, image_size // 8), generator=generator)
+    pooled = student.stages(nn.functional.interpolate(coarse, (image_size // 2,) * 2)).mean((2, 3))
+    for head in (student.presence, student.optimality):
+        if head is not None:
+            direction = torch.randn(pooled.shape[1], generator=generator)
+            head.weight.copy_(direction[None] / (pooled @ direction).std().clamp(min=1e-3))
+            head.bias.copy_(-(pooled @ head.weight[0]).mean()[None])
+    return {name: tensor.detach() for name, tensor in student.state_dict().items()}
 
 
 if __name__ == "__main__":

@@ -155,8 +155,8 @@ def test_unknown_schema_and_field_refused(artifact):
     change_manifest(artifact, lambda m: m["tower"].update(register_tokens=4))
     with pytest.raises(AcouslicError, match="unknown field 'register_tokens' in tower"):
         load_artifact(artifact)
-    change_manifest(artifact, lambda m: m.update(schema_version=4))
-    with pytest.raises(AcouslicError, match="schema_version is 4"):
+    change_manifest(artifact, lambda m: m.update(schema_version=5))
+    with pytest.raises(AcouslicError, match="schema_version is 5"):
         load_artifact(artifact)
 
 

@@ -287,6 +287,33 @@ def test_refined_frames_go_on_from_the_gates_trunk():
     assert score_case(ensemble, grey_frames(levels), ScoringConfig()).reused == 0
 
 
+def test_a_student_looks_at_every_frame_and_runs_no_trunk():
+    """It judges all 50 frames once; refined are the winner with its margin and the doubtful one, whose values are the
+    ensemble's, all others stay the student's. No trunk is run for the gate, so none is reused."""
+
+    class StudentsEnsemble(TrunkEnsemble):
+        def gate(self, images, trunk=None):
+            assert trunk is None
+            return GreyEnsemble.gate(self, images)
+
+    levels = np.zeros(50, dtype=np.int64)
+    levels[[10, 30]] = [255, 153]
+    config = ScoringConfig(
+        mode="gated", gate="student", stride=1, margin_frames=1, refine_ratio=0.7, refine_presence=(0.4, 0.6)
+    )
+    ensemble = StudentsEnsemble()
+    scores = score_case(ensemble, grey_frames(levels), config, batch_frames=20)
+    assert sum(ensemble.gate_batches) == 50
+    assert np.flatnonzero(scores.refined).tolist() == [9, 10, 11, 30]
+    assert scores.reused == 0
+    assert sorted(ensemble.trunks) == []
+    expected = np.clip(levels / 255 - 0.1, 0, None)
+    expected[[9, 10, 11, 30]] = levels[[9, 10, 11, 30]] / 255 * 0.75
+    np.testing.assert_allclose(scores.presence_probability, expected, atol=1e-6)
+    limited = dataclasses.replace(config, max_refined_fraction=0.02)
+    assert score_case(StudentsEnsemble(), grey_frames(levels), limited).refined.sum() == 1
+
+
 def test_where_memory_runs_out_the_trunks_go_first():
     """A batch of 8 is too many for the ensemble: what the gate left is forgotten, and the scores are the same."""
 

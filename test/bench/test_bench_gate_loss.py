@@ -9,12 +9,14 @@ import torch
 
 from acouslic.release import CaseCircumferences, Release, write_circumferences
 from algorithm.engine.ensemble import Ensemble
+from algorithm.frames.frame_stream import FrameStream
 from algorithm.frames.resized_frames import ResizedFrames
 from algorithm.judgement.score import score_case
 from algorithm.model.artifact import load_artifact
-from algorithm.model.manifest import ScoringConfig, read_manifest
+from algorithm.model.manifest import ScoringConfig, StudentConfig, read_manifest
 from bench import gate_loss
 from bench.figures.recorded_scores import Record, frame_labels, record_case, replay, spelled_frames
+from bench.setting.random_artifact import TOWERS, write_random_artifact
 from training.phantom.generate import write_stack
 
 
@@ -53,8 +55,6 @@ def test_a_replayed_run_is_the_run(tiny_model, release, settings):
         average, "one", release.image_path("one"), release.mask_path("one"), with_gate=True, batch_frames=8
     )
     ensemble = gated_ensemble(tiny_model, **settings)
-    from algorithm.frames.frame_stream import FrameStream
-
     stream = FrameStream(release.image_path("one"))
     resized = ResizedFrames(stream, 56, ensemble.manifest.preprocessing, torch.device("cpu"))
     resized.finish()
@@ -95,7 +95,34 @@ def record_of(presence, gate, labels):
         gate_optimality=nothing,
         members_s=10.0,
         gate_s=2.0,
+        student_presence=nothing,
+        student_optimality=nothing,
+        student_s=0.0,
     )
+
+
+def test_a_student_is_replayed_as_the_run_is(release, tmp_path):
+    """Its opinions are recorded beside the averaged gate's, and replaying its settings is the run on the frames."""
+    scoring = ScoringConfig(mode="gated", gate="student", stride=1, max_refined_fraction=0.3)
+    write_random_artifact(
+        tmp_path / "model", TOWERS["tiny"], members=2, scoring=scoring, student=StudentConfig(4, (1, 1))
+    )
+    loaded = load_artifact(tmp_path / "model")
+    average, ensemble = (
+        gated_ensemble(tmp_path / "model"),
+        Ensemble.from_artifact(loaded, torch.device("cpu"), torch.float32),
+    )
+    paths = release.image_path("one"), release.mask_path("one")
+    record = record_case(average, "one", *paths, with_gate=True, batch_frames=8, student=ensemble.student)
+    stream = FrameStream(paths[0])
+    resized = ResizedFrames(stream, 56, ensemble.manifest.preprocessing, torch.device("cpu"))
+    resized.finish()
+    real = score_case(ensemble, resized.frames, scoring)
+    replayed = replay(record, ensemble.manifest, scoring)
+    assert replayed.refined.tolist() == real.refined.tolist()
+    np.testing.assert_allclose(replayed.presence_probability, real.presence_probability, atol=1e-5)
+    assert record.student_s > 0
+    assert not np.allclose(record.student_presence, record.gate_presence, atol=0.01)
 
 
 def test_losses_are_counted_against_the_exhaustive_run(tiny_model):

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from acouslic.stack import read_stack
-from algorithm.model.manifest import ScoringConfig, read_manifest
+from algorithm.model.manifest import ScoringConfig, StudentConfig, read_manifest
 from bench import case, gpu, scaling
 from bench.setting.inputs import platform_input, shortened, with_scoring
 from bench.setting.random_artifact import TOWERS, write_random_artifact
 from bench.setting.straightforward import BATCH_FRAMES
+from training.network.student import student_flop
 from training.phantom.generate import write_stack
 
 SIZES = ["--config", "tiny", "--members", "2", "--adapted-blocks", "2", "--rows", "96", "--device", "cpu"]
@@ -46,9 +47,10 @@ def last_json(captured):
 
 
 def test_a_case_by_both_sides(sweep, tmp_path, capsys, monkeypatch):
-    """One round: the table says what was extrapolated, and every figure that the README wants is in the JSON."""
+    """One round with a random student: the table says what was extrapolated, and every figure that the README wants is
+    in the JSON, with what the gate costs and changes beside what the precision does."""
     monkeypatch.setattr("bench.case.matrix_peaks", lambda _: {"float32": 1e11, "bfloat16": 4e11})
-    words = ["--config", "tiny", "--members", "2", "--adapted-blocks", "2", "--kept-patches"]
+    words = ["--config", "tiny", "--members", "2", "--adapted-blocks", "2", "--kept-patches", "--student"]
     words += ["--sweep", str(sweep), "--mode", "gated", "--refined-fraction", "0.2"]
     words += ["--frames", "8", "--autocast-frames", "2", "--work", str(tmp_path / "work"), "--device", "cpu"]
     assert case.main(words) == 0
@@ -57,8 +59,14 @@ def test_a_case_by_both_sides(sweep, tmp_path, capsys, monkeypatch):
     assert not set(KEYS) - set(found)
     assert found["frames"] == 24
     assert found["mode"] == "gated"
-    assert found["gate"]["kind"] == "average"
-    assert found["gate"]["refined_frames"] == found["refined_frames"]
+    gate = found["gate"]
+    assert (gate["kind"], gate["stride"], gate["frames"]) == ("student", 1, 24)
+    assert gate["refined_frames"] == found["refined_frames"]
+    assert gate["student"]["width"] == 32
+    assert gate["flop"] == found["flop_by_phase"]["gate"] == 24 * student_flop(StudentConfig(), 56)
+    assert set(gate["against_exhaustive"]) == set(found["consequence"]) - {"frames", "precision", "against"}
+    assert "gate: student at a stride of 1" in printed
+    assert "What the gate does to it, against all members on every frame" in printed
     assert found["precision_used"] == found["precision"]
     assert found["consequence"]["against"] == "float32"
     assert found["consequence"]["same_frame"] in (True, False)

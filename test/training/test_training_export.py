@@ -14,10 +14,12 @@ from safetensors.torch import load_file, save_file
 from acouslic.errors import AcouslicError
 from algorithm.engine.ensemble import Ensemble
 from algorithm.frames.preprocess import normalise
+from algorithm.frames.resized_frames import ResizedFrames
 from algorithm.model.artifact import MemberState, load_artifact, write_artifact
-from algorithm.model.manifest import MANIFEST_FILE, HalfWay, Manifest, manifest_to_json
+from algorithm.model.manifest import MANIFEST_FILE, HalfWay, Manifest, PreprocessingConfig, manifest_to_json
 from training.__main__ import main as training_main
 from training.export.calibrate_artifact import main as calibrate
+from training.export.consequence import case_of_cache
 from training.export.pack import main as pack
 from training.export.trained_member import MovedTower, read_member, rebuild_network, shared_tower
 from training.export.write_artifact import main
@@ -94,6 +96,37 @@ def test_the_ensemble_says_what_training_said(model: Path, runs: Path, tiny_trai
         torch.testing.assert_close(scores.optimality_probability[k], optimality, rtol=0, atol=5e-3)
         torch.testing.assert_close(masks[k], output.mask.sigmoid(), rtol=0, atol=2e-2)
     assert not torch.allclose(scores.presence_probability[0], scores.presence_probability[1], atol=1e-4)
+
+
+def test_what_half_precision_changes_in_whole_cases(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With `whole_cases` the manifest says what the device's half type changes in the answers to validation cases of
+    the cache; a gate that the model does not have yet, and a record of half the kind, are refused."""
+    monkeypatch.setattr("algorithm.engine.device.cpu_flags", lambda: {"avx512_bf16"})
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    words = [str(runs), f"--out={tmp_path / 'model'}", *WORDS, "--precision_frames=3", "--device=cpu"]
+    assert main([*words, "--whole_cases=2"]) == 0
+    found = load_artifact(tmp_path / "model").manifest.half_precision
+    assert found.bfloat16_consequence is not None
+    assert found.bfloat16_consequence.cases == 2
+    assert found.float16_consequence is None
+    assert "bfloat16 in 2 whole cases: it chooses another frame in" in capsys.readouterr().out
+    with pytest.raises(AcouslicError, match="after the export, by `acouslic train distil`"):
+        main([*words, "--scoring.gate=student", "--scoring.stride=1"])
+    with pytest.raises(AcouslicError, match="whole_cases needs precision_frames"):
+        main([*words, "--whole_cases=2", "--precision_frames=0"])
+
+
+def test_a_case_of_the_cache_is_seen_as_training_saw_it(tiny_training: Any) -> None:
+    """Its frames come out of the resize as they went in, and its pixels are as large as they have to be."""
+    case = Cache(tiny_training.cache).cases[0]
+    with case_of_cache(case).open() as frames:
+        resized = ResizedFrames(frames, 28, PreprocessingConfig(antialias=True), torch.device("cpu"))
+        resized.finish()
+        assert np.array_equal(resized.frames.numpy(), case.frames)
+        wider = case.record.columns / 28
+        assert frames.header.spacing_mm == pytest.approx(tuple(wider * mm for mm in case.record.spacing_mm))
 
 
 def test_an_artifact_that_says_something_else_is_refused(

@@ -15,7 +15,8 @@ from algorithm.model.artifact import load_artifact
 from algorithm.model.manifest import Consequence, HalfPrecision, read_manifest
 from algorithm.model.typed_json import check_bounds
 from algorithm.pipeline import Pipeline
-from training.export.precision import compare_answers, describe, main, measure_half_precision
+from training.export.consequence import compare_answers
+from training.export.precision import describe, main, measure_half_precision
 from training.learn.autocast import autocast_type
 
 CPU = torch.device("cpu")

@@ -19,17 +19,15 @@ import torch
 
 from acouslic.errors import AcouslicError
 from acouslic.write import check_writable, write_text
-from algorithm.engine.batches import choose_batch_frames
-from algorithm.engine.device import choose_device, choose_precision, set_cpu_threads
-from algorithm.engine.ensemble import Ensemble
-from algorithm.model.artifact import Artifact, load_artifact
+from algorithm.engine.device import choose_device, set_cpu_threads
+from algorithm.model.artifact import load_artifact
 from algorithm.model.manifest import MANIFEST_FILE, HalfPrecision, Manifest, manifest_to_json
 from training.export.precision import FRAMES, describe, measure_artifact
 from training.frames.dataset import table_of
-from training.judge.ask_members import ask_members, of_member
 from training.judge.calibrate import calibrate_member, judge_cases
 from training.judge.mask_threshold import choose_mask_threshold
 from training.judge.reading import choose_thresholds, describe_reading, read_cases
+from training.judge.unseen_cases import cases_of_members, check_frames, score_members
 from training.learn.out_of_fold import OutOfFold
 from training.release.cache import Cache
 from training.release.split import Split, read_split
@@ -46,13 +44,18 @@ def calibrate_artifact(
     """Write what the cases say into the manifest of the artifact in `folder`, and return it.
 
     Raises AcouslicError, before anything is written, where the artifact is not sound, the cache holds frames of another
-    size or resize, no case has an annotated frame, or the split is neither the paper's nor the model's own.
+    size or resize, no case has an annotated frame, the split is neither the paper's nor the model's own, or the model
+    has a student.
     """
     artifact = load_artifact(folder)
     manifest = artifact.manifest
-    _check_frames(manifest, cache)
-    uuids = _cases_of_members(manifest, cache, split)
-    scored = _score_members(artifact, cache, uuids, device)
+    if manifest.student is not None:
+        raise AcouslicError(
+            f"{folder} has a student, whose settings were chosen for the calibration that the model has: calibrate the "
+            "model that it was made from, and distil again"
+        )
+    check_frames(manifest, cache)
+    scored = score_members(artifact, cache, cases_of_members(manifest, cache, split), device)
     if not any((member.label > 0).any() for member in scored):
         raise AcouslicError(f"none of the cases has an annotated frame: {cache.folder} cannot calibrate a model")
     calibrations = [calibrate_member(member) for member in scored]
@@ -79,57 +82,6 @@ def calibrate_artifact(
         print(describe(measured), flush=True)
     write_text(folder / MANIFEST_FILE, manifest_to_json(manifest))
     return manifest
-
-
-def _check_frames(manifest: Manifest, cache: Cache) -> None:
-    size, antialias = manifest.tower.image_size, manifest.preprocessing.antialias
-    if (cache.image_size, cache.index.antialias) != (size, antialias):
-        raise AcouslicError(
-            f"{cache.folder} holds frames of {cache.image_size} pixels {_resize(cache.index.antialias)}, the model "
-            f"takes {size} {_resize(antialias)}: prepare the release again with --image-size {size}"
-            f"{' --antialias' if antialias else ''}"
-        )
-
-
-def _resize(antialias: bool) -> str:
-    return "with antialiasing" if antialias else "without antialiasing"
-
-
-def _cases_of_members(manifest: Manifest, cache: Cache, split: Split | None) -> list[tuple[str, ...]]:
-    """The cases that each member is judged by: those it has not learned from."""
-    members = len(manifest.members)
-    if split is None:
-        return [tuple(case.uuid for case in cache.cases)] * members
-    if split.protocol == "paper":
-        return [split.validation_cases()] * members
-    if manifest.provenance.split_sha256 != split.sha256() or split.members != members:
-        raise AcouslicError(
-            "the model's members were not trained on the folds of this split, so nobody knows which cases they have "
-            "learned from: give the split that the model was made with, or leave --split out and give a cache of "
-            "cases that it has not seen"
-        )
-    return [split.validation_cases(member) for member in range(members)]
-
-
-def _score_members(
-    artifact: Artifact, cache: Cache, uuids: Sequence[tuple[str, ...]], device: torch.device
-) -> list[OutOfFold]:
-    """What each member says of its cases. Cases are scored once, by all members."""
-    manifest = artifact.manifest
-    dtype, _ = choose_precision(device, manifest.half_precision)
-    exhaustive = replace(manifest, scoring=replace(manifest.scoring, mode="exhaustive"))
-    ensemble = Ensemble.from_artifact(replace(artifact, manifest=exhaustive), device, dtype)
-    batch_frames = choose_batch_frames(manifest.tower, ensemble.members, device, dtype)
-    wanted = list(dict.fromkeys(uuid for of_one in uuids for uuid in of_one))
-    answers = {}
-    for number, uuid in enumerate(wanted, start=1):
-        table = table_of(cache, [uuid])
-        answers[uuid] = ask_members(ensemble, table, np.arange(len(table)), batch_frames)
-        print(f"scored {number} of {len(wanted)} cases", flush=True)
-    return [
-        of_member([answers[uuid] for uuid in of_one], member, table_of(cache, of_one))
-        for member, of_one in enumerate(uuids)
-    ]
 
 
 def _uncertain_frames(scored: Sequence[OutOfFold], cache: Cache, count: int) -> torch.Tensor:

@@ -8,7 +8,8 @@ than it may (`algorithm.engine.device.choose_precision`).
 
 With `--whole-cases` it also analyses each sweep in float32 and in the half types that the device is fast in, and writes
 down what these change: the chosen frame, the frames called positive, the millimetres. A type that changes nothing is
-used then, however far it takes a single probability. Give validation cases, five at least.
+used then, however far it takes a single probability. Give validation cases, five at least. `export --whole_cases 5`
+does the same on cases of the cache.
 """
 
 import argparse
@@ -17,38 +18,20 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from acouslic.errors import AcouslicError
 from acouslic.write import check_writable, write_text
-from algorithm.engine.batches import choose_batch_frames
-from algorithm.engine.device import (
-    MOST_RECORDED_DIFFERENCE,
-    changes_nothing,
-    choose_device,
-    describe_consequence,
-    half_types,
-    keep_exact_sums,
-    set_cpu_threads,
-)
+from algorithm.engine.device import MOST_RECORDED_DIFFERENCE, choose_device, keep_exact_sums, set_cpu_threads
 from algorithm.engine.ensemble import Ensemble
 from algorithm.frames.frame_stream import FrameStream
 from algorithm.frames.preprocess import normalise
 from algorithm.frames.resized_frames import ResizedFrames
 from algorithm.model.artifact import Artifact, load_artifact
-from algorithm.model.manifest import (
-    MANIFEST_FILE,
-    Consequence,
-    HalfPrecision,
-    Manifest,
-    manifest_to_json,
-    read_manifest,
-)
-from algorithm.pipeline import Pipeline
+from algorithm.model.manifest import MANIFEST_FILE, HalfPrecision, Manifest, manifest_to_json, read_manifest
 from algorithm.process.memory import is_out_of_memory
-from algorithm.result.outputs import CaseResult
+from training.export.consequence import case_of_sweep, measure_consequences, with_consequences
 
 FRAMES = 128
 _BATCH = 8
@@ -57,9 +40,10 @@ _BATCH = 8
 def measure_half_precision(folder: Path, frames: Tensor, device: torch.device) -> HalfPrecision:
     """The largest difference of a probability from float32's for the artifact in `folder`, in each half type.
 
-    `frames` are square images, uint8 (N, S, S), at least one. Presence and optimality of every member, and of the gate
-    where there is one; not the masks. A type in which something is not a number counts as 1. Members run one after
-    another, as they do in all large batches. On a CPU float16 takes four times as long as float32.
+    `frames` are square images, uint8 (N, S, S), at least one. Presence and optimality of every member, and of a gate
+    that is made of them; not the masks, nor a student, whose gate's settings leave room for rounding. A type in which
+    something is not a number counts as 1. Members run one after another, as they do in all large batches. On a CPU
+    float16 takes four times as long as float32.
     Raises AcouslicError where the probabilities are not numbers in float32 either, or memory does not suffice.
     """
     return measure_artifact(load_artifact(folder), frames, device)
@@ -91,45 +75,6 @@ def _measure(artifact: Artifact, frames: Tensor, device: torch.device) -> HalfPr
     return HalfPrecision(len(frames), found["float16"], found["bfloat16"])
 
 
-def measure_consequences(artifact: Artifact, sweeps: Sequence[Path], device: torch.device) -> dict[str, Consequence]:
-    """What each half type that `device` is fast in changes in the answers to `sweeps`, by the type's name.
-
-    Each stack is analysed as the manifest says, gate included, and nothing is written.
-    """
-    keep_exact_sums()
-    types, _ = half_types(device)
-    exact = _answers(artifact, sweeps, device, torch.float32) if types else []
-    return {
-        str(dtype).removeprefix("torch."): compare_answers(exact, _answers(artifact, sweeps, device, dtype))
-        for dtype in types
-    }
-
-
-def compare_answers(exact: Sequence[CaseResult], half: Sequence[CaseResult]) -> Consequence:
-    """What differs between two answers to the same cases, in the same order, at least one."""
-    other_frames, positive_frames, changed_frames, largest_mm = 0, 0, 0, 0.0
-    for one, other in zip(exact, half, strict=True):
-        lengths_mm = (one.circumference_mm, other.circumference_mm)
-        called = [answer.presence_probability >= answer.thresholds.presence for answer in (one, other)]
-        other_frames += one.frame_index != other.frame_index or (lengths_mm[0] is None) != (lengths_mm[1] is None)
-        positive_frames += int(called[0].sum() + called[1].sum())
-        changed_frames += int((called[0] != called[1]).sum())
-        if lengths_mm[0] is not None and lengths_mm[1] is not None:
-            largest_mm = max(largest_mm, abs(lengths_mm[0] - lengths_mm[1]))
-    return Consequence(len(exact), other_frames, positive_frames, changed_frames, largest_mm)
-
-
-def _answers(artifact: Artifact, sweeps: Sequence[Path], device: torch.device, dtype: torch.dtype) -> list[CaseResult]:
-    """The answers to whole cases in one type; the masks, which nobody asks for, are let go."""
-    ensemble = Ensemble.from_artifact(artifact, device, dtype)
-    batch_frames = choose_batch_frames(artifact.manifest.tower, ensemble.members, device, dtype)
-    pipeline = Pipeline(ensemble, batch_frames, 0.0, 0.0)
-    return [
-        dataclasses.replace(pipeline.run(sweep, None, sweep.stem), mask=np.zeros((0, 0), dtype=bool))
-        for sweep in sweeps
-    ]
-
-
 def describe(measured: HalfPrecision) -> str:
     """One sentence for people about what was measured."""
     assert measured.float16 is not None
@@ -149,7 +94,7 @@ def _probabilities(artifact: Artifact, frames: Tensor, device: torch.device, dty
         images = normalise(batch, ensemble.manifest.preprocessing, dtype)
         scores = ensemble.score(images)
         rows = [scores.presence_probability, scores.optimality_probability]
-        if ensemble.manifest.scoring.mode == "gated":
+        if ensemble.manifest.scoring.mode == "gated" and ensemble.student is None:
             gate = ensemble.gate(images)
             opinions = (gate.presence_probability, gate.optimality_probability)
             rows += [opinion[None] for opinion in opinions if opinion is not None]
@@ -186,17 +131,8 @@ def main(arguments: Sequence[str]) -> int:
     measured = measure_half_precision(options.model, frames, device)
     print(describe(measured), flush=True)
     if options.whole_cases:
-        found = measure_consequences(load_artifact(options.model), options.sweeps, device)
-        for name, consequence in found.items():
-            allowed = changes_nothing(consequence)
-            print(
-                f"{name} in {consequence.cases} whole cases: {describe_consequence(consequence)}"
-                f"{': it may be used' if allowed else ''}",
-                flush=True,
-            )
-        measured = dataclasses.replace(
-            measured, float16_consequence=found.get("float16"), bfloat16_consequence=found.get("bfloat16")
-        )
+        cases = [case_of_sweep(sweep) for sweep in options.sweeps]
+        measured = with_consequences(measured, measure_consequences(load_artifact(options.model), cases, device))
     path = options.model / MANIFEST_FILE
     write_text(path, manifest_to_json(dataclasses.replace(manifest, half_precision=measured)))
     print(f"written into {path}: pack the model again")

@@ -138,8 +138,9 @@ def train(learner: FrameLearner, folder: RunFolder, *, check: bool = False) -> d
     torch.set_num_threads(threads)
     print(f"{threads} CPU threads: {reason}", flush=True)
     print(
-        f"{len(learner.train_table.cases)} cases to train ({(learner.train_table.label > 0).sum()} annotated frames), "
-        f"{len(learner.validation_table.cases)} to validate; {count_trained(network) / 1e6:.2f} M trained parameters",
+        f"{len(learner.train_table.cases)} cases to train ({(learner.train_table.label > 0).sum()} frames with an "
+        f"abdomen), {len(learner.validation_table.cases)} to validate; "
+        f"{count_trained(network) / 1e6:.2f} M trained parameters",
         flush=True,
     )
     last = folder.checkpoints / "last.ckpt"

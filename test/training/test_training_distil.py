@@ -1,0 +1,247 @@
+"""`python -m training distil`: a student that learns what the ensemble says, and the model that has it as its gate."""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from acouslic.errors import AcouslicError
+from algorithm.engine.ensemble import Ensemble
+from algorithm.frames.preprocess import normalise
+from algorithm.judgement.score import score_case
+from algorithm.model.artifact import load_artifact
+from algorithm.model.manifest import ScoringConfig, SelectionConfig, StudentConfig, read_manifest
+from algorithm.model.student import student_from_state
+from training.export.calibrate_artifact import main as calibrate
+from training.export.distil import main
+from training.export.trained_member import read_member
+from training.export.write_artifact import main as export
+from training.fit import main as fit
+from training.judge.gate_settings import JudgedTwice, choose_gate
+from training.judge.teacher import FrameOpinions, ask_student, teach
+from training.learn.keeping import Keeping, StoppedError
+from training.learn.run_folder import find_runs
+from training.network.student import Normalised, StudentNetwork, student_flop
+from training.release.cache import Cache
+
+CPU = torch.device("cpu")
+WORDS = ["--tower=random", "--tower_licence=none", "--training_data=generated", "--training_data_licence=none"]
+SMALL = ["--student.width=4", "--student.blocks=[1,0,1]", "--optimiser.epochs=2", "--optimiser.batch_size=8"]
+SMALL += ["--machine.accelerator=cpu", "--machine.precision=32-true", "--machine.threads=1", "--augment.clahe=0"]
+ANY = "--most_refined=1.0"
+"""Of a student that has hardly learned: every frame may be refined."""
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_training: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All three folds, trained for an epoch."""
+    out = tmp_path_factory.mktemp("runs")
+    assert fit(tiny_training.fit_arguments(out, f"--split={tiny_training.subject_split}", "--optimiser.epochs=1")) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def model(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The artifact of those runs."""
+    out = tmp_path_factory.mktemp("artifact") / "model"
+    assert export([str(runs), f"--out={out}", "--precision_frames=0", *WORDS]) == 0
+    return out
+
+
+def words(model: Path, tiny_training: Any, out: Path, *more: str) -> list[str]:
+    """Of a run of seconds."""
+    return [str(model), f"--cache={tiny_training.cache}", f"--out={out}", *SMALL, *more]
+
+
+@pytest.fixture(scope="module")
+def distilled(model: Path, runs: Path, tiny_training: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model with a student that learned from the runs' scores."""
+    out = tmp_path_factory.mktemp("distilled") / "model"
+    assert main(words(model, tiny_training, out, f"--runs={runs}", ANY)) == 0
+    return out
+
+
+def test_a_model_gets_a_student(distilled: Path, model: Path) -> None:
+    """The new model is the old one to the byte, but for the student and the gate; both load with every check, and
+    manifest and card say how far the gate agrees."""
+    before, after = load_artifact(model).manifest, load_artifact(distilled).manifest
+    assert {name: record for name, record in after.files.items() if name != "student.safetensors"} == before.files
+    assert (before.student, before.scoring.mode) == (None, "exhaustive")
+    assert (after.scoring.mode, after.scoring.gate, after.scoring.stride) == ("gated", "student", 1)
+    assert after.student is not None
+    assert (after.student.width, after.student.blocks, after.student.optimality) == (4, (1, 0, 1), True)
+    agreement = after.student.agreement
+    assert agreement is not None
+    assert agreement.cases >= 1
+    assert 0 < agreement.refined_share <= 1
+    assert "its student: python -m training distil" in after.provenance.made_by
+    card = distilled.with_name("model.md").read_text()
+    assert f"| agreement.refined_share | {agreement.refined_share} |" in card
+
+
+def test_the_pipeline_runs_as_the_settings_were_chosen(distilled: Path, tiny_training: Any) -> None:
+    """On any case the student judges every frame, as it did when the settings were chosen, and the ensemble those that
+    are refined; the answer is a mixture of the two."""
+    artifact, cache = load_artifact(distilled), Cache(tiny_training.cache)
+    manifest = artifact.manifest
+    ensemble = Ensemble.from_artifact(artifact, CPU, torch.float32)
+    assert ensemble.student is not None
+    case = cache.cases[0]
+    frames = torch.from_numpy(np.array(case.frames))
+    limited = ScoringConfig(mode="gated", gate="student", stride=1, max_refined_fraction=0.25)
+    scores = score_case(ensemble, frames, limited)
+    assert scores.refined.sum() == 12
+    assert scores.reused == 0
+    told = ask_student(ensemble.student, case, manifest.preprocessing, CPU)
+    rest = ~scores.refined
+    np.testing.assert_allclose(scores.presence_probability[rest], told.presence[rest], atol=1e-5)
+    members = ensemble.score(normalise(frames, manifest.preprocessing, torch.float32)).presence_probability.mean(0)
+    np.testing.assert_allclose(scores.presence_probability[~rest], members.numpy()[~rest], atol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_bits_also_after_a_signal(
+    distilled: Path, model: Path, runs: Path, tiny_training: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM in the middle: a sentence, the exit code, no model; the same command goes on to the student that a run
+    without interruption has. Another seed gives another."""
+    out, save = tmp_path / "model", Keeping.on_train_batch_end
+    arguments = words(model, tiny_training, out, f"--runs={runs}", ANY)
+
+    def signalled(self: Keeping, trainer: Any, *rest: Any) -> None:
+        if trainer.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        save(self, trainer, *rest)
+
+    monkeypatch.setattr(Keeping, "on_train_batch_end", signalled)
+    with pytest.raises(StoppedError, match="the same command goes on from there"):
+        main(arguments)
+    assert not out.exists()
+    monkeypatch.undo()
+    assert main(arguments) == 0
+    expected = read_manifest(distilled)
+    assert read_manifest(out).files == expected.files
+    assert read_manifest(out).scoring == expected.scoring
+    other = tmp_path / "other"
+    assert main(words(model, tiny_training, other, f"--runs={runs}", ANY, "--seed=2")) == 0
+    assert read_manifest(other).files["student.safetensors"] != expected.files["student.safetensors"]
+
+
+def test_without_runs_the_model_is_asked(distilled: Path, model: Path, tiny_training: Any, tmp_path: Path) -> None:
+    """Its own split says which member may teach which case: what it says is what the runs said, so the student is
+    nearly the same; with the work folder it is asked once."""
+    out = tmp_path / "model"
+    arguments = words(model, tiny_training, out, f"--split={tiny_training.subject_split}", ANY)
+    assert main(arguments) == 0
+    kept = sorted(path.name for path in (tmp_path / "model.run" / "teacher").iterdir())
+    assert kept == ["member_1.npz", "member_2.npz", "member_3.npz"]
+    one, other = load_artifact(distilled).student, load_artifact(out).student
+    assert one is not None
+    assert other is not None
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name], rtol=0.05, atol=0.02)
+
+
+def test_only_who_did_not_learn_from_a_case_teaches_it(runs: Path, model: Path) -> None:
+    """Of a case in one fold, the lesson is that fold's member alone, calibrated."""
+    manifest = read_manifest(model)
+    scored = [read_member(run).scored for run in find_runs(runs)]
+    lessons = teach(scored, manifest.members)
+    assert len(lessons) == 7
+    for member, of_member in zip(manifest.members, scored, strict=True):
+        count = int(of_member.frame_counts[0])
+        expected = 1 / (1 + np.exp(-of_member.presence_logit[:count] / member.presence_temperature))
+        np.testing.assert_allclose(lessons[str(of_member.uuid[0])].presence, expected, atol=1e-6)
+
+
+def test_what_is_refused(
+    distilled: Path, model: Path, runs: Path, tiny_training: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sentence each, and nothing is written: runs of another model, settings no student has, a network that costs
+    too much, a student that is no gate yet; and calibrating a model that has a student."""
+
+    def refused(match: str, *more: str) -> None:
+        out = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        with pytest.raises(AcouslicError, match=match):
+            main(words(model, tiny_training, out, *more))
+        assert not out.exists()
+
+    swapped = tmp_path / "swapped"
+    for number, of in ((1, 2), (2, 1), (3, 3)):
+        shutil.copytree(runs / f"fold_{of}", swapped / f"fold_{number}")
+    refused("is not the run of that member", f"--runs={swapped}")
+    refused("3 members, --runs names 1 runs", f"--runs={runs / 'fold_1'}")
+    refused("runs know their own cases", f"--runs={runs}", f"--split={tiny_training.subject_split}")
+    refused(r"student.width must be an integer <= 128, not 129", "--student.width=129")
+    monkeypatch.setattr("training.export.distil.MOST_FLOP", 1_000)
+    refused("GFLOP a frame, more than", f"--runs={runs}")
+    monkeypatch.undo()
+    refused("held_out must be a share between 0 and 1", "--held_out=1.0")
+    refused("optimiser.epochs must be at least 1", "--optimiser.epochs=0")
+    refused("the student cannot be the gate", f"--runs={runs}", "--most_refined=0.01", "--optimiser.epochs=1")
+    with pytest.raises(AcouslicError, match="is the model itself"):
+        main(words(model, tiny_training, model))
+    with pytest.raises(AcouslicError, match="calibrate the model that it was made from"):
+        calibrate([str(distilled), f"--cache={tiny_training.cache}"])
+
+
+def test_normalisation_is_folded() -> None:
+    """The convolutions without normalisation say what training's network says, statistics, factors and all."""
+    from algorithm.model.manifest import StudentConfig
+
+    torch.manual_seed(0)
+    network = StudentNetwork(StudentConfig(width=6, blocks=(1, 0, 2)))
+    norms = [module.norm for module in network.modules() if isinstance(module, Normalised)]
+    assert len(norms) == 3 + 2 * 3
+    for norm in norms:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        for tensor in (norm.running_mean, norm.bias.data):
+            tensor.normal_(0, 0.2)
+        for tensor in (norm.running_var, norm.weight.data):
+            tensor.uniform_(0.5, 2)
+    images = torch.randn(5, 3, 58, 58)
+    with torch.inference_mode():
+        expected = network.eval()(images)
+        presence, optimality = student_from_state(network.config, network.folded_state(), CPU, torch.float32)(images)
+    torch.testing.assert_close(presence, expected.presence, rtol=0, atol=1e-5)
+    torch.testing.assert_close(optimality, expected.optimality, rtol=0, atol=1e-5)
+    assert presence.std() > 1e-3
+
+
+def test_the_default_student_is_far_below_its_limit() -> None:
+    """Counted as torch counts it, beside a tower of 224 pixels: 0.9 GFLOP."""
+    assert student_flop(StudentConfig(), 224) == pytest.approx(0.9e9, rel=0.01)
+
+
+SELECTION = SelectionConfig(smoothing_sigma_frames=0.0, choice_sigma_frames=0.0)
+
+
+def judged_twice(ensemble: Any, student: Any) -> JudgedTwice:
+    """A case of one sweep, without optimality."""
+    return JudgedTwice(
+        FrameOpinions(np.array(ensemble), None), FrameOpinions(np.array(student), None), np.zeros(len(ensemble), bool)
+    )
+
+
+def test_the_gate_refines_no_more_than_it_has_to() -> None:
+    """Twelve frames. The student puts the second best first and doubts two: refining the two that could win and those
+    is enough, and what it is sure of stays its own."""
+    ensemble = [0.0] * 8 + [0.95, 0.9, 0.6, 0.4]
+    student = [0.01] * 8 + [0.9, 0.95, 0.45, 0.55]
+    scoring, agreement = choose_gate([judged_twice(ensemble, student)], SELECTION, 0.5, 1.0)
+    assert (scoring.gate, scoring.stride, scoring.margin_frames) == ("student", 1, 0)
+    assert agreement.refined_share == pytest.approx(4 / 12)
+    assert (agreement.other_frames, agreement.changed_frames, agreement.positive_frames) == (0, 0, 6)
+    assert agreement.frame_f1 == 1.0
+
+
+def test_a_student_that_misses_what_matters_is_refused() -> None:
+    """It is sure that the best frame is none: no settings within the limit find it, and the sentence says how far."""
+    ensemble, student = [0.0] * 11 + [0.9], [0.6] + [0.2] * 10 + [0.0]
+    with pytest.raises(AcouslicError, match=r"in 0 of 1 held-out cases.*or raise --most_refined"):
+        choose_gate([judged_twice(ensemble, student)], SELECTION, 0.5, 0.5)

@@ -1,0 +1,142 @@
+"""What of a student's gate the ensemble looks at again: chosen on cases that neither has learned from.
+
+Every combination of the settings below is tried as inference would run it, from what both say of every frame. Taken is
+the one that sends the fewest frames to the ensemble and still keeps the answers of exhaustive scoring.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from acouslic.errors import AcouslicError
+from acouslic.geometry import sweep_ranges
+from algorithm.judgement.score import refined_frames
+from algorithm.judgement.select_frame import choose_candidates, judge_frames
+from algorithm.model.manifest import Agreement, ScoringConfig, SelectionConfig
+from training.judge.teacher import FrameOpinions
+
+LEAST_SAME_FRAME = 0.98
+"""Share of the cases in which the same frame has to be chosen."""
+LEAST_FRAME_F1 = 0.995
+"""F1 of the frames called positive against those of exhaustive scoring."""
+
+_MARGIN_FRAMES = (0, 2, 4)
+_REFINE_RATIO = (0.9, 0.75, 0.5, 0.3)
+_REFINE_PRESENCE = ((0.3, 0.7), (0.15, 0.85), (0.07, 0.93), (0.03, 0.97), (0.01, 0.99))
+_MOST_REFINED = (0.05, 0.1, 0.2, 0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class JudgedTwice:
+    """A case as the members that did not learn from it judge it, and as the student does."""
+
+    ensemble: FrameOpinions
+    student: FrameOpinions
+    black: NDArray[np.bool_]
+    """(F,): not all of them."""
+
+
+@dataclass(frozen=True)
+class _Answer:
+    frame_index: int
+    positive: NDArray[np.bool_]
+
+
+def choose_gate(
+    cases: Sequence[JudgedTwice], selection: SelectionConfig, threshold: float, most_refined: float
+) -> tuple[ScoringConfig, Agreement]:
+    """The settings of a student's gate, and how far they keep the answers to these cases, at least one.
+
+    `threshold` is that of presence, `most_refined` the largest share of a case's frames that may be refined.
+    Raises AcouslicError where no settings keep the answers.
+    """
+    exhaustive = [_answer(case.ensemble, case.black, selection, threshold) for case in cases]
+    nearest: tuple[ScoringConfig, Agreement] | None = None
+    chosen: tuple[ScoringConfig, Agreement] | None = None
+    for scoring in _settings(most_refined):
+        found = scoring, _agreement(cases, exhaustive, scoring, selection, threshold)
+        if nearest is None or _kept(found[1]) > _kept(nearest[1]):
+            nearest = found
+        if keeps_answers(found[1]) and (chosen is None or found[1].refined_share < chosen[1].refined_share):
+            chosen = found
+    if chosen is None:
+        assert nearest is not None
+        raise AcouslicError(
+            f"the student cannot be the gate: {describe_agreement(nearest[1])}, where {LEAST_SAME_FRAME:.0%} and an F1 "
+            f"of {LEAST_FRAME_F1} are asked for with at most {most_refined:.0%} of the frames refined; give it more "
+            "cases, more epochs or more width, or raise --most_refined"
+        )
+    return chosen
+
+
+def keeps_answers(agreement: Agreement) -> bool:
+    """Whether a gate that agrees so far may stand for exhaustive scoring."""
+    return agreement.other_frames <= (1 - LEAST_SAME_FRAME) * agreement.cases and agreement.frame_f1 >= LEAST_FRAME_F1
+
+
+def describe_agreement(agreement: Agreement) -> str:
+    """A few words for people."""
+    return (
+        f"with {agreement.refined_share:.1%} of the frames refined, it has the frame of exhaustive scoring in "
+        f"{agreement.cases - agreement.other_frames} of {agreement.cases} held-out cases, and an F1 of "
+        f"{agreement.frame_f1:.4f} against its positive frames"
+    )
+
+
+def _kept(agreement: Agreement) -> tuple[int, float]:
+    return -agreement.other_frames, agreement.frame_f1
+
+
+def _settings(most_refined: float) -> Iterator[ScoringConfig]:
+    most = [share for share in _MOST_REFINED if share < most_refined] + [most_refined]
+    for margin, ratio, presence, share in itertools.product(_MARGIN_FRAMES, _REFINE_RATIO, _REFINE_PRESENCE, most):
+        yield ScoringConfig(
+            mode="gated",
+            gate="student",
+            stride=1,
+            margin_frames=margin,
+            refine_ratio=ratio,
+            refine_presence=presence,
+            max_refined_fraction=share,
+        )
+
+
+def _agreement(
+    cases: Sequence[JudgedTwice],
+    exhaustive: Sequence[_Answer],
+    scoring: ScoringConfig,
+    selection: SelectionConfig,
+    threshold: float,
+) -> Agreement:
+    other, positive, changed, refined, frames = 0, 0, 0, 0, 0
+    for case, reference in zip(cases, exhaustive, strict=True):
+        mixed, count = _gated(case, scoring, selection)
+        found = _answer(mixed, case.black, selection, threshold)
+        other += found.frame_index != reference.frame_index
+        positive += int(found.positive.sum() + reference.positive.sum())
+        changed += int((found.positive != reference.positive).sum())
+        refined += count
+        frames += len(case.black)
+    return Agreement(len(cases), other, positive, changed, refined / frames)
+
+
+def _gated(case: JudgedTwice, scoring: ScoringConfig, selection: SelectionConfig) -> tuple[FrameOpinions, int]:
+    """A case as a gated run leaves it, and how many of its frames were refined."""
+    presence = np.where(case.black, 0.0, case.student.presence)
+    optimality = None if case.student.optimality is None else case.student.optimality.copy()
+    at = refined_frames(presence, optimality, sweep_ranges(len(presence)), selection, scoring)
+    presence[at] = case.ensemble.presence[at]
+    if case.ensemble.optimality is not None and optimality is not None:
+        optimality[at] = case.ensemble.optimality[at]
+    return FrameOpinions(presence, optimality), len(at)
+
+
+def _answer(opinions: FrameOpinions, black: NDArray[np.bool_], selection: SelectionConfig, threshold: float) -> _Answer:
+    """Chosen frame and positive frames, as the pipeline comes to them where every mask has an ellipse."""
+    sweeps = sweep_ranges(len(black))
+    judged = judge_frames(np.where(black, 0.0, opinions.presence), opinions.optimality, sweeps, selection)
+    candidates = choose_candidates(np.where(black, -1.0, judged.quality), sweeps, 1)
+    return _Answer(candidates[0], judged.presence >= threshold)

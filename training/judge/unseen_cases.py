@@ -1,0 +1,75 @@
+"""The cases that a finished model's members did not learn from, and what each member says of them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from acouslic.errors import AcouslicError
+from algorithm.engine.batches import choose_batch_frames
+from algorithm.engine.device import choose_precision
+from algorithm.engine.ensemble import Ensemble
+from algorithm.model.artifact import Artifact
+from algorithm.model.manifest import Manifest
+from training.frames.dataset import table_of
+from training.judge.ask_members import ask_members, of_member
+from training.learn.out_of_fold import OutOfFold
+from training.release.cache import Cache
+from training.release.split import Split
+
+
+def check_frames(manifest: Manifest, cache: Cache) -> None:
+    """Raises AcouslicError where a cache holds frames of another size or resize than the model takes."""
+    size, antialias = manifest.tower.image_size, manifest.preprocessing.antialias
+    if (cache.image_size, cache.index.antialias) != (size, antialias):
+        raise AcouslicError(
+            f"{cache.folder} holds frames of {cache.image_size} pixels {_resize(cache.index.antialias)}, the model "
+            f"takes {size} {_resize(antialias)}: prepare the release again with --image-size {size}"
+            f"{' --antialias' if antialias else ''}"
+        )
+
+
+def _resize(antialias: bool) -> str:
+    return "with antialiasing" if antialias else "without antialiasing"
+
+
+def cases_of_members(manifest: Manifest, cache: Cache, split: Split | None) -> list[tuple[str, ...]]:
+    """The cases that each member is judged by: those it has not learned from.
+
+    The validation part of the paper's split, or each member's fold of the model's own split; without a split all cases
+    of the cache, which none may have learned from. Raises AcouslicError for another model's split.
+    """
+    members = len(manifest.members)
+    if split is None:
+        return [tuple(case.uuid for case in cache.cases)] * members
+    if split.protocol == "paper":
+        return [split.validation_cases()] * members
+    if manifest.provenance.split_sha256 != split.sha256() or split.members != members:
+        raise AcouslicError(
+            "the model's members were not trained on the folds of this split, so nobody knows which cases they have "
+            "learned from: give the split that the model was made with, or leave --split out and give a cache of "
+            "cases that it has not seen"
+        )
+    return [split.validation_cases(member) for member in range(members)]
+
+
+def score_members(
+    artifact: Artifact, cache: Cache, uuids: Sequence[tuple[str, ...]], device: torch.device
+) -> list[OutOfFold]:
+    """What each member says of its cases. Cases are scored once, by all members."""
+    manifest = artifact.manifest
+    dtype, _ = choose_precision(device, manifest.half_precision)
+    exhaustive = replace(manifest, scoring=replace(manifest.scoring, mode="exhaustive"))
+    ensemble = Ensemble.from_artifact(replace(artifact, manifest=exhaustive), device, dtype)
+    batch_frames = choose_batch_frames(manifest.tower, ensemble.members, device, dtype)
+    wanted = list(dict.fromkeys(uuid for of_one in uuids for uuid in of_one))
+    answers = {}
+    for number, uuid in enumerate(wanted, start=1):
+        table = table_of(cache, [uuid])
+        answers[uuid] = ask_members(ensemble, table, np.arange(len(table)), batch_frames)
+        print(f"scored {number} of {len(wanted)} cases", flush=True)
+    return [
+        of_member([answers[uuid] for uuid in of_one], member, table_of(cache, of_one))
+        for member, of_one in enumerate(uuids)
+    ]
