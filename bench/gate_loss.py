@@ -1,6 +1,6 @@
 """What the gate costs in quality and saves in time, over many settings at once.
 
-    python bench/gate_loss.py --model ARTIFACT --release DIR [--cases 24] [--cache DIR]
+    python bench/gate_loss.py --model ARTIFACT --release DIR [--cases 24] [--cache DIR] [--own-settings]
 
 Every case of the release (raw layout, masks included) is scored once, by every member, by the averaged gate and by the
 student, where there is one, on every frame; each combination of settings is then replayed from that record
@@ -186,6 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     exhaustive = outcome(records, manifest, ScoringConfig())
     named = {"as in the manifest": dataclasses.replace(base, mode="gated"), "defaults": ScoringConfig(mode="gated")}
     tried = [*settings(grid, base), *(settings(STUDENT_GRID, base) if student is not None else [])]
+    tried = [] if args.own_settings else tried
     losses = [loss(records, manifest, scoring, exhaustive) for scoring in tried]
     shown = {name: loss(records, manifest, scoring, exhaustive) for name, scoring in named.items()}
     within = [item for item in losses if item.within_bounds]
@@ -236,7 +237,7 @@ def text(
         f"Bounds: same score in {LEAST_SAME_SHARE:.0%} of cases, F1 within {MOST_F1_DIFFERENCE}. One case is "
         f"{1 / len(records):.1%} of these. WFSS counts the first candidate, whether or not its mask has an ellipse.",
     ]
-    if chosen is None:
+    if chosen is None and front:
         lines.append("No settings of the grid are within the bounds.")
     return "\n".join(lines)
 
@@ -267,6 +268,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--release", type=Path, required=True, help="a folder of cases in the raw release's layout")
     parser.add_argument("--cases", type=int, help="only the first N")
+    parser.add_argument("--own-settings", action="store_true", help="try the manifest's settings and the defaults only")
     parser.add_argument("--cache", type=Path, help="a folder for what was scored, used again the next time")
     parser.add_argument("--device", choices=("cpu", "cuda"))
     return parser

@@ -169,6 +169,10 @@ def test_the_command_records_once_and_prints_json_last(tiny_model, release, tmp_
     second = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert first["best"] == second["best"]
     assert first["settings_tried"] == 4
+    assert gate_loss.main([*command, "--device", "cpu", "--own-settings"]) == 0
+    own = capsys.readouterr().out
+    assert json.loads(own.splitlines()[-1])["settings_tried"] == 0
+    assert "as in the manifest" in own
     assert first["cases"] == 1
     assert set(first) >= {"exhaustive", "defaults", "as_in_the_manifest", "chosen", "versions", "date", "machine"}
 

@@ -22,6 +22,8 @@ from training.export.distil import main
 from training.export.trained_member import read_member
 from training.export.write_artifact import main as export
 from training.fit import main as fit
+from training.frames.dataset import FrameTable
+from training.judge.ask_members import Answers, ask_members
 from training.judge.gate_settings import JudgedTwice, choose_gate
 from training.judge.teacher import FrameOpinions, ask_student, teach
 from training.learn.keeping import Keeping, StoppedError
@@ -131,14 +133,26 @@ def test_the_same_seed_gives_the_same_bits_also_after_a_signal(
     assert read_manifest(other).files["student.safetensors"] != expected.files["student.safetensors"]
 
 
-def test_without_runs_the_model_is_asked(distilled: Path, model: Path, tiny_training: Any, tmp_path: Path) -> None:
+def test_without_runs_the_model_is_asked(
+    distilled: Path, model: Path, tiny_training: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its own split says which member may teach which case: what it says is what the runs said, so the student is
-    nearly the same; with the work folder it is asked once."""
-    out = tmp_path / "model"
+    nearly the same. A command that goes on asks only for the cases that it has not kept."""
+    out, asked = tmp_path / "model", []
     arguments = words(model, tiny_training, out, f"--split={tiny_training.subject_split}", ANY)
+
+    def ask_until_ended(ensemble: Ensemble, table: FrameTable, *rest: Any) -> Answers:
+        asked.append(table.cases[0].uuid)
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return ask_members(ensemble, table, *rest)
+
+    monkeypatch.setattr("training.judge.unseen_cases.ask_members", ask_until_ended)
+    with pytest.raises(KeyboardInterrupt):
+        main(arguments)
     assert main(arguments) == 0
-    kept = sorted(path.name for path in (tmp_path / "model.run" / "teacher").iterdir())
-    assert kept == ["member_1.npz", "member_2.npz", "member_3.npz"]
+    assert len(asked) == 4 + 4
+    assert len(set(asked)) == 7
     one, other = load_artifact(distilled).student, load_artifact(out).student
     assert one is not None
     assert other is not None

@@ -36,7 +36,7 @@ from training.export.trained_member import read_member
 from training.judge.gate_settings import JudgedTwice, choose_gate, describe_agreement
 from training.judge.teacher import FrameOpinions, ask_student, black_frames, taught_table, teach
 from training.judge.unseen_cases import cases_of_members, check_frames, score_members
-from training.learn.out_of_fold import OutOfFold, read_out_of_fold, write_out_of_fold
+from training.learn.out_of_fold import OutOfFold
 from training.learn.run_folder import RunFolder, find_runs, made_by
 from training.learn.run_member import scoring_device, train
 from training.learn.student_learner import GIVEN_A_CHANCE, StudentLearner
@@ -147,18 +147,13 @@ def _read_runs(runs: Sequence[RunFolder], artifact: Artifact) -> list[OutOfFold]
 def _ask_model(
     artifact: Artifact, cache: Cache, teacher: Teacher, settings: DistilSettings, work: Path
 ) -> list[OutOfFold]:
-    """What the model says, kept in `work`, so that a command that goes on need not ask again."""
-    paths = [work / "teacher" / f"member_{number}.npz" for number in range(1, len(artifact.members) + 1)]
-    if all(path.is_file() for path in paths):
-        return [read_out_of_fold(path) for path in paths]
+    """What the model says, kept in `work` case by case, so that a command that goes on does not ask again."""
     split = None if teacher.split is None else read_split(teacher.split)
     set_cpu_threads()
     device = scoring_device(settings.as_training())
-    scored = score_members(artifact, cache, cases_of_members(artifact.manifest, cache, split), device)
-    paths[0].parent.mkdir(parents=True, exist_ok=True)
-    for path, of_member in zip(paths, scored, strict=True):
-        write_out_of_fold(path, of_member)
-    return scored
+    return score_members(
+        artifact, cache, cases_of_members(artifact.manifest, cache, split), device, keep_in=work / "teacher"
+    )
 
 
 def _hold_out(cache: Cache, uuids: Sequence[str], settings: DistilSettings) -> tuple[list[str], list[str]]:

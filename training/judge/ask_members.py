@@ -1,12 +1,18 @@
 """What every member of an artifact says of the frames of cached cases, in logits, with their embeddings."""
 
+import io
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from acouslic.errors import AcouslicError
+from acouslic.write import write_bytes
 from algorithm.engine.ensemble import Ensemble
 from algorithm.frames.preprocess import normalise
 from algorithm.model.heads import presence_from_mask
@@ -31,6 +37,10 @@ class Answers:
     """A member: (annotated rows, G, G), 0..255 for 0..1; (0, 1, 1) without a decoder."""
 
 
+_KEPT = ("presence", "optimality", "mask_area")
+"""What `write_answers` keeps, beside the masks."""
+
+
 @torch.inference_mode()
 def ask_members(
     ensemble: Ensemble, table: FrameTable, rows: NDArray[np.int64], batch_frames: int, *, outline_all: bool = False
@@ -45,6 +55,27 @@ def ask_members(
         mask_area=np.concatenate([part.mask_area for part in parts], axis=1),
         masks=tuple(_join([part.masks[k] for part in parts]) for k in range(ensemble.members)),
     )
+
+
+def write_answers(path: Path, answers: Answers) -> None:
+    """Keep the answers to one case, but for the embeddings, as a compressed `.npz`."""
+    arrays = {name: getattr(answers, name) for name in _KEPT}
+    arrays |= {f"masks_{number}": masks for number, masks in enumerate(answers.masks)}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, buffer.getvalue())
+
+
+def read_answers(path: Path) -> Answers:
+    """The reverse; without embeddings. Raises AcouslicError where the file is another."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
+            arrays = {name: content[name] for name in _KEPT}
+            masks = tuple(content[f"masks_{number}"] for number in range(len(arrays["presence"])))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise AcouslicError(f"{path} is not the answers to a case ({error}): remove it") from None
+    return Answers(**arrays, embedding=np.zeros((*arrays["presence"].shape, 0), np.float16), masks=masks)
 
 
 def _ask(ensemble: Ensemble, table: FrameTable, rows: NDArray[np.int64], outline_all: bool) -> Answers:

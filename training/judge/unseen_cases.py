@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from algorithm.engine.ensemble import Ensemble
 from algorithm.model.artifact import Artifact
 from algorithm.model.manifest import Manifest
 from training.frames.dataset import table_of
-from training.judge.ask_members import ask_members, of_member
+from training.judge.ask_members import ask_members, of_member, read_answers, write_answers
 from training.learn.out_of_fold import OutOfFold
 from training.release.cache import Cache
 from training.release.split import Split
@@ -55,9 +56,14 @@ def cases_of_members(manifest: Manifest, cache: Cache, split: Split | None) -> l
 
 
 def score_members(
-    artifact: Artifact, cache: Cache, uuids: Sequence[tuple[str, ...]], device: torch.device
+    artifact: Artifact,
+    cache: Cache,
+    uuids: Sequence[tuple[str, ...]],
+    device: torch.device,
+    keep_in: Path | None = None,
 ) -> list[OutOfFold]:
-    """What each member says of its cases. Cases are scored once, by all members."""
+    """What each member says of its cases. Cases are scored once, by all members; where they are kept in a folder, those
+    that lie there are not asked for again."""
     manifest = artifact.manifest
     dtype, _ = choose_precision(device, manifest.half_precision)
     exhaustive = replace(manifest, scoring=replace(manifest.scoring, mode="exhaustive"))
@@ -66,8 +72,14 @@ def score_members(
     wanted = list(dict.fromkeys(uuid for of_one in uuids for uuid in of_one))
     answers = {}
     for number, uuid in enumerate(wanted, start=1):
+        kept = None if keep_in is None else keep_in / f"{uuid}.npz"
+        if kept is not None and kept.is_file():
+            answers[uuid] = read_answers(kept)
+            continue
         table = table_of(cache, [uuid])
         answers[uuid] = ask_members(ensemble, table, np.arange(len(table)), batch_frames)
+        if kept is not None:
+            write_answers(kept, answers[uuid])
         print(f"scored {number} of {len(wanted)} cases", flush=True)
     return [
         of_member([answers[uuid] for uuid in of_one], member, table_of(cache, of_one))
