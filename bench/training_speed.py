@@ -1,13 +1,13 @@
 """How fast a member is trained: this project's step against the one that one would write, on the same frames.
 
-    python bench/training_speed.py [--recipe cls|ours] [--cache CACHE] [--tower CONFIG.json] [--against TREE]
+    python bench/training_speed.py [--recipe cls|ours|both] [--cache CACHE] [--tower CONFIG.json] [--against TREE]
 
 Side A is `setting/straightforward_training.py` (open_clip, peft, torchvision, Lightning), which trains the published
 classifier and nothing else; side B is `training fit`. With `--against` a checkout of an older version is a side too.
 The sides take turns, each in a process of its own, and a step is timed from end to end, its reading included; without a
 GPU by the processor's time, so that other work on the machine does not count. On a GPU the tower is FetalCLIP's with
 random weights, in bfloat16, 32 frames a step; without one it is of six blocks of width 256, in float32, 16 frames.
-Without a cache, cases are drawn and prepared first (a minute).
+Without a cache, cases are drawn and prepared first (a minute). `both` adds our recipe as one more column.
 
 What is counted of one step: operators that run on the device (`kernels_per_step`), values that the host waits for
 (`host_waits_per_step`), and the share of its time that is no pass of the tower (`not_tower_share`). `share_of_peak` is
@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from algorithm.process.cores import usable_cores
 from bench.figures.table import table
 from bench.matrix_peak import SHAPES, matrix_peak_flop_per_s
 from bench.setting.machine import describe_machine, today, versions, warn_if_busy
@@ -46,6 +47,7 @@ def draw_cache(folder: Path, image_size: int) -> Path:
     from training.release import prepare
 
     size = ["--cases=6", "--rows=281", "--sweeps=3", "--frames-per-sweep=96", "--seed=11"]
+    size.append(f"--jobs={min(6, usable_cores()[0])}")
     generate.main([f"--out={folder / 'release'}", *size])
     words = [f"--raw={folder / 'release'}", f"--out={folder / 'cache'}", f"--image-size={image_size}"]
     prepare.main([*words, "--allow-unannotated"])
@@ -63,6 +65,20 @@ def run_side(side: str, tree: Path, words: Sequence[str]) -> dict[str, Any]:
         raise SystemExit(f"{side} in {tree} ended with {ended.returncode}:\n{ended.stderr[-2000:]}")
     result: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
     return result
+
+
+def sides_of(recipe: str, older: Path | None) -> dict[str, tuple[str, str, Path]]:
+    """Of each column its side, recipe and tree."""
+    sides = {}
+    if recipe != "ours":
+        sides["straightforward"] = ("straightforward", "cls", REPOSITORY)
+    first = "cls" if recipe == "both" else recipe
+    sides["ours"] = ("ours", first, REPOSITORY)
+    if older is not None:
+        sides["older"] = ("ours", first, older.absolute())
+    if recipe == "both":
+        sides["our recipe"] = ("ours", "ours", REPOSITORY)
+    return sides
 
 
 def summarise(turns: Sequence[dict[str, Any]], peak_flop_per_s: float) -> dict[str, float]:
@@ -86,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--tower", type=Path)
-    parser.add_argument("--recipe", choices=("cls", "ours"), default="cls")
+    parser.add_argument("--recipe", choices=("cls", "ours", "both"), default="cls", help="published, ours, or both")
     parser.add_argument("--against", type=Path, help="a checkout of an older version")
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--steps", type=int, default=8)
@@ -104,18 +120,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             tower.write_text(json.dumps(FETALCLIP_CONFIG if has_gpu else SMALL_TOWER), encoding="utf-8")
         image_size = json.loads(tower.read_text(encoding="utf-8"))["vision_cfg"]["image_size"]
         cache = options.cache or draw_cache(Path(folder), image_size)
-        words = [f"--cache={cache.absolute()}", f"--tower={tower.absolute()}", f"--recipe={options.recipe}"]
+        words = [f"--cache={cache.absolute()}", f"--tower={tower.absolute()}"]
         words += [f"--{name}={getattr(options, name)}" for name in ("steps", "batch", "precision", "threads")]
         words += [f"--setting={setting}" for setting in options.settings]
-        sides = {"straightforward": ("straightforward", REPOSITORY)} if options.recipe == "cls" else {}
-        sides["ours"] = ("ours", REPOSITORY)
-        if options.against is not None:
-            sides["older"] = ("ours", options.against.absolute())
+        sides = sides_of(options.recipe, options.against)
         turns: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
         for turn in range(options.turns):
-            for name, (side, tree) in sides.items():
+            for name, (side, recipe, tree) in sides.items():
                 print(f"turn {turn + 1} of {options.turns}: {name}", file=sys.stderr, flush=True)
-                turns[name].append(run_side(side, tree, words))
+                turns[name].append(run_side(side, tree, [*words, f"--recipe={recipe}"]))
     device = torch.device("cuda" if has_gpu else "cpu")
     torch.set_num_threads(options.threads)
     peak = matrix_peak_flop_per_s(device, _DTYPES[options.precision], SHAPES[device.type])

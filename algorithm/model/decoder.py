@@ -62,7 +62,7 @@ def _deconv(channels: int, out: int) -> _Unit:
 
 class _Up(_Unit):
     """Doubles the side, then mixes the channels. Nothing lies between the two, so it is one product with four outputs a
-    position: a quarter of the memory, and in training on a CPU 2.5 times as fast (bench/LOG.md, 42)."""
+    position, which leaves out the doubled map of all channels (bench/LOG.md, 43)."""
 
     def __init__(self, channels: int, out: int) -> None:
         super().__init__(_doubling(channels), _pointwise(channels, out))

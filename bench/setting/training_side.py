@@ -169,7 +169,8 @@ def build_straightforward(options: argparse.Namespace) -> tuple[Any, Any]:
     frames = np.concatenate([np.asarray(case.frames) for case in cases])[: 200 * options.batch]
     labels = np.concatenate([case.labels for case in cases])[: len(frames)]
     module = Classifier(content["vision_cfg"], content["embed_dim"], 8, ("c_fc", "c_proj", "out_proj"), 3e-4)
-    return module, loader(frames, labels, options.batch, 0)
+    # As many processes read as ours has beside a GPU.
+    return module, loader(frames, labels, options.batch, 2 if torch.cuda.is_available() else 0)
 
 
 def seconds_of_tower(module: Any, options: argparse.Namespace, precision: str) -> float:

@@ -43,6 +43,16 @@ def live_decoder():
 
 
 @torch.inference_mode()
+def test_doubling_and_mixing_are_one_product():
+    """The same as the published two layers, one after the other, in either memory format."""
+    decoder, _, _ = live_decoder()
+    x = torch.randn(2, 8, 5, 5)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        found = decoder.decoder12_upsampler(x.contiguous(memory_format=layout))
+        torch.testing.assert_close(found, decoder.decoder12_upsampler.block(x), rtol=1e-5, atol=1e-6)
+
+
+@torch.inference_mode()
 def test_tokens_land_where_their_patch_is():
     """A change in one patch's tokens changes the mask around that patch, and the class token changes nothing."""
     decoder, images, taps = live_decoder()

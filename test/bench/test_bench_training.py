@@ -1,11 +1,14 @@
 """What `bench/training_speed.py` counts, and what a step of training costs by that count."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from bench.setting.training_side import CountedOperators, counted_fetches, measure, parse
+from bench.training_flops import EpochFlop
+from bench.training_speed import sides_of
 
 OLDER_KERNELS = {"ours": 2963, "cls": 825}
 """Operators of one step of commit 3243e6a on the same frames, counted in the same way
@@ -22,6 +25,28 @@ def test_a_step_waits_for_nobody_and_has_half_the_kernels(recipe: str, tiny_trai
     assert result["host_waits_per_step"] == 0
     assert 0 < result["kernels_per_step"] < OLDER_KERNELS[recipe] / 2
     assert result["flop_per_step"] > 0
+
+
+def test_members_share_the_prefix_of_frames_that_several_show() -> None:
+    """Of 10 parts 6 are the prefix. Five members: a frame is in four folds, so the prefix of what is alike costs a
+    quarter: 10 / (1.5 + 4); of half alike 10 / (3 + 0.75 + 4). Nothing alike, or one member: nothing gained."""
+    epoch = EpochFlop(prefix=6, rest=3, validation=1)
+    assert epoch.shared(5, 1.0) == pytest.approx(10 / 5.5)
+    assert epoch.shared(5, 0.5) == pytest.approx(10 / 7.75)
+    assert epoch.shared(5, 0.0) == epoch.shared(1, 1.0) == 1
+
+
+def test_every_side_has_its_column(tmp_path: Path) -> None:
+    """The straightforward script knows the published recipe alone; an older version is asked for the same as ours."""
+    assert list(sides_of("cls", None)) == ["straightforward", "ours"]
+    assert list(sides_of("ours", tmp_path)) == ["ours", "older"]
+    both = sides_of("both", tmp_path)
+    assert {name: recipe for name, (_, recipe, _) in both.items()} == {
+        "straightforward": "cls",
+        "ours": "cls",
+        "older": "cls",
+        "our recipe": "ours",
+    }
 
 
 def test_what_waits_is_counted() -> None:

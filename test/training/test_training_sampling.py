@@ -10,6 +10,7 @@ import torch
 from acouslic.errors import AcouslicError
 from training.fit import parse_arguments, settings_of
 from training.frames.dataset import FrameDataset, FrameTable, PlannedBatch, soft_masks
+from training.frames.loader import make_loader
 from training.frames.sampling import HardNegatives, batches_of, plan_epoch, validation_rows
 from training.learn.optimiser import parameter_groups
 from training.learn.run_member import FoldCases, build_learner, load_tower_for
@@ -152,6 +153,23 @@ def test_a_batch_holds_the_frames_asked_for(table: FrameTable) -> None:
         assert batch.label.tolist() == [2, 0]
         assert batch.masks.sum((1, 2)).tolist() == [4, 0]
         assert batch.rows.tolist() == [35, 2]
+
+
+def test_frames_are_read_ahead_beside_a_gpu(table: FrameTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By two processes, or by one less than there are cores; beside a CPU by none; or by as many as are asked for. What
+    they read, and how it is to be changed, is the same."""
+    dataset = FrameDataset(table, AugmentSettings(), seed=3)
+    batches = [PlannedBatch(np.array([35, 2, at]), np.zeros(3, np.int64), (1, at)) for at in range(4)]
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    for cores, expected in ((16, 2), (2, 1), (1, 0)):
+        monkeypatch.setattr("training.frames.loader.usable_cores", lambda cores=cores: (cores, ""))
+        assert make_loader(dataset, batches, 0, gpu, None).num_workers == expected
+    here, ahead = (make_loader(dataset, batches, 1, cpu, processes) for processes in (None, 1))
+    assert (here.num_workers, ahead.num_workers, len(ahead)) == (0, 1, 4)
+    first, second = list(here), list(ahead)
+    assert len(first) == len(second) == 3
+    for one, other in zip(first, second, strict=True):
+        assert all(torch.equal(*parts) for parts in zip(one, other, strict=True))
 
 
 def test_soft_masks_keep_their_area() -> None:

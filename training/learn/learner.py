@@ -5,7 +5,6 @@ So a run that was killed goes on to the same result without any random state in 
 """
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import lightning
@@ -20,6 +19,7 @@ from algorithm.frames.preprocess import normalise
 from algorithm.model.manifest import PreprocessingConfig
 from training.frames.augment import apply_changes
 from training.frames.dataset import FrameBatch, FrameDataset, FrameTable, PlannedBatch, soft_masks
+from training.frames.loader import make_loader
 from training.frames.sampling import HardNegatives, batches_of, plan_epoch, validation_rows
 from training.learn.ema import TrainedAverage
 from training.learn.frame_metrics import best_f1, count_frames, frame_selection_score
@@ -100,13 +100,7 @@ class FrameLearner(lightning.LightningModule):
         return self._loader(FrameDataset(self.validation_table, AugmentSettings(recipe="none")), batches)
 
     def _loader(self, dataset: FrameDataset, batches: list[PlannedBatch], done: int = 0) -> DataLoader[FrameBatch]:
-        return DataLoader(
-            dataset,
-            batch_sampler=RemainingBatches(batches, done),  # type: ignore[arg-type]  # whole batches, not rows
-            num_workers=self.settings.machine.workers,
-            pin_memory=self.device.type == "cuda",
-            collate_fn=_whole_batch,  # type: ignore[arg-type]  # the dataset gives whole batches
-        )
+        return make_loader(dataset, batches, done, self.device, self.settings.machine.workers)
 
     @property
     def _rank(self) -> int:
@@ -306,25 +300,6 @@ class FrameLearner(lightning.LightningModule):
     def on_fit_end(self) -> None:
         """The frozen tower is what it was before, to the bit."""
         self._fitting.close()
-
-
-class RemainingBatches:
-    """The batches of an epoch for a DataLoader, from the one on that comes next; its length counts all of them, as
-    Lightning's progress does."""
-
-    def __init__(self, batches: list[PlannedBatch], done: int) -> None:
-        self._batches = batches
-        self._done = done
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[PlannedBatch]:
-        return iter(self._batches[self._done :])
-
-
-def _whole_batch(batch: FrameBatch) -> FrameBatch:
-    return batch
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -209,7 +209,8 @@ class MachineSettings:
         nodes: how many machines.
         strategy: `auto`, `ddp`, ...
         precision: `auto` is autocast to bfloat16 where the device is fast in it, or to float16, else float32.
-        workers: processes that read frames.
+        workers: processes that read frames and change what is changed by OpenCV; nothing means two beside a GPU, none
+            beside a CPU.
         checkpoint_blocks: recompute adapted blocks in the backward pass instead of keeping them (less memory).
         threads: CPU threads of torch; nothing means what the machine allows.
     """
@@ -219,7 +220,7 @@ class MachineSettings:
     nodes: int = 1
     strategy: str = "auto"
     precision: Literal["auto", "bf16-mixed", "16-mixed", "32-true"] = "auto"
-    workers: int = 0
+    workers: int | None = None
     checkpoint_blocks: bool = False
     threads: int | None = None
 
