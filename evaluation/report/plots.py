@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.collections import PolyCollection
-from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import precision_recall_curve
 
 from evaluation.metrics.agreement import LIMITS_SD, ac_error_mm
@@ -13,6 +12,7 @@ from evaluation.metrics.case_result import CaseResult
 from evaluation.metrics.frame_f1 import PROTOCOLS, Protocol, has_scores, pooled
 from evaluation.metrics.own_judgement import risk_against_coverage
 from evaluation.report.svg import AMBER, BLUE, INK, ORANGE, TEAL, inline_svg, new_plot
+from evaluation.report.tables import PROTOCOL_WORDS
 from evaluation.report.text import interval, number, plural
 
 OBSERVER_VARIABILITY = 0.09
@@ -23,11 +23,11 @@ SHARES = (
     ("wfss", AMBER, "a quarter of WFSS", lambda official: 0.25 * official["wfss"]),
 )
 """What the score is the sum of: class, colour, name, share of a case (or of the means)."""
-PROTOCOL_WORDS = {"annotated_sweeps": "annotated sweeps", "all_frames": "all frames"}
 _UNIT_TICKS = (0, 0.2, 0.4, 0.6, 0.8, 1.0)
 _MOST_BARS_APART = 60
 _CURVE_POINTS = 200
-_DASHES = (0, (5, 4))
+_FAINT_LINE: dict[str, Any] = {"color": "#8795a3", "linewidth": 1.5, "linestyle": (0, (5, 4))}
+_DOTS: dict[str, Any] = {"color": BLUE, "alpha": 0.5, "markersize": 8, "markeredgewidth": 0.6}
 
 
 def case_bars(results: Sequence[CaseResult]) -> str:
@@ -44,7 +44,7 @@ def case_bars(results: Sequence[CaseResult]) -> str:
         base = top
     axes.grid(visible=False, axis="x")
     axes.set(xlim=(-0.7, len(ordered) - 0.5), ylim=(0, 1), xticks=(), yticks=_UNIT_TICKS)
-    _label(axes, "cases, worst first", "score")
+    axes.set(xlabel="cases, worst first", ylabel="score")
     description = f"Scores of {plural(len(ordered), 'case')}, sorted"
     description += f", from {number(ordered[0].score)} to {number(ordered[-1].score)}"
     texts = [f"{result.case}: {number(result.score)}" for result in ordered]
@@ -62,27 +62,18 @@ def bland_altman(results: Sequence[CaseResult], agreement: Mapping[str, Any]) ->
     figure, axes = new_plot()
     low, high = _padded(means)
     axes.set(xlim=(low, high), ylim=_padded(np.array([0, *differences, *limits])))
-    axes.plot((low, high), (0, 0), color="#8795a3", linewidth=1.5, linestyle=_DASHES)
-    _dots(axes, means, differences)
+    axes.plot((low, high), (0, 0), **_FAINT_LINE)
+    axes.plot(means, differences, "o", clip_on=False, gid="dots", markeredgecolor="white", **_DOTS)
     for name, label in names.items():
         if name not in errors:
             continue
         style = "-" if name == "bias" else (0, (7, 4))
         axes.plot((low, high), [errors[name]] * 2, color=ORANGE, linewidth=1.8, linestyle=style)
         text = f"{label} {number(errors[name], 1, sign=True)} mm"
-        below = name == "lower_limit"
-        axes.annotate(
-            text,
-            (high, errors[name]),
-            (-4, -4 if below else 4),
-            textcoords="offset points",
-            ha="right",
-            va="top" if below else "bottom",
-            fontsize=13,
-            fontweight="bold",
-            color=INK,
-        )
-    _label(axes, "mean of reference and prediction (mm)", "prediction − reference (mm)")
+        offset, va = (-4, "top") if name == "lower_limit" else (4, "bottom")
+        place: dict[str, Any] = {"xytext": (-4, offset), "textcoords": "offset points", "ha": "right", "va": va}
+        axes.annotate(text, (high, errors[name]), fontsize=13, fontweight="bold", color=INK, **place)
+    axes.set(xlabel="mean of reference and prediction (mm)", ylabel="prediction − reference (mm)")
     texts = [
         f"{result.case}: {number(predicted - reference, 1, sign=True)} mm ({_both(reference, predicted)})"
         for result, reference, predicted in pairs
@@ -103,9 +94,9 @@ def circumference_scatter(results: Sequence[CaseResult]) -> str:
     line = np.linspace(low, high, 100)
     lower, upper = (np.clip(line * (1 + sign * OBSERVER_VARIABILITY), low, high) for sign in (-1, 1))
     axes.fill_between(line, lower, upper, color="#e3efe9", linewidth=0)
-    axes.plot((low, high), (low, high), color="#8795a3", linewidth=1.5, linestyle=_DASHES)
-    _dots(axes, references, predictions)
-    _label(axes, "reference circumference (mm)", "prediction (mm)")
+    axes.plot((low, high), (low, high), **_FAINT_LINE)
+    axes.plot(references, predictions, "o", clip_on=False, gid="dots", markeredgecolor="white", **_DOTS)
+    axes.set(xlabel="reference circumference (mm)", ylabel="prediction (mm)")
     texts = [f"{result.case}: {_both(reference, predicted)}" for result, reference, predicted in pairs]
     described = f"Predicted over reference circumference of {plural(len(pairs), 'case')}"
     return inline_svg(figure, "scatter", described, {"dots": texts})
@@ -163,7 +154,7 @@ def precision_recall_plot(results: Sequence[CaseResult], frame_f1: Mapping[str, 
         found = number(frame_f1[protocol]["average_precision"])
         described.append(f"{PROTOCOL_WORDS[protocol]} average precision {found}")
     axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xticks=_UNIT_TICKS, yticks=_UNIT_TICKS)
-    _label(axes, "recall", "precision")
+    axes.set(xlabel="recall", ylabel="precision")
     if described:
         axes.legend(loc="lower left", frameon=False, fontsize=13, labelcolor=INK)
     return inline_svg(figure, "precision-recall", f"Precision over recall: {', '.join(described)}")
@@ -193,7 +184,7 @@ def risk_plot(results: Sequence[CaseResult], suitability: Mapping[str, Any]) -> 
         axes.plot(*point, "o", color=ORANGE, markersize=10, clip_on=False)
         described += f", {number(point[1])} for the {number(100 * point[0], 0)} % that are called suitable"
     axes.set(xlim=(-0.03, 1.03), ylim=(0, max(0.05, 1.1 * float(risk.max()))), xticks=_UNIT_TICKS)
-    _label(axes, "coverage: share of cases taken", "risk: 1 − mean score")
+    axes.set(xlabel="coverage: share of cases taken", ylabel="risk: 1 − mean score")
     return inline_svg(figure, "risk", described)
 
 
@@ -202,7 +193,7 @@ def reliability_plot(calibration: Mapping[str, Any], name: str) -> str:
     bins = [values for values in calibration["reliability"].values() if values["frames"]]
     largest = max(values["frames"] for values in bins)
     figure, axes = new_plot()
-    axes.plot((0, 1), (0, 1), color="#8795a3", linewidth=1.5, linestyle=_DASHES)
+    axes.plot((0, 1), (0, 1), **_FAINT_LINE)
     points = [(values["mean_probability"], values["observed_fraction"]) for values in bins]
     axes.plot(*np.array(points).T, color=BLUE, linewidth=2)
     texts = []
@@ -213,33 +204,10 @@ def reliability_plot(calibration: Mapping[str, Any], name: str) -> str:
             f"{plural(values['frames'], 'frame')}: submitted {number(probability)}, observed {number(observed)}"
         )
     axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xticks=_UNIT_TICKS, yticks=_UNIT_TICKS)
-    _label(axes, "submitted probability", "observed share of frames")
+    axes.set(xlabel="submitted probability", ylabel="observed share of frames")
     described = ", ".join(f"{number(probability, 2)}: {number(observed, 2)}" for probability, observed in points)
     described = f"Reliability, submitted probability: observed share, {described}"
     return inline_svg(figure, f"reliability-{name}", described, {"dots": texts})
-
-
-def _label(axes: Any, x: str, y: str) -> None:
-    axes.set_xlabel(x, fontsize=13.5, color=INK, labelpad=6)
-    axes.set_ylabel(y, fontsize=13.5, color=INK, labelpad=6)
-    for axis in (axes.xaxis, axes.yaxis):
-        if len(axis.get_majorticklocs()) and tuple(axis.get_majorticklocs()) != _UNIT_TICKS:
-            axis.set_major_locator(MaxNLocator(6))
-
-
-def _dots(axes: Any, x: np.ndarray, y: np.ndarray) -> None:
-    axes.plot(
-        x,
-        y,
-        "o",
-        color=BLUE,
-        alpha=0.5,
-        markersize=8,
-        markeredgewidth=0.6,
-        markeredgecolor="white",
-        clip_on=False,
-        gid="dots",
-    )
 
 
 def _padded(values: np.ndarray) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from evaluation.report.text import visible
 
@@ -30,7 +31,10 @@ def new_plot(
     """A figure of this size in pixels with one plot: a light grid, no frame. Nothing drawn in it is clipped."""
     figure = Figure(figsize=(width / 72, height / 72))
     spans = (width - left - right, height - _TOP - bottom)
-    axes = figure.add_axes((left / width, bottom / height, spans[0] / width, spans[1] / height))
+    with rc_context({"axes.labelsize": 13.5, "axes.labelcolor": INK, "axes.labelpad": 6}):
+        axes = figure.add_axes((left / width, bottom / height, spans[0] / width, spans[1] / height))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(6))
     axes.spines[:].set_visible(False)
     axes.grid(color=GRID, linewidth=1)
     axes.set_axisbelow(True)
