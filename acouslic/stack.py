@@ -13,7 +13,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from acouslic.reading.kinds import kind_of
 from acouslic.reading.metaimage import MetaImageHeader, read_header, source_header
 from acouslic.reading.metaimage_list import MetaImageList
 from acouslic.reading.pixel_stream import PixelSource, open_pixels
-from acouslic.reading.source import FrameSource, SourceFile, SourceHeader, one_channel
+from acouslic.reading.source import FileFacts, FrameSource, SourceHeader, one_channel
 
 CHUNK_FRAMES = 16
 _PLAUSIBLE_MM = (0.05, 2.0)
@@ -37,40 +37,14 @@ _DEFAULT_DOTS_PER_INCH = (72, 96, 300)
 OpenPixels = Callable[[MetaImageHeader], AbstractContextManager[PixelSource]]
 
 
-@dataclass(frozen=True)
-class StackHeader:
+@dataclass(frozen=True, kw_only=True)
+class StackHeader(FileFacts):
     """What is known of a stack before its pixels are decoded."""
 
-    path: Path
-    frames: int
-    rows: int
-    columns: int
     spacing_mm: tuple[float, float]
     """(row, column) spacing."""
     spacing_note: str | None
     """A sentence for log and results where the file's spacing was absent or implausible and 0.28 mm was assumed."""
-    pixel_type: str
-    """As the file names it: `MET_UCHAR`, `MET_SHORT`, ..., for TIFF a numpy name such as `uint8`."""
-    frame_spacing: float = 1.0
-    """The file's third spacing, handed on to the mask. It is a time or nothing, never millimetres."""
-    notes: tuple[str, ...] = ()
-    """Further sentences for log and results, on how the file was read."""
-    sweep_lengths: tuple[int, ...] = ()
-    """Frames of each sweep, where the file or folder tells them apart; else empty, and `sweeps` is the challenge's."""
-    sources: tuple[SourceFile, ...] = ()
-    """The DICOM files that the frames come from, in the order of the frames; empty for every other kind."""
-    label: str = ""
-    """What logs and results call the file where its name may be a patient's; else empty."""
-
-    @property
-    def name(self) -> str:
-        """What results and notes call it."""
-        return self.label or self.path.name
-
-    @property
-    def where(self) -> str:
-        """What logs and messages call it."""
-        return self.label or str(self.path)
 
     @property
     def sweeps(self) -> list[range]:
@@ -164,20 +138,8 @@ def open_stack(
     if spacing_mm is not None:
         agree = note is not None or np.allclose(stated_mm, spacing_mm, rtol=_SAME, atol=0)
         note = None if agree else _contradiction(found, stated_mm, spacing_mm)
-    header = StackHeader(
-        path,
-        found.frames,
-        found.rows,
-        found.columns,
-        stated_mm if spacing_mm is None else spacing_mm,
-        note,
-        found.pixel_type,
-        found.frame_spacing,
-        notes=found.notes,
-        sweep_lengths=found.sweep_lengths,
-        sources=found.sources,
-        label=found.label,
-    )
+    facts = {field.name: getattr(found, field.name) for field in fields(FileFacts)} | {"path": path}
+    header = StackHeader(**facts, spacing_mm=stated_mm if spacing_mm is None else spacing_mm, spacing_note=note)
     return StackReader(header, source, opener)
 
 

@@ -1,7 +1,7 @@
 """What every reader hands over: a header that has been checked, and then the frames one after another."""
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,8 +30,8 @@ class SourceFile:
 
 
 @dataclass(frozen=True)
-class SourceHeader:
-    """What is known of the frames in a file before any of them is decoded."""
+class FileFacts:
+    """What a file says of its frames, for its reader and for whoever uses them."""
 
     path: Path
     frames: int
@@ -39,34 +39,41 @@ class SourceHeader:
     columns: int
     pixel_type: str
     """As the file names it: `MET_SHORT` in a MetaImage, elsewhere a numpy name such as `uint8`."""
-    pixel_bytes: int
-    """Of one decoded pixel, all channels together."""
-    spacing_mm: tuple[float, float] | None
-    """(row, column) as the file states it; None where it states none."""
+    _: KW_ONLY
     frame_spacing: float = 1.0
-    """The third spacing of the file. It is a time or nothing, never millimetres."""
-    spacing_is_resolution: bool = False
-    """Whether the spacing was written as dots per inch, which many writers fill in without knowing it."""
+    """The third spacing of the file, handed on to the mask. It is a time or nothing, never millimetres."""
     notes: tuple[str, ...] = ()
     """Sentences on how the file was read, for log and results."""
-    is_still: bool = False
-    """Whether the file holds a single picture, not a stack of one frame."""
     sweep_lengths: tuple[int, ...] = ()
-    """Frames of each sweep, where the file tells them apart; else empty."""
+    """Frames of each sweep, where the file or folder tells them apart; else empty."""
     sources: tuple[SourceFile, ...] = ()
     """The DICOM files of the frames, in the frames' order; empty for every other kind."""
     label: str = ""
-    """What messages and results call it where its path may hold a patient's name; else empty."""
+    """What logs and results call the file where its name may be a patient's; else empty."""
 
     @property
     def name(self) -> str:
-        """What results call it."""
+        """What results and notes call it."""
         return self.label or self.path.name
 
     @property
     def where(self) -> str:
-        """What opens a message about it."""
+        """What logs and messages call it."""
         return self.label or str(self.path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceHeader(FileFacts):
+    """What is known of the frames in a file before any of them is decoded."""
+
+    pixel_bytes: int
+    """Of one decoded pixel, all channels together."""
+    spacing_mm: tuple[float, float] | None
+    """(row, column) as the file states it; None where it states none."""
+    spacing_is_resolution: bool = False
+    """Whether the spacing was written as dots per inch, which many writers fill in without knowing it."""
+    is_still: bool = False
+    """Whether the file holds a single picture, not a stack of one frame."""
 
     def __post_init__(self) -> None:
         if 0 in (self.frames, self.rows, self.columns):

@@ -49,7 +49,9 @@ class ArrayFrames:
             raise AcouslicError(f"spacing_mm is {spacing_mm}; expected two positive numbers, (row, column), in mm")
         count, rows, columns = frames.shape
         spacing = (float(spacing_mm[0]), float(spacing_mm[1]))
-        self.header = StackHeader(_ARRAY, count, rows, columns, spacing, note, str(frames.dtype))
+        self.header = StackHeader(
+            _ARRAY, count, rows, columns, str(frames.dtype), spacing_mm=spacing, spacing_note=note
+        )
         self.read_s = 0.0
         self._frames = frames
 

@@ -147,7 +147,7 @@ def test_a_header_that_leads_to_a_pipe_is_refused(tmp_path: Path) -> None:
 
 def test_sweeps_are_the_headers_where_it_tells_them_apart() -> None:
     """Lengths of any kind become ranges; without them the challenge's sweeps hold."""
-    header = StackHeader(Path("x"), 300, 20, 30, (0.28, 0.28), None, "uint8")
+    header = StackHeader(Path("x"), 300, 20, 30, "uint8", spacing_mm=(0.28, 0.28), spacing_note=None)
 
     assert header.sweeps == [range(140), range(140, 280), range(280, 300)]
     told = replace(header, sweep_lengths=(1, 250, 49))

@@ -19,7 +19,9 @@ from acouslic.write import check_outputs, write_bytes, write_json, write_mask_st
 
 MASK = np.zeros((20, 30), dtype=bool)
 MASK[5:15, 8:25] = True
-HEADER = StackHeader(Path("in.mha"), 12, 20, 30, (0.25, 0.3), None, "MET_UCHAR", 1.5)
+HEADER = StackHeader(
+    Path("in.mha"), 12, 20, 30, "MET_UCHAR", spacing_mm=(0.25, 0.3), spacing_note=None, frame_spacing=1.5
+)
 
 
 def _outputs(folder: Path, frame_index: int | None = 7, mask: np.ndarray = MASK) -> Path:

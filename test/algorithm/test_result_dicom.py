@@ -26,7 +26,9 @@ MAKER = Maker("0.1.0", "demo", "ab" * 32, {})
 def result_in(folder, sources, frame_index):
     """A result whose frame lies in one of these files."""
     frames = sum(source.frames for source in sources)
-    header = StackHeader(folder, frames, ROWS, COLUMNS, (0.28, 0.28), None, "uint8", sources=tuple(sources))
+    header = StackHeader(
+        folder, frames, ROWS, COLUMNS, "uint8", spacing_mm=(0.28, 0.28), spacing_note=None, sources=tuple(sources)
+    )
     nothing = np.zeros(frames)
     return CaseResult(
         case="x",
@@ -202,7 +204,7 @@ def test_predict_from_dicom_to_dicom(tiny_model, run_algorithm, tmp_path, write_
 
 def test_what_is_no_dicom_gets_no_dicom(platform_case, speckle, tiny_model, run_algorithm, tmp_path):
     """`predict --dicom` on a `.mha`: refused in a sentence before it is analysed, and nothing stays of the case."""
-    header = StackHeader(tmp_path / "x.mha", 5, ROWS, COLUMNS, (0.28, 0.28), None, "uint8")
+    header = StackHeader(tmp_path / "x.mha", 5, ROWS, COLUMNS, "uint8", spacing_mm=(0.28, 0.28), spacing_note=None)
     with pytest.raises(AcouslicError, match="no DICOM result can refer to it: leave out --dicom"):
         check_source(header)
     path = platform_case.write_sweep(speckle())

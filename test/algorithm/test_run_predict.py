@@ -175,7 +175,7 @@ def result_to_draw(tmp_path, **changes):
     y, x = np.ogrid[:60, :80]
     result = CaseResult(
         case="Fötus",
-        header=StackHeader(tmp_path / "x.mha", 840, 60, 80, (0.28, 0.28), None, "MET_UCHAR"),
+        header=StackHeader(tmp_path / "x.mha", 840, 60, 80, "MET_UCHAR", spacing_mm=(0.28, 0.28), spacing_note=None),
         frame_index=317,
         suitable=True,
         mask=((x - 40) / 20) ** 2 + ((y - 30) / 15) ** 2 <= 1,
