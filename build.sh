@@ -25,6 +25,13 @@ fail() {
     exit 1
 }
 
+case ${1:-} in
+    -h | --help)
+        sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
+        exit 0
+        ;;
+esac
+
 [ -n "$version" ] || fail "acouslic/__init__.py states no __version__, which the images are named by."
 command -v docker >/dev/null || fail "docker was not found: install Docker's command line and an engine to build images."
 docker version >/dev/null 2>&1 ||

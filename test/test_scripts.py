@@ -204,6 +204,16 @@ def test_run_explains_itself_and_refuses_what_it_cannot_use(repository):
     assert run(script, "a", "b", "c").returncode == run(script, "--what").returncode == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "word"), [("run.sh", "MODEL_DIR"), ("build.sh", "BASE_IMAGE"), ("export.sh", "dist/")]
+)
+def test_scripts_explain_themselves_without_docker(repository, tmp_path, name, word):
+    """--help lists what there is, on a machine that has nothing else."""
+    ended = run(repository / name, "--help", path=tools(tmp_path / "bin"))
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert word in ended.stdout
+
+
 def test_run_generates_a_case_once_and_predicts_it(checkout, stub_tools):
     """Without arguments: the runtime environment, a generated case, the demo model; with arguments: what they name."""
     ended = run(checkout / "run.sh", **stub_tools)
