@@ -108,10 +108,16 @@ def run_part(
 def start_by_hand(nodes: Sequence[Machine], stacks: Path, output: Path, model: Path) -> subprocess.Popen[str]:
     """Ray on each machine, then `predict` on the first."""
     first = f"{nodes[0].address}:{_PORT}"
-    for node in nodes:
-        role = ["--address", first] if node is not nodes[0] else ["--head", f"--port={_PORT}"]
-        words = [*_ray("start"), *role, f"--node-ip-address={node.address}", "--num-cpus=1"]
-        subprocess.run(node.words(words), env=_variables(), stdout=subprocess.DEVNULL, check=True)
+    # The dashboard's packages are no part of `ray[data]`; Ray would wait a minute for it on a busy machine.
+    head = [f"--port={_PORT}", "--head", "--include-dashboard=false"]
+    for together in (nodes[:1], nodes[1:]):
+        joining = []
+        for node in together:
+            role = head if node is nodes[0] else ["--address", first]
+            words = [*_ray("start"), *role, f"--node-ip-address={node.address}", "--num-cpus=1"]
+            joining.append(subprocess.Popen(node.words(words), env=_variables(), stdout=subprocess.DEVNULL))
+        if max(process.wait() for process in joining):
+            raise SystemExit("Ray did not start on every machine: see its messages above")
     predict = [sys.executable, "-m", "algorithm", "predict", str(stacks), "--output", str(output)]
     predict += ["--model", str(model), "--ray-address", first]
     return subprocess.Popen(nodes[0].words(predict), env=_variables(), stdout=subprocess.PIPE, text=True)

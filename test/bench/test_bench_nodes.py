@@ -34,7 +34,7 @@ def test_the_recipe_for_slurm_starts_ray_everywhere_and_one_run(tmp_path, monkey
     joins = "-m ray.scripts.scripts start --address=node1:20007 --num-cpus=1 --block"
     assert sorted(said.read_text().splitlines()) == [
         f"node1 -m algorithm predict {tmp_path}/stacks --output {tmp_path}/out --resume --ray-address node1:20007",
-        "node1 -m ray.scripts.scripts start --head --port=20007 --num-cpus=1 --block",
+        "node1 -m ray.scripts.scripts start --head --port=20007 --num-cpus=1 --include-dashboard=false --block",
         f"node2 {joins}",
         f"node3 {joins}",
     ]
