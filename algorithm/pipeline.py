@@ -22,9 +22,11 @@ from algorithm.frames.frame_source import FrameSource
 from algorithm.frames.frame_stream import FrameStream
 from algorithm.frames.resized_frames import ResizedFrames
 from algorithm.frames.seen_field import MOST_UNSEEN, see_field
+from algorithm.judgement.review import load_case_head, review_case
 from algorithm.judgement.score import FrameScores, score_case
 from algorithm.judgement.select_frame import FrameJudgement, choose_candidates, judge_frames
 from algorithm.model.artifact import load_artifact
+from algorithm.model.heads import CaseHead
 from algorithm.process.memory import is_out_of_memory
 from algorithm.process.timing import RunTimings, peak_rss_bytes
 from algorithm.result.growth import GestationalAge, judge_growth
@@ -48,6 +50,7 @@ class Pipeline:
     batch_frames: int
     import_s: float
     load_s: float
+    case_head: CaseHead | None = None
 
     @classmethod
     def load(
@@ -83,7 +86,7 @@ class Pipeline:
         log.info("precision: %s (%s)", str(dtype).removeprefix("torch."), dtype_reason)
         at_once = f", together in batches of fewer than {ensemble.batched_below}" if ensemble.batched_below else ""
         log.info("batches of %d frames; members run one after another%s", batch_frames, at_once)
-        return cls(ensemble, batch_frames, import_s, time.monotonic() - start)
+        return cls(ensemble, batch_frames, import_s, time.monotonic() - start, load_case_head(artifact))
 
     def run(
         self, sweep_path: Path, output_dir: Path | None, case: str, *, age: GestationalAge | None = None
@@ -216,7 +219,11 @@ class Pipeline:
     def _judge(self, scores: FrameScores, sweeps: list[range], blank: np.ndarray) -> FrameJudgement:
         """The frames in their case. A black frame shows nothing, whatever a network makes of it: 0."""
         presence = np.where(blank, 0.0, scores.presence_probability)
-        return judge_frames(presence, scores.optimality_probability, sweeps, self.ensemble.manifest.selection)
+        reviewed = None
+        if self.case_head is not None:
+            reviewed = np.where(blank, 0.0, review_case(self.case_head, scores, sweeps, blank))
+        selection = self.ensemble.manifest.selection
+        return judge_frames(presence, scores.optimality_probability, sweeps, selection, reviewed)
 
     def _outline(
         self, resized: ResizedFrames, header: StackHeader, judged: FrameJudgement, blank: np.ndarray, fov: np.ndarray

@@ -87,7 +87,8 @@ def answers_to_set(
             np.savez_compressed(
                 part,
                 rows=rows,
-                **{name: getattr(answers, name) for name in ("presence", "optimality", "embedding", "mask_area")},
+                embedding=answers.embedding.astype(np.float16),
+                **{name: getattr(answers, name) for name in ("presence", "optimality", "mask_area")},
             )
             part.rename(kept[case.uuid])
             print(f"{cache.folder.name}: scored {number} of {len(missing)} cases", flush=True)

@@ -26,6 +26,7 @@ COMMANDS = {
         "choose an artifact's temperatures, reading and thresholds on a cache's cases",
     ),
     "distil": ("training.export.distil", "a small network learns what an artifact says, and becomes its gate"),
+    "head": ("training.export.add_case_head", "a head that judges frames with their whole case in view, if it wins"),
     "precision": ("training.export.precision", "measure half precision on sweeps, for an artifact's manifest"),
     "import": ("training.export.import_published", "checkpoints of the published code to an artifact"),
     "card": ("training.export.model_card", "the model card of an artifact, from its manifest"),

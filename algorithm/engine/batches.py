@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -28,7 +28,17 @@ TRUNK_BYTES = 256 << 20
 """For what the gate leaves behind: a case of 840 frames at a stride of 4 takes 220 MB with ViT-L. Frames beyond it are
 run again, so that memory does not grow with the stack."""
 
-BatchScores = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+class BatchScores(NamedTuple):
+    """What was said of N frames."""
+
+    presence: NDArray[np.float32]
+    """(members, N)"""
+    optimality: NDArray[np.float32]
+    """(members with the head, N)"""
+    embedding: NDArray[np.float32] | None
+    """(members, N, output_dim); None where no case head wants it."""
+
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +143,7 @@ class Batches:
         return self._run(self._gate_and_keep if on_trunk else self._gate_alone, indices, progress)
 
     def score(self, indices: NDArray[np.int64], progress: Callable[[float], None]) -> BatchScores:
-        """Presence (members, N) and optimality (members, N) of the frames at `indices`, ascending."""
+        """All members on the frames at `indices`, ascending."""
         self._trunks.keep_only(set(indices.tolist()))
         return self._run(self._score_from_trunks, indices, progress)
 
@@ -159,7 +169,7 @@ class Batches:
         progress: Callable[[float], None],
     ) -> BatchScores:
         at = torch.from_numpy(indices).to(self.frames.device)
-        presence, optimality = [], []
+        presence, optimality, embedding = [], [], []
         start = 0
         while start < len(indices):
             count = self._batch_frames if self._first_batch else min(self._batch_frames, FIRST_BATCH_FRAMES)
@@ -171,11 +181,13 @@ class Batches:
             # Kept on the device: a copy to the host here would make it wait for every batch.
             presence.append(scores.presence_probability)
             optimality.append(scores.optimality_probability)
+            if scores.embedding is not None:
+                embedding.append(scores.embedding)
             start = stop
             if self._first_batch is None:
                 self._first_batch = self._clock.mark()
             progress(start / len(indices))
-        found = [torch.cat(parts, 1).float().cpu().numpy() for parts in (presence, optimality)]
+        found = [torch.cat(parts, 1).float().cpu().numpy() for parts in (presence, optimality, embedding) if parts]
         if not self.first_batch_at and self._first_batch is not None:
             self.first_batch_at = self._clock.passed_at(self._first_batch)
         if not all(np.isfinite(values).all() for values in found):
@@ -183,7 +195,7 @@ class Batches:
                 f"the model gives probabilities that are not numbers in {self.ensemble.dtype}: its weights are damaged "
                 "or overflow; if they overflow, `python -m training precision` makes the algorithm use another type"
             )
-        return found[0], found[1]
+        return BatchScores(found[0], found[1], found[2] if embedding else None)
 
     def _try(
         self, network: Callable[[Sequence[int], Tensor], MemberScores], indices: Sequence[int], at: Tensor

@@ -36,6 +36,8 @@ class MemberScores:
     """(members, batch): is there an abdomen plane. Every member judges it, without a head by its mask."""
     optimality_probability: Tensor
     """(members with an optimality head, batch): is it an optimal one. No row where no member has the head."""
+    embedding: Tensor | None = None
+    """(members, batch, output_dim); None where no case head wants it."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ class Ensemble:
         optimality = embedding.new_empty(0, len(images))
         if self.optimality is not None:
             optimality = self.optimality.probability(_pick(embedding, self.optimality_members))
-        return MemberScores(presence, optimality)
+        return MemberScores(presence, optimality, embedding if self.manifest.case_head is not None else None)
 
     @torch.inference_mode()
     def gate(self, images: Tensor, trunk: Tensor | None = None) -> GateScores:

@@ -28,6 +28,8 @@ class FrameScores:
     """(F,), likewise; None where no member has the head. 0 where not refined and the gate has no such head."""
     member_presence: NDArray[np.float32]
     """(members, F); NaN where not refined."""
+    member_embedding: NDArray[np.float32] | None
+    """(members, F, output_dim); None where no case head wants it."""
     refined: NDArray[np.bool_]
     """(F,): seen by the whole ensemble."""
     reused: int
@@ -127,11 +129,12 @@ def choose_refined(
 def _score_exhaustively(run: Batches, progress: Callable[[float], None]) -> FrameScores:
     start = time.monotonic()
     count = len(run.frames)
-    members, optimality = run.score(np.arange(count), progress)
+    members, optimality, embedding = run.score(np.arange(count), progress)
     return FrameScores(
         presence_probability=members.mean(0, dtype=np.float64),
         optimality_probability=optimality.mean(0, dtype=np.float64) if len(optimality) else None,
         member_presence=members,
+        member_embedding=embedding,
         refined=np.ones(count, dtype=bool),
         reused=0,
         gate_s=0.0,
@@ -150,7 +153,9 @@ def _score_gated(
     count, selection = len(run.frames), run.ensemble.manifest.selection
     start = time.monotonic()
     at = gate_frames(sweeps, config.stride)
-    gate_presence, gate_optimality = run.gate(at, lambda share: progress(share / 3), on_trunk=config.gate != "student")
+    gate_presence, gate_optimality, _ = run.gate(
+        at, lambda share: progress(share / 3), on_trunk=config.gate != "student"
+    )
     presence = interpolate_in_sweeps(gate_presence.mean(0, dtype=np.float64), at, sweeps)
     optimality = None
     if len(gate_optimality):
@@ -159,7 +164,7 @@ def _score_gated(
     if blank is not None:
         presence = np.where(blank(), 0.0, presence)
     indices = refined_frames(presence, optimality, sweeps, selection, config)
-    fine_presence, fine_optimality = run.score(indices, lambda share: progress((1 + 2 * share) / 3))
+    fine_presence, fine_optimality, _ = run.score(indices, lambda share: progress((1 + 2 * share) / 3))
     presence[indices] = fine_presence.mean(0, dtype=np.float64)
     if len(fine_optimality):
         optimality = np.zeros(count) if optimality is None else optimality
@@ -172,6 +177,7 @@ def _score_gated(
         presence_probability=presence,
         optimality_probability=optimality,
         member_presence=member_presence,
+        member_embedding=None,
         refined=refined,
         reused=run.reused,
         gate_s=gated - start,

@@ -38,17 +38,26 @@ class FrameJudgement:
 
 
 def judge_frames(
-    presence: Values, optimality: Values | None, sweeps: Sequence[range], selection: SelectionConfig
+    presence: Values,
+    optimality: Values | None,
+    sweeps: Sequence[range],
+    selection: SelectionConfig,
+    reviewed: Values | None = None,
 ) -> FrameJudgement:
-    """From what the members said of each frame, (F,) in 0..1, to what is thought of it in its case."""
+    """From what the members said of each frame, (F,) in 0..1, to what is thought of it in its case.
 
-    def smoothed(sigma_frames: float) -> tuple[Values, Values | None]:
+    `reviewed` is presence as a case head sees it, (F,) in 0..1: which frames are called positive is read from it, the
+    best one is still chosen by `presence`.
+    """
+
+    def smoothed(probability: Values, sigma_frames: float) -> tuple[Values, Values | None]:
         of_optimality = None if optimality is None else smooth_in_sweeps(optimality, sweeps, sigma_frames)
-        return smooth_in_sweeps(presence, sweeps, sigma_frames), of_optimality
+        return smooth_in_sweeps(probability, sweeps, sigma_frames), of_optimality
 
-    alone, optimality_alone = smoothed(selection.smoothing_sigma_frames)
-    quality = frame_quality(*smoothed(selection.choice_sigma_frames), selection.suboptimal_credit)
-    seen = presence > 0
+    called = presence if reviewed is None else reviewed
+    alone, optimality_alone = smoothed(called, selection.smoothing_sigma_frames)
+    quality = frame_quality(*smoothed(presence, selection.choice_sigma_frames), selection.suboptimal_credit)
+    seen = called > 0
     return FrameJudgement(alone, read_half_way(alone, alone[seen], selection.half_way), optimality_alone, quality)
 
 

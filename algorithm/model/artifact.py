@@ -6,6 +6,7 @@
     members/<k>/adapter_model.safetensors
     members/<k>/heads.safetensors           presence.*, optimality.*, decoder.* of the heads it has
     student.safetensors                     the student, where there is one
+    case_head.safetensors                   the case head, where there is one
 
 Nothing but JSON and safetensors is ever parsed, and no other file may lie in the folder. Tensors are memory-mapped,
 so that loading costs about what reading the files costs.
@@ -25,21 +26,21 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from acouslic.errors import AcouslicError
 from acouslic.printable import printable
 from acouslic.strict_json import reason, shown
-from algorithm.model.heads import Heads
+from algorithm.model.heads import CaseHead, Heads
 from algorithm.model.lora import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, LoraAdapter, read_adapter, write_adapter
 from algorithm.model.manifest import (
+    CASE_HEAD_FILE,
     MANIFEST_FILE,
     STUDENT_FILE,
     TOWER_FILE,
     FileRecord,
     Manifest,
     MemberConfig,
-    StudentConfig,
     TowerConfig,
     manifest_to_json,
     read_manifest,
@@ -71,6 +72,8 @@ class Artifact:
     members: tuple[MemberState, ...]
     student: dict[str, Tensor] | None = None
     """The state dict of `student.Student`, where the manifest has one."""
+    case_head: dict[str, Tensor] | None = None
+    """The state dict of `heads.CaseHead`, likewise."""
 
 
 def load_artifact(folder: Path, *, verify_hashes: bool = True) -> Artifact:
@@ -107,11 +110,16 @@ def load_artifact(folder: Path, *, verify_hashes: bool = True) -> Artifact:
         for k, member in enumerate(manifest.members):
             check_hashes(_member_files(k, member))
             members.append(_read_member(folder / "members" / str(k), member, manifest.tower, shapes))
-        check_hashes([STUDENT_FILE])
-        student = None if manifest.student is None else _read_student(folder / STUDENT_FILE, manifest.student)
+        check_hashes([STUDENT_FILE, CASE_HEAD_FILE])
+        with without_weights():
+            student_layout = None if manifest.student is None else Student(manifest.student)
+            head_config = manifest.case_head
+            head_layout = None if head_config is None else CaseHead(head_config, manifest.tower.output_dim)
+        student = _read_beside_members(folder / STUDENT_FILE, student_layout)
+        case_head = _read_beside_members(folder / CASE_HEAD_FILE, head_layout)
         check_hashes([TOWER_FILE])
         damage.result()
-    return Artifact(folder, manifest, tower_state, tuple(members), student)
+    return Artifact(folder, manifest, tower_state, tuple(members), student, case_head)
 
 
 def write_artifact(
@@ -120,6 +128,7 @@ def write_artifact(
     tower_state: Mapping[str, Tensor],
     members: Sequence[MemberState],
     student: Mapping[str, Tensor] | None = None,
+    case_head: Mapping[str, Tensor] | None = None,
 ) -> Manifest:
     """Write an artifact to `folder` and return its manifest with `files` filled in (those given are ignored).
 
@@ -140,8 +149,9 @@ def write_artifact(
             if member.adapter is not None:
                 write_adapter(member_folder, member.adapter)
             _write_tensors(member_folder / HEADS_FILE, member.heads)
-        if student is not None:
-            _write_tensors(partial / STUDENT_FILE, student)
+        for name, state in ((STUDENT_FILE, student), (CASE_HEAD_FILE, case_head)):
+            if state is not None:
+                _write_tensors(partial / name, state)
         names = sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
         files = {name: FileRecord(hash_file(partial / name), (partial / name).stat().st_size) for name in names}
         manifest = dataclasses.replace(manifest, files=files)
@@ -200,8 +210,11 @@ def _member_files(k: int, member: MemberConfig) -> list[str]:
 def _check_files(folder: Path, manifest: Manifest) -> None:
     """Raises AcouslicError unless the manifest lists, and the folder holds, exactly the files there should be."""
     expected = {TOWER_FILE}.union(*(_member_files(k, member) for k, member in enumerate(manifest.members)))
-    if manifest.student is not None:
-        expected.add(STUDENT_FILE)
+    expected |= {
+        name
+        for name, config in ((STUDENT_FILE, manifest.student), (CASE_HEAD_FILE, manifest.case_head))
+        if config is not None
+    }
     for name in sorted(set(manifest.files) ^ expected):
         problem = "is listed but not part of an artifact" if name not in expected else "is not listed"
         raise AcouslicError(f"{folder / MANIFEST_FILE}: files: {shown(name)} {problem}; export the model again")
@@ -268,11 +281,12 @@ def _read_member(
     return MemberState(adapter, heads)
 
 
-def _read_student(path: Path, config: StudentConfig) -> dict[str, Tensor]:
+def _read_beside_members(path: Path, layout: nn.Module | None) -> dict[str, Tensor] | None:
+    """The state dict of a network that an artifact has once, checked against its layout; None where it has none."""
+    if layout is None:
+        return None
     state = read_tensors(path)
-    with without_weights():
-        expected = Student(config).state_dict()
-    check_state(state, expected, str(path))
+    check_state(state, layout.state_dict(), str(path))
     refuse_damaged(state, str(path))
     return state
 

@@ -19,10 +19,11 @@ from acouslic.strict_json import shown
 from algorithm.model.typed_json import convert, read_object, read_typed_file, refuse_other_fields
 
 SCHEMA_VERSION = 4
-"""4 added the student. A manifest of schema 3 is read as one without."""
+"""4 added the student and the case head. A manifest of schema 3 is read as one without."""
 MANIFEST_FILE = "manifest.json"
 TOWER_FILE = "tower.safetensors"
 STUDENT_FILE = "student.safetensors"
+CASE_HEAD_FILE = "case_head.safetensors"
 
 # Bounds: far above any tower that is known, and low enough that nothing absurd is ever built.
 Count = Annotated[int, Meta(ge=1, le=1 << 16)]
@@ -328,6 +329,33 @@ class StudentConfig:
 
 
 @dataclass(frozen=True)
+class HeadGain:
+    """F1 over all frames without and with a case head, on cases that it had not learned from, each read by a reading
+    that was fitted without its patient."""
+
+    cases: Annotated[int, Meta(ge=2)]
+    f1_without: Share
+    f1_with: Share
+    lower: Annotated[float, Meta(ge=-1, le=1)]
+    """Ends of the 95 % interval of the difference, by subject."""
+    upper: Annotated[float, Meta(ge=-1, le=1)]
+
+
+@dataclass(frozen=True)
+class CaseHeadConfig:
+    """A small network that judges a frame's presence again, with all frames of its case in view. `heads.py` builds it,
+    `training head` makes it."""
+
+    components: Annotated[int, Meta(ge=1, le=1024)] = 32
+    """Of the embeddings, less the mean of their case."""
+    hidden: Annotated[int, Meta(ge=1, le=1024)] = 16
+    neighbour_sigma_frames: Annotated[float, Meta(gt=0, le=100)] = 4.0
+    """Gaussian mean of the neighbours' embeddings along a sweep."""
+    gain: HeadGain | None = None
+    """None where it was not measured."""
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The whole of `manifest.json`."""
 
@@ -342,6 +370,7 @@ class Manifest:
     provenance: Provenance
     half_precision: HalfPrecision = field(default_factory=HalfPrecision)
     student: StudentConfig | None = None
+    case_head: CaseHeadConfig | None = None
     files: dict[str, FileRecord] = field(default_factory=dict)
     """Relative path (posix) to what the file must be; every file of the artifact except the manifest."""
 
@@ -360,6 +389,10 @@ class Manifest:
             )
         if self.scoring.gate == "student" and self.student is None:
             raise ValueError("scoring.gate is 'student', but there is no student")
+        if self.case_head is not None and self.scoring.mode != "exhaustive":
+            raise ValueError(
+                "a case head looks at every frame as all members see it: scoring.mode must be 'exhaustive'"
+            )
 
 
 def untuned_manifest(
@@ -393,8 +426,9 @@ def read_manifest(folder: Path) -> Manifest:
     content = read_typed_file(path, missing=f"mount or extract a model artifact (a folder with {MANIFEST_FILE}) there")
     found = read_object(content, path)
     version = found.get("schema_version")
-    if version == 3 and type(version) is int and "student" not in found:
-        version, found = SCHEMA_VERSION, found | {"schema_version": SCHEMA_VERSION, "student": None}
+    if version == 3 and type(version) is int and not {"student", "case_head"} & found.keys():
+        later = {"student": None, "case_head": None}
+        version, found = SCHEMA_VERSION, found | {"schema_version": SCHEMA_VERSION} | later
     if type(version) is not int or version != SCHEMA_VERSION:
         raise AcouslicError(
             f"{path}: schema_version is {shown(version)}, this program reads {SCHEMA_VERSION}; export the model again"

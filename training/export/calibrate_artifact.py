@@ -49,10 +49,11 @@ def calibrate_artifact(
     """
     artifact = load_artifact(folder)
     manifest = artifact.manifest
-    if manifest.student is not None:
+    if manifest.student is not None or manifest.case_head is not None:
+        what = "student" if manifest.student is not None else "case head"
         raise AcouslicError(
-            f"{folder} has a student, whose settings were chosen for the calibration that the model has: calibrate the "
-            "model that it was made from, and distil again"
+            f"{folder} has a {what}, which was made for the calibration that the model has: calibrate the model that "
+            "it was made from, and make it again"
         )
     check_frames(manifest, cache)
     scored = score_members(artifact, cache, cases_of_members(manifest, cache, split), device)

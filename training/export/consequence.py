@@ -15,6 +15,7 @@ from algorithm.engine.device import changes_nothing, describe_consequence, half_
 from algorithm.engine.ensemble import Ensemble
 from algorithm.frames.frame_source import ArrayFrames, FrameSource
 from algorithm.frames.frame_stream import FrameStream
+from algorithm.judgement.review import load_case_head
 from algorithm.model.artifact import Artifact
 from algorithm.model.manifest import Consequence, HalfPrecision
 from algorithm.pipeline import Pipeline
@@ -90,7 +91,7 @@ def _answers(
     """The answers to whole cases in one type; the masks, which nobody asks for, are let go."""
     ensemble = Ensemble.from_artifact(artifact, device, dtype)
     batch_frames = choose_batch_frames(artifact.manifest.tower, ensemble.members, device, dtype)
-    pipeline = Pipeline(ensemble, batch_frames, 0.0, 0.0)
+    pipeline = Pipeline(ensemble, batch_frames, 0.0, 0.0, load_case_head(artifact))
     answers = []
     for case in cases:
         with case.open() as frames:

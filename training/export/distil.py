@@ -67,6 +67,11 @@ def distil(
     the settings are none that a student can have, or it does not become a gate; nothing is written to `out` then.
     """
     manifest = artifact.manifest
+    if manifest.case_head is not None:
+        raise AcouslicError(
+            f"{artifact.folder} has a case head, which takes what all members see of every frame: distil the model "
+            "that it was made from"
+        )
     config = _student_config(settings, manifest)
     check_frames(manifest, cache)
     scored = _read_runs(teacher.runs, artifact)

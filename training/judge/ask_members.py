@@ -28,7 +28,7 @@ class Answers:
     """(members, rows): logits."""
     optimality: NDArray[np.float32]
     """(members, rows): logits; NaN of members without the head."""
-    embedding: NDArray[np.float16]
+    embedding: NDArray[np.float32]
     """(members, rows, output_dim)."""
     mask_area: NDArray[np.float32]
     """(members, rows): share of the mask's pixels above 0.5; NaN of members without a decoder, and where only
@@ -75,7 +75,7 @@ def read_answers(path: Path) -> Answers:
             masks = tuple(content[f"masks_{number}"] for number in range(len(arrays["presence"])))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise AcouslicError(f"{path} is not the answers to a case ({error}): remove it") from None
-    return Answers(**arrays, embedding=np.zeros((*arrays["presence"].shape, 0), np.float16), masks=masks)
+    return Answers(**arrays, embedding=np.zeros((*arrays["presence"].shape, 0), np.float32), masks=masks)
 
 
 def _ask(ensemble: Ensemble, table: FrameTable, rows: NDArray[np.int64], outline_all: bool) -> Answers:
@@ -113,7 +113,7 @@ def _ask(ensemble: Ensemble, table: FrameTable, rows: NDArray[np.int64], outline
         else:
             of_annotated = mask if len(wanted) == len(annotated) else mask[annotated]
             masks.append((of_annotated * 255).round().to(torch.uint8).cpu().numpy())
-    return Answers(presence, optimality, embedding.cpu().numpy().astype(np.float16), area, tuple(masks))
+    return Answers(presence, optimality, embedding.cpu().numpy(), area, tuple(masks))
 
 
 def _join(masks: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:

@@ -5,7 +5,7 @@ Each member's logits become probabilities by sigmoid(logit / temperature), fitte
 ten cases followed two or three of them (-1.0 to -2.1 where other patients wanted -0.2 to +0.35: training/RESULTS.md).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,9 +77,13 @@ def fit_temperature(logit: NDArray[np.float32], positive: NDArray[np.bool_]) -> 
 
 
 def judge_cases(
-    scored: Sequence[OutOfFold], calibrations: Sequence[Calibration], selection: SelectionConfig
+    scored: Sequence[OutOfFold],
+    calibrations: Sequence[Calibration],
+    selection: SelectionConfig,
+    reviewed: Mapping[str, Values] | None = None,
 ) -> list[CaseJudgement]:
-    """Every case that any member validated on, once, with the mean of those members' probabilities."""
+    """Every case that any member validated on, once, with the mean of those members' probabilities; `reviewed` is
+    presence (F,) as a case head sees it, by uuid."""
     presence: dict[str, list[Values]] = {}
     optimality: dict[str, list[Values]] = {}
     labels: dict[str, NDArray[np.uint8]] = {}
@@ -100,7 +104,8 @@ def judge_cases(
     def judge(uuid: str) -> CaseJudgement:
         mean = np.mean(presence[uuid], axis=0)
         mean_optimality = np.mean(optimality[uuid], axis=0) if uuid in optimality else None
-        frames = judge_frames(mean, mean_optimality, sweep_ranges(len(mean)), selection)
+        again = None if reviewed is None else reviewed[uuid]
+        frames = judge_frames(mean, mean_optimality, sweep_ranges(len(mean)), selection, again)
         return CaseJudgement(uuid, labels[uuid], frames, mean > 0)
 
     return [judge(uuid) for uuid in presence]

@@ -1,6 +1,6 @@
 """The cases that a finished model's members did not learn from, and what each member says of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from algorithm.engine.ensemble import Ensemble
 from algorithm.model.artifact import Artifact
 from algorithm.model.manifest import Manifest
 from training.frames.dataset import table_of
-from training.judge.ask_members import ask_members, of_member, read_answers, write_answers
+from training.judge.ask_members import Answers, ask_members, of_member, read_answers, write_answers
 from training.learn.out_of_fold import OutOfFold
 from training.release.cache import Cache
 from training.release.split import Split
@@ -55,15 +55,15 @@ def cases_of_members(manifest: Manifest, cache: Cache, split: Split | None) -> l
     return [split.validation_cases(member) for member in range(members)]
 
 
-def score_members(
+def ask_about(
     artifact: Artifact,
     cache: Cache,
     uuids: Sequence[tuple[str, ...]],
     device: torch.device,
     keep_in: Path | None = None,
-) -> list[OutOfFold]:
-    """What each member says of its cases. Cases are scored once, by all members; where they are kept in a folder, those
-    that lie there are not asked for again."""
+) -> dict[str, Answers]:
+    """What all members say of every frame of the cases of any member, by uuid. Each frame is looked at once; where
+    answers are kept in a folder, those that lie there are not asked for again."""
     manifest = artifact.manifest
     dtype, _ = choose_precision(device, manifest.half_precision)
     exhaustive = replace(manifest, scoring=replace(manifest.scoring, mode="exhaustive"))
@@ -81,6 +81,22 @@ def score_members(
         if kept is not None:
             write_answers(kept, answers[uuid])
         print(f"scored {number} of {len(wanted)} cases", flush=True)
+    return answers
+
+
+def score_members(
+    artifact: Artifact,
+    cache: Cache,
+    uuids: Sequence[tuple[str, ...]],
+    device: torch.device,
+    keep_in: Path | None = None,
+) -> list[OutOfFold]:
+    """What each member says of its cases; `keep_in` as for `ask_about`."""
+    return of_members(ask_about(artifact, cache, uuids, device, keep_in), cache, uuids)
+
+
+def of_members(answers: Mapping[str, Answers], cache: Cache, uuids: Sequence[tuple[str, ...]]) -> list[OutOfFold]:
+    """What each member says of its cases, from what all members said."""
     return [
         of_member([answers[uuid] for uuid in of_one], member, table_of(cache, of_one))
         for member, of_one in enumerate(uuids)

@@ -1,0 +1,180 @@
+"""What a head of the whole case is worth, on cases that neither the members nor the head have learned from.
+
+    python bench/case_head.py score MODEL --cache CACHE --out SCORES [--stride 4]
+    python bench/case_head.py judge SCORES... [--seeds 1 2 3]
+
+`score` asks an artifact about cases that none of its members has learned from, and keeps what each says of every so
+manyth frame. `judge` takes such folders and makes what `training head` makes, once a seed: five groups of subjects,
+each judged by a head that learned from the other four and by a reading fitted without the case's patient. It prints
+average precision, F1 at 0.5 and F1 as exported, without the head and with it. The last line is JSON.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score
+
+from acouslic.errors import AcouslicError
+from acouslic.geometry import sweep_ranges
+from algorithm.engine.device import choose_device, choose_precision, set_cpu_threads
+from algorithm.engine.ensemble import Ensemble
+from algorithm.judgement.select_frame import Values, judge_frames, probability_of
+from algorithm.model.artifact import load_artifact
+from algorithm.model.manifest import CaseHeadConfig, SelectionConfig
+from training.export.add_case_head import groups_of_subjects
+from training.frames.dataset import table_of
+from training.judge.ask_members import ask_members
+from training.judge.calibrate import CaseJudgement, fit_temperature
+from training.judge.case_head import CaseExample, calibrated_logit, review_nested
+from training.judge.head_gain import describe_gain, measure_gain
+from training.judge.nested_reading import choose_reading, read_nested
+from training.learn.frame_metrics import count_frames
+from training.release.cache import Cache
+
+_BATCH_FRAMES = 32
+
+
+@dataclass(frozen=True)
+class KeptCase:
+    """What all members say of every so manyth frame of a case, R frames."""
+
+    uuid: str
+    subject: str
+    label: NDArray[np.uint8]
+    """(R,)"""
+    presence: NDArray[np.float32]
+    """(members, R): logits."""
+    embedding: NDArray[np.float16]
+    """(members, R, output_dim)"""
+
+    def sweeps(self, stride: int) -> list[range]:
+        """Where the kept frames of each sweep lie among them."""
+        whole = sweep_ranges(len(self.label) * stride)
+        return [range(sweep.start // stride, sweep.stop // stride) for sweep in whole]
+
+
+def keep_scores(model: Path, cache: Cache, out: Path, stride: int) -> None:
+    """Ask the model about all cases of the cache; those that `out` holds already are left out."""
+    artifact = load_artifact(model)
+    device, _ = choose_device(None)
+    dtype, _ = choose_precision(device, artifact.manifest.half_precision)
+    ensemble = Ensemble.from_artifact(artifact, device, dtype)
+    out.mkdir(parents=True, exist_ok=True)
+    for number, case in enumerate(cache.cases, start=1):
+        path = out / f"{case.uuid}.npz"
+        if path.is_file():
+            continue
+        if any(len(sweep) % stride for sweep in case.sweeps):
+            raise AcouslicError(f"case {case.uuid}: its sweeps are not multiples of {stride} frames long")
+        rows = np.arange(0, case.frame_count, stride)
+        said = ask_members(ensemble, table_of(cache, [case.uuid]), rows, _BATCH_FRAMES)
+        part = path.with_suffix(".part.npz")
+        np.savez(
+            part,
+            label=case.labels[rows],
+            subject=case.subject_id,
+            stride=stride,
+            presence=said.presence,
+            embedding=said.embedding.astype(np.float16),
+        )
+        part.rename(path)
+        print(f"scored {number} of {len(cache.cases)} cases", flush=True)
+
+
+def read_scores(folders: Sequence[Path]) -> tuple[list[KeptCase], int]:
+    """The kept cases of some folders, which have one stride, and that stride."""
+    cases, strides = [], set()
+    for path in sorted(path for folder in folders for path in folder.glob("*.npz")):
+        with np.load(path, allow_pickle=False) as kept:
+            cases.append(KeptCase(path.stem, str(kept["subject"]), kept["label"], kept["presence"], kept["embedding"]))
+            strides.add(int(kept["stride"]))
+    if len(strides) != 1:
+        raise AcouslicError(f"{', '.join(map(str, folders))}: expected scores of one stride, found {sorted(strides)}")
+    return cases, strides.pop()
+
+
+def compare(cases: Sequence[KeptCase], stride: int, config: CaseHeadConfig, seed: int) -> dict[str, object]:
+    """One nested comparison, printed and returned."""
+    members = range(len(cases[0].presence))
+    positive = np.concatenate([case.label > 0 for case in cases])
+    temperatures = [fit_temperature(np.concatenate([case.presence[k] for case in cases]), positive) for k in members]
+    examples = [
+        CaseExample(
+            case.uuid,
+            torch.from_numpy(case.embedding[k].astype(np.float32)),
+            calibrated_logit(case.presence[k], temperatures[k]),
+            torch.ones(len(case.label), dtype=torch.bool),
+            case.sweeps(stride),
+            case.label,
+        )
+        for case in cases
+        for k in members
+    ]
+    subjects = {case.uuid: case.subject for case in cases}
+    selection = SelectionConfig(smoothing_sigma_frames=SelectionConfig.smoothing_sigma_frames / stride)
+
+    def judge(reviewed: Mapping[str, Values] | None) -> list[CaseJudgement]:
+        judged = []
+        for case in cases:
+            said = np.mean([probability_of(case.presence[k] / temperatures[k]) for k in members], axis=0)
+            again = None if reviewed is None else reviewed[case.uuid]
+            frames = judge_frames(said.astype(np.float64), None, case.sweeps(stride), selection, again)
+            judged.append(CaseJudgement(case.uuid, case.label, frames, said > 0))
+        return judged
+
+    without, with_head = judge(None), judge(review_nested(examples, groups_of_subjects(subjects), config, seed))
+    gain = measure_gain(
+        read_nested(without, subjects, selection),
+        read_nested(with_head, subjects, selection, choose_reading),
+        subjects,
+    )
+    found: dict[str, object] = {"seed": seed}
+    for name, judged in (("without", without), ("with", with_head)):
+        alone = np.concatenate([case.frames.presence_alone for case in judged])
+        found[f"average_precision_{name}"] = round(float(average_precision_score(positive, alone)), 4)
+        found[f"plain_f1_{name}"] = round(count_frames(alone, positive, 0.5, None).f1, 4)
+    print(f"seed {seed}: {describe_gain(gain)}", flush=True)
+    return found | asdict(gain)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    score = commands.add_parser("score", help="keep what a model says of cases that it has not learned from")
+    score.add_argument("model", type=Path, metavar="MODEL")
+    score.add_argument("--cache", type=Path, required=True)
+    score.add_argument("--out", type=Path, required=True)
+    score.add_argument("--stride", type=int, default=4)
+    judge = commands.add_parser("judge", help="make heads, nested, and measure what they are worth")
+    judge.add_argument("scores", type=Path, nargs="+", metavar="SCORES")
+    judge.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    judge.add_argument("--components", type=int, default=CaseHeadConfig.components)
+    options = parser.parse_args(arguments)
+    set_cpu_threads()
+    if options.command == "score":
+        keep_scores(options.model, Cache(options.cache), options.out, options.stride)
+        return 0
+    cases, stride = read_scores(options.scores)
+    sigma = CaseHeadConfig.neighbour_sigma_frames / stride
+    config = CaseHeadConfig(components=options.components, neighbour_sigma_frames=sigma)
+    found = [compare(cases, stride, config, seed) for seed in options.seeds]
+    for one in found:
+        print(", ".join(f"{name} {value}" for name, value in one.items()))
+    print(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except AcouslicError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)

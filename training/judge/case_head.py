@@ -1,0 +1,117 @@
+"""The head of a whole case: learned from what members say of cases that they did not learn from, and judged nested.
+
+What a member says of its own training cases is too sure, so only the others teach. Each embedding is judged by itself,
+and the mean over members is the case's: a head that has seen one member's embeddings of a case can judge all members'.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from algorithm.judgement.select_frame import Values, presence_logit, probability_of
+from algorithm.model.heads import CaseHead
+from algorithm.model.manifest import CaseHeadConfig
+
+_STEPS = 500
+_CASES_A_STEP = 8
+_LEARNING_RATE = 3e-3
+_WEIGHT_DECAY = 1.0
+_DROPOUT = 0.1
+
+
+@dataclass(frozen=True)
+class CaseExample:
+    """What one member says of all frames of a case that it did not learn from."""
+
+    uuid: str
+    embedding: Tensor
+    """(F, output_dim), float32."""
+    logit: Tensor
+    """(F,), calibrated, float32."""
+    seen: Tensor
+    """bool (F,): frames that are not black."""
+    sweeps: Sequence[range]
+    label: NDArray[np.uint8]
+    """(F,): 0 nothing, 1 optimal, 2 suboptimal."""
+
+
+def calibrated_logit(logit: NDArray[np.float32], temperature: float) -> Tensor:
+    """A member's raw logits as inference hands them to the head, float32: within the bounds of `presence_logit`."""
+    probability = probability_of(logit.astype(np.float64) / temperature)
+    return torch.from_numpy(presence_logit(probability).astype(np.float32))
+
+
+def fit_case_head(examples: Sequence[CaseExample], config: CaseHeadConfig, seed: int) -> CaseHead:
+    """The head that these cases teach: principal components of the centred embeddings, then 500 steps of AdamW on the
+    cross-entropy of presence, each case with the same weight. The same examples and seed give the same bits."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = CaseHead(config, examples[0].embedding.shape[1])
+    head.projection.weight.data.copy_(_principal_components(examples, config.components))
+    head.projection.weight.requires_grad_(False)
+    with torch.no_grad():
+        features = [head.features(case.embedding, case.logit, case.seen, case.sweeps) for case in examples]
+    targets = [torch.from_numpy(case.label > 0).float() for case in examples]
+    trained = [*head.hidden.parameters(), *head.change.parameters()]
+    optimiser = torch.optim.AdamW(trained, lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _LEARNING_RATE, total_steps=_STEPS)
+    epochs = math.ceil(_STEPS / math.ceil(len(examples) / _CASES_A_STEP))
+    shuffled = [torch.randperm(len(examples), generator=generator) for _ in range(epochs)]
+    batches = [batch for order in shuffled for batch in order.split(_CASES_A_STEP)]
+    for batch in batches[:_STEPS]:
+        loss = torch.zeros(())
+        for k in batch.tolist():
+            kept = torch.rand(features[k].shape, generator=generator) >= _DROPOUT
+            change = head.change(F.gelu(head.hidden(features[k] * kept / (1 - _DROPOUT))))[:, 0]
+            loss = loss + F.binary_cross_entropy_with_logits(examples[k].logit + change, targets[k])
+        optimiser.zero_grad()
+        (loss / len(batch)).backward()
+        optimiser.step()
+        schedule.step()
+    return head.eval()
+
+
+def review(head: CaseHead, examples: Sequence[CaseExample]) -> dict[str, Values]:
+    """Presence (F,) in 0..1 of each case, by uuid, as the head sees it: the mean of the members that were asked.
+
+    A black frame has 0, as in inference.
+    """
+    found: dict[str, list[Values]] = {}
+    with torch.inference_mode():
+        for case in examples:
+            logit = head(case.embedding, case.logit, case.seen, case.sweeps)
+            presence = np.where(case.seen.numpy(), probability_of(logit.numpy().astype(np.float64)), 0.0)
+            found.setdefault(case.uuid, []).append(presence)
+    return {uuid: np.mean(values, axis=0) for uuid, values in found.items()}
+
+
+def review_nested(
+    examples: Sequence[CaseExample], groups: Mapping[str, int], config: CaseHeadConfig, seed: int
+) -> dict[str, Values]:
+    """`review` of every case by a head that has not learned from its group; `groups` is by uuid, two at least."""
+    found: dict[str, Values] = {}
+    for group in sorted(set(groups.values())):
+        head = fit_case_head([case for case in examples if groups[case.uuid] != group], config, seed)
+        found |= review(head, [case for case in examples if groups[case.uuid] == group])
+    return found
+
+
+def _principal_components(examples: Sequence[CaseExample], count: int) -> Tensor:
+    """(count, output_dim): the directions in which the frames of a case differ most, scaled to a variance of 1; rows of
+    0 where there are fewer."""
+    centred = torch.cat([(case.embedding - case.embedding[case.seen].mean(0))[case.seen].double() for case in examples])
+    variance, direction = torch.linalg.eigh(centred.T @ centred / len(centred))
+    variance, direction = variance.flip(0)[:count], direction.flip(1)[:, :count]
+    # Either sign is right, and one has to be chosen.
+    largest = direction.gather(0, direction.abs().argmax(0, keepdim=True))
+    scale = torch.where(variance > 1e-12 * variance[0], variance.clamp_min(1e-30).rsqrt(), 0.0)
+    components = torch.zeros(count, direction.shape[0], dtype=torch.float64)
+    components[: len(variance)] = (direction * largest.sign() * scale).T
+    return components.float()
