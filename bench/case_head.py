@@ -1,19 +1,20 @@
 """What a head of the whole case is worth, on cases that neither the members nor the head have learned from.
 
     python bench/case_head.py score MODEL --cache CACHE --out SCORES [--stride 4]
-    python bench/case_head.py judge SCORES... [--seeds 1 2 3]
+    python bench/case_head.py judge SCORES... [--on NAME=SCORES ...] [--seeds 1 2 3]
 
 `score` asks an artifact about cases that none of its members has learned from, and keeps what each says of every so
 manyth frame. `judge` takes such folders and makes what `training head` makes, once a seed: five groups of subjects,
-each judged by a head that learned from the other four and by a reading fitted without the case's patient. It prints
-average precision, F1 at 0.5 and F1 as exported, without the head and with it. The last line is JSON.
+each judged by a head that learned from the other four and by a reading fitted without the case's patient; and, with
+`--on`, the cases of other folders by a head and a reading that learned from all of the former. It prints average
+precision, F1 at 0.5 and F1 as exported, without the head and with it. The last line is JSON.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +33,10 @@ from training.export.add_case_head import groups_of_subjects
 from training.frames.dataset import table_of
 from training.judge.ask_members import ask_members
 from training.judge.calibrate import CaseJudgement, fit_temperature
-from training.judge.case_head import CaseExample, calibrated_logit, review_nested
+from training.judge.case_head import CaseExample, calibrated_logit, fit_case_head, review, review_nested
 from training.judge.head_gain import describe_gain, measure_gain
 from training.judge.nested_reading import choose_reading, read_nested
+from training.judge.reading import fit_half_way, read_again
 from training.learn.frame_metrics import count_frames
 from training.release.cache import Cache
 
@@ -100,47 +102,105 @@ def read_scores(folders: Sequence[Path]) -> tuple[list[KeptCase], int]:
     return cases, strides.pop()
 
 
-def compare(cases: Sequence[KeptCase], stride: int, config: CaseHeadConfig, seed: int) -> dict[str, object]:
-    """One nested comparison, printed and returned."""
-    members = range(len(cases[0].presence))
-    positive = np.concatenate([case.label > 0 for case in cases])
-    temperatures = [fit_temperature(np.concatenate([case.presence[k] for case in cases]), positive) for k in members]
-    examples = [
-        CaseExample(
-            case.uuid,
-            torch.from_numpy(case.embedding[k].astype(np.float32)),
-            calibrated_logit(case.presence[k], temperatures[k]),
-            torch.ones(len(case.label), dtype=torch.bool),
-            case.sweeps(stride),
-            case.label,
-        )
-        for case in cases
-        for k in members
-    ]
-    subjects = {case.uuid: case.subject for case in cases}
-    selection = SelectionConfig(smoothing_sigma_frames=SelectionConfig.smoothing_sigma_frames / stride)
+@dataclass(frozen=True)
+class Setting:
+    """How kept cases are judged: fitted once, on those that the head learns from."""
 
-    def judge(reviewed: Mapping[str, Values] | None) -> list[CaseJudgement]:
+    stride: int
+    temperatures: tuple[float, ...]
+    """By member."""
+
+    @classmethod
+    def of(cls, cases: Sequence[KeptCase], stride: int) -> "Setting":
+        """Fitted on these cases."""
+        positive = np.concatenate([case.label > 0 for case in cases])
+        logits = [np.concatenate([case.presence[k] for case in cases]) for k in range(len(cases[0].presence))]
+        return cls(stride, tuple(fit_temperature(logit, positive) for logit in logits))
+
+    @property
+    def selection(self) -> SelectionConfig:
+        """The exported smoothing, in kept frames."""
+        return SelectionConfig(smoothing_sigma_frames=SelectionConfig.smoothing_sigma_frames / self.stride)
+
+    def examples(self, cases: Sequence[KeptCase]) -> list[CaseExample]:
+        """As a head takes them, one for each member."""
+        return [
+            CaseExample(
+                case.uuid,
+                torch.from_numpy(case.embedding[k].astype(np.float32)),
+                calibrated_logit(case.presence[k], temperature),
+                torch.ones(len(case.label), dtype=torch.bool),
+                case.sweeps(self.stride),
+                case.label,
+            )
+            for case in cases
+            for k, temperature in enumerate(self.temperatures)
+        ]
+
+    def judge(self, cases: Sequence[KeptCase], reviewed: Mapping[str, Values] | None) -> list[CaseJudgement]:
+        """Smoothed, not yet read; `reviewed` as the head sees them, None without it."""
         judged = []
         for case in cases:
-            said = np.mean([probability_of(case.presence[k] / temperatures[k]) for k in members], axis=0)
+            members = zip(case.presence, self.temperatures, strict=True)
+            said = np.mean([probability_of(logit.astype(np.float64) / at) for logit, at in members], axis=0)
             again = None if reviewed is None else reviewed[case.uuid]
-            frames = judge_frames(said.astype(np.float64), None, case.sweeps(stride), selection, again)
+            frames = judge_frames(said, None, case.sweeps(self.stride), self.selection, again)
             judged.append(CaseJudgement(case.uuid, case.label, frames, said > 0))
         return judged
 
-    without, with_head = judge(None), judge(review_nested(examples, groups_of_subjects(subjects), config, seed))
-    gain = measure_gain(
-        read_nested(without, subjects, selection),
-        read_nested(with_head, subjects, selection, choose_reading),
-        subjects,
+
+def compare_nested(cases: Sequence[KeptCase], setting: Setting, config: CaseHeadConfig, seed: int) -> dict[str, object]:
+    """Each case by a head and a reading that have not seen its patient."""
+    subjects = {case.uuid: case.subject for case in cases}
+    reviewed = review_nested(setting.examples(cases), groups_of_subjects(subjects), config, seed)
+    without, with_head = setting.judge(cases, None), setting.judge(cases, reviewed)
+    read = read_nested(without, subjects, setting.selection)
+    read_with_head = read_nested(with_head, subjects, setting.selection, choose_reading)
+    return _figures("nested", seed, read, read_with_head, subjects)
+
+
+def compare_on(
+    name: str,
+    cases: Sequence[KeptCase],
+    learned: Sequence[KeptCase],
+    setting: Setting,
+    config: CaseHeadConfig,
+    seed: int,
+) -> dict[str, object]:
+    """Other cases, by a head that learned from all of `learned`, and by readings fitted on those."""
+    subjects = {case.uuid: case.subject for case in (*cases, *learned)}
+    if {case.subject for case in cases} & {case.subject for case in learned}:
+        raise AcouslicError(f"{name}: a subject of these cases is among those that the head learns from")
+    examples = setting.examples(learned)
+    head = fit_case_head(examples, config, seed)
+    of_learned = {case.uuid: subjects[case.uuid] for case in learned}
+    nested = review_nested(examples, groups_of_subjects(of_learned), config, seed)
+    half_way = fit_half_way(setting.judge(learned, None))
+    chosen = choose_reading(setting.judge(learned, nested))
+    judged = setting.judge(cases, None), setting.judge(cases, review(head, setting.examples(cases)))
+    read, read_with_head = (
+        [read_again(case, replace(setting.selection, half_way=reading)) for case in of_cases]
+        for of_cases, reading in zip(judged, (half_way, chosen), strict=True)
     )
-    found: dict[str, object] = {"seed": seed}
-    for name, judged in (("without", without), ("with", with_head)):
+    return _figures(name, seed, read, read_with_head, subjects)
+
+
+def _figures(
+    name: str,
+    seed: int,
+    without: Sequence[CaseJudgement],
+    with_head: Sequence[CaseJudgement],
+    subjects: Mapping[str, str],
+) -> dict[str, object]:
+    """Printed for people, and returned."""
+    gain = measure_gain(without, with_head, subjects)
+    found: dict[str, object] = {"cases_are": name, "seed": seed}
+    positive = np.concatenate([case.label > 0 for case in without])
+    for kind, judged in (("without", without), ("with", with_head)):
         alone = np.concatenate([case.frames.presence_alone for case in judged])
-        found[f"average_precision_{name}"] = round(float(average_precision_score(positive, alone)), 4)
-        found[f"plain_f1_{name}"] = round(count_frames(alone, positive, 0.5, None).f1, 4)
-    print(f"seed {seed}: {describe_gain(gain)}", flush=True)
+        found[f"average_precision_{kind}"] = round(float(average_precision_score(positive, alone)), 4)
+        found[f"plain_f1_{kind}"] = round(count_frames(alone, positive, 0.5, None).f1, 4)
+    print(f"{name}, seed {seed}: {describe_gain(gain)}", flush=True)
     return found | asdict(gain)
 
 
@@ -155,6 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     score.add_argument("--stride", type=int, default=4)
     judge = commands.add_parser("judge", help="make heads, nested, and measure what they are worth")
     judge.add_argument("scores", type=Path, nargs="+", metavar="SCORES")
+    judge.add_argument("--on", action="append", default=[], metavar="NAME=SCORES", help="other patients")
     judge.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     judge.add_argument("--components", type=int, default=CaseHeadConfig.components)
     options = parser.parse_args(arguments)
@@ -163,9 +224,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         keep_scores(options.model, Cache(options.cache), options.out, options.stride)
         return 0
     cases, stride = read_scores(options.scores)
+    others = {name: read_scores([Path(folder)]) for name, _, folder in (given.partition("=") for given in options.on)}
+    if any(of_others != stride for _, of_others in others.values()):
+        raise AcouslicError(f"--on: expected scores of stride {stride} too")
+    setting = Setting.of(cases, stride)
     sigma = CaseHeadConfig.neighbour_sigma_frames / stride
     config = CaseHeadConfig(components=options.components, neighbour_sigma_frames=sigma)
-    found = [compare(cases, stride, config, seed) for seed in options.seeds]
+    found = [compare_nested(cases, setting, config, seed) for seed in options.seeds]
+    for name, (of_others, _) in others.items():
+        found += [compare_on(name, of_others, cases, setting, config, seed) for seed in options.seeds]
     for one in found:
         print(", ".join(f"{name} {value}" for name, value in one.items()))
     print(json.dumps(found))

@@ -35,7 +35,15 @@ def test_scores_are_kept_and_judged(tiny_training: Any, tmp_path: Path, capsys: 
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [one["seed"] for one in found] == [1, 2]
     assert found[0]["average_precision_without"] == found[1]["average_precision_without"]
-    assert np.isfinite([value for one in found for value in one.values()]).all()
+    assert np.isfinite([value for one in found for value in one.values() if not isinstance(value, str)]).all()
+    with pytest.raises(AcouslicError, match="is among those that the head learns from"):
+        main(["judge", str(tmp_path / "four"), "--on", f"same={tmp_path / 'four'}", "--seeds", "1"])
+    (tmp_path / "other").mkdir()
+    for path in sorted((tmp_path / "four").iterdir())[:2]:
+        path.rename(tmp_path / "other" / path.name)
+    assert main(["judge", str(tmp_path / "four"), "--on", f"other={tmp_path / 'other'}", "--seeds", "1"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [(one["cases_are"], one["cases"]) for one in found] == [("nested", 5), ("other", 2)]
     with pytest.raises(AcouslicError, match="expected scores of one stride"):
         main(["judge", str(tmp_path / "four"), str(tmp_path / "six")])
     with pytest.raises(AcouslicError, match="not multiples of 5"):
