@@ -62,7 +62,7 @@ def _deconv(channels: int, out: int) -> _Unit:
 
 class _Up(_Unit):
     """Doubles the side, then mixes the channels. Nothing lies between the two, so it is one product with four outputs a
-    position, which leaves out the doubled map of all channels (bench/LOG.md, 43)."""
+    position, which leaves out the doubled map of all channels (bench/LOG.md, 48)."""
 
     def __init__(self, channels: int, out: int) -> None:
         super().__init__(_doubling(channels), _pointwise(channels, out))
