@@ -1,4 +1,4 @@
-"""The student: a small convolutional network that has learned from the ensemble what each frame would be said of.
+"""The student: a small convolutional network that has learned what the ensemble would say of each frame.
 
 It reads what the tower reads, at half its size, so that nothing is decoded or resized twice, and is plain 3 x 3
 convolutions, which a CPU multiplies at nearly its peak. It has no normalisation: training's is folded into the weights
