@@ -11,6 +11,7 @@ The last line is a JSON object; the exit code is 1 where there are faults. The s
 
 import argparse
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -32,8 +33,10 @@ import torch
 
 from acouslic.errors import AcouslicError
 from algorithm.engine.ensemble import Ensemble
-from algorithm.model.artifact import load_artifact
-from algorithm.model.manifest import MANIFEST_FILE, ScoringConfig, StudentConfig
+from algorithm.judgement.review import load_case_head
+from algorithm.model.artifact import load_artifact, write_artifact
+from algorithm.model.heads import CaseHead
+from algorithm.model.manifest import MANIFEST_FILE, CaseHeadConfig, ScoringConfig, StudentConfig
 from bench.setting.random_artifact import TOWERS, write_random_artifact
 
 LONGEST_S = 20.0
@@ -82,14 +85,16 @@ def fuzz(count: int, seed: int) -> tuple[dict[str, int], list[str]]:
     counts: Counter[str] = Counter(refused=0, accepted=0)
     faults = []
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder, _bounded():
-        sound = Path(folder) / "sound"
+        sound = [Path(folder) / "with_student", Path(folder) / "with_case_head"]
         gated = ScoringConfig(mode="gated", gate="student", stride=1)
-        write_random_artifact(sound, TOWERS["tiny"], members=2, scoring=gated, student=StudentConfig(4, (1, 1)))
+        write_random_artifact(sound[0], TOWERS["tiny"], members=2, scoring=gated, student=StudentConfig(4, (1, 1)))
+        write_random_artifact(sound[1], TOWERS["tiny"], members=2)
+        _add_case_head(sound[1])
         for number in range(count):
             chance = random.Random(f"{seed} {number}")
             damage = chance.choice(DAMAGES)
             copy = Path(folder) / "damaged"
-            shutil.copytree(sound, copy)
+            shutil.copytree(sound[number % len(sound)], copy)
             damage(copy, chance)
             outcome = _load_and_run(copy)
             if outcome in ("refused", "accepted"):
@@ -100,15 +105,29 @@ def fuzz(count: int, seed: int) -> tuple[dict[str, int], list[str]]:
     return dict(counts), faults
 
 
+def _add_case_head(folder: Path) -> None:
+    """Give the artifact a head of small random weights."""
+    artifact, config = load_artifact(folder), CaseHeadConfig(components=3, hidden=2)
+    torch.manual_seed(0)
+    state = CaseHead(config, artifact.manifest.tower.output_dim).state_dict()
+    manifest = dataclasses.replace(artifact.manifest, case_head=config)
+    write_artifact(folder, manifest, dict(artifact.tower_state), artifact.members, case_head=state)
+
+
 def _load_and_run(folder: Path) -> str:
     """`refused`, `accepted`, or what went wrong."""
     signal.setitimer(signal.ITIMER_REAL, LONGEST_S)
     try:
-        ensemble = Ensemble.from_artifact(load_artifact(folder), torch.device("cpu"), torch.float32)
+        artifact = load_artifact(folder)
+        ensemble = Ensemble.from_artifact(artifact, torch.device("cpu"), torch.float32)
         size = ensemble.manifest.tower.image_size
         images = torch.zeros(1, 3, size, size)
-        ensemble.score(images)
+        scores = ensemble.score(images)
         ensemble.segment(images)
+        head = load_case_head(artifact)
+        if head is not None:
+            assert scores.embedding is not None
+            head(scores.embedding[0], torch.zeros(1), torch.ones(1, dtype=torch.bool), [range(1)])
         if ensemble.manifest.scoring.mode == "gated":
             ensemble.gate(images)
     except AcouslicError as error:
