@@ -31,6 +31,7 @@ from algorithm.process.cores import usable_cores
 from bench.figures.table import table
 from bench.matrix_peak import SHAPES, matrix_peak_flop_per_s
 from bench.setting.machine import describe_machine, today, versions, warn_if_busy
+from bench.setting.training_side import now_s
 from training.network.tower_source import FETALCLIP_CONFIG
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -131,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 turns[name].append(run_side(side, tree, [*words, f"--recipe={recipe}"]))
     device = torch.device("cuda" if has_gpu else "cpu")
     torch.set_num_threads(options.threads)
-    peak = matrix_peak_flop_per_s(device, _DTYPES[options.precision], SHAPES[device.type])
+    peak = matrix_peak_flop_per_s(device, _DTYPES[options.precision], SHAPES[device.type], now_s)
     figures = {name: summarise(found, peak) for name, found in turns.items()}
     warning = warn_if_busy(machine["load_before"], machine["cores"])
     print(f"{today()}, {machine['processor']}, {options.recipe}, batch {options.batch}, {options.precision}")

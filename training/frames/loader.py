@@ -10,8 +10,8 @@ from algorithm.process.cores import usable_cores
 from training.frames.dataset import FrameBatch, FrameDataset, PlannedBatch
 
 _READERS_OF_A_GPU = 2
-"""One takes 16 ms for 32 frames of the published recipe and 4 ms of ours at 224 pixels, on one core of an EPYC. More
-would need more than the 64 MB of shared memory that containers have."""
+"""One takes 16 ms for 32 frames of the published recipe and 4 ms of ours at 224 pixels, on a core of a Xeon. More would
+need more than the 64 MB of shared memory that containers have."""
 
 
 def make_loader(
