@@ -11,7 +11,6 @@ The last line is a JSON object; the exit code is 1 where there are faults. The s
 
 import argparse
 import contextlib
-import dataclasses
 import hashlib
 import json
 import os
@@ -34,8 +33,7 @@ import torch
 from acouslic.errors import AcouslicError
 from algorithm.engine.ensemble import Ensemble
 from algorithm.judgement.review import load_case_head
-from algorithm.model.artifact import load_artifact, write_artifact
-from algorithm.model.heads import CaseHead
+from algorithm.model.artifact import load_artifact
 from algorithm.model.manifest import MANIFEST_FILE, CaseHeadConfig, ScoringConfig, StudentConfig
 from bench.setting.random_artifact import TOWERS, write_random_artifact
 
@@ -88,8 +86,7 @@ def fuzz(count: int, seed: int) -> tuple[dict[str, int], list[str]]:
         sound = [Path(folder) / "with_student", Path(folder) / "with_case_head"]
         gated = ScoringConfig(mode="gated", gate="student", stride=1)
         write_random_artifact(sound[0], TOWERS["tiny"], members=2, scoring=gated, student=StudentConfig(4, (1, 1)))
-        write_random_artifact(sound[1], TOWERS["tiny"], members=2)
-        _add_case_head(sound[1])
+        write_random_artifact(sound[1], TOWERS["tiny"], members=2, case_head=CaseHeadConfig(3, 2))
         for number in range(count):
             chance = random.Random(f"{seed} {number}")
             damage = chance.choice(DAMAGES)
@@ -103,15 +100,6 @@ def fuzz(count: int, seed: int) -> tuple[dict[str, int], list[str]]:
                 faults.append(f"seed {seed}, number {number}, {damage.__name__}: {outcome}")
             shutil.rmtree(copy)
     return dict(counts), faults
-
-
-def _add_case_head(folder: Path) -> None:
-    """Give the artifact a head of small random weights."""
-    artifact, config = load_artifact(folder), CaseHeadConfig(components=3, hidden=2)
-    torch.manual_seed(0)
-    state = CaseHead(config, artifact.manifest.tower.output_dim).state_dict()
-    manifest = dataclasses.replace(artifact.manifest, case_head=config)
-    write_artifact(folder, manifest, dict(artifact.tower_state), artifact.members, case_head=state)
 
 
 def _load_and_run(folder: Path) -> str:

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from algorithm.model.artifact import MemberState, write_artifact
-from algorithm.model.heads import Heads
+from algorithm.model.heads import CaseHead, Heads
 from algorithm.model.lora import LoraAdapter, build_adapter
 from algorithm.model.manifest import (
+    CaseHeadConfig,
     DecoderConfig,
     Manifest,
     MemberConfig,
@@ -89,6 +90,7 @@ def write_random_artifact(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     student: StudentConfig | None = None,
+    case_head: CaseHeadConfig | None = None,
 ) -> Manifest:
     """Write an artifact to `folder` whose members have all heads and adapters on the last `adapted_blocks` blocks."""
     quarter = max(1, config.layers // 4)
@@ -101,7 +103,15 @@ def write_random_artifact(
     )
     where = (range(max(0, config.layers - adapted_blocks), config.layers), targets) if adapted_blocks > 0 else None
     return write_random_members(
-        folder, config, [(member, where)] * members, rank=rank, scoring=scoring, dtype=dtype, seed=seed, student=student
+        folder,
+        config,
+        [(member, where)] * members,
+        rank=rank,
+        scoring=scoring,
+        dtype=dtype,
+        seed=seed,
+        student=student,
+        case_head=case_head,
     )
 
 
@@ -115,6 +125,7 @@ def write_random_members(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     student: StudentConfig | None = None,
+    case_head: CaseHeadConfig | None = None,
 ) -> Manifest:
     """Write an artifact to `folder` with these members, each with the place of its adapter, if it has one."""
     generator = torch.Generator().manual_seed(seed)
@@ -125,9 +136,10 @@ def write_random_members(
         adapter = None if where is None else random_adapter(config, *where, rank, generator)
         states.append(MemberState(adapter, random_heads(member, config, embedding, generator)))
     manifest = plain_manifest(config, [member for member, _ in members])
-    manifest = dataclasses.replace(manifest, scoring=scoring or ScoringConfig(), student=student)
+    manifest = dataclasses.replace(manifest, scoring=scoring or ScoringConfig(), student=student, case_head=case_head)
     student_state = None if student is None else random_student(student, config.image_size, generator)
-    return write_artifact(folder, manifest, tower.state_dict(), states, student_state)
+    head_state = None if case_head is None else random_case_head(case_head, config.output_dim, generator)
+    return write_artifact(folder, manifest, tower.state_dict(), states, student_state, head_state)
 
 
 def central_patches(grid_size: int, share: float) -> tuple[int, ...]:
@@ -233,6 +245,14 @@ def random_student(config: StudentConfig, image_size: int, generator: torch.Gene
             head.weight.copy_(direction[None] / (pooled @ direction).std().clamp(min=1e-3))
             head.bias.copy_(-(pooled @ head.weight[0]).mean()[None])
     return {name: tensor.detach() for name, tensor in student.state_dict().items()}
+
+
+def random_case_head(config: CaseHeadConfig, output_dim: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """A case head that changes logits by about one."""
+    head = CaseHead(config, output_dim)
+    for layer in (head.projection, head.hidden, head.change):
+        layer.weight.data.normal_(0, layer.in_features**-0.5, generator=generator)
+    return dict(head.state_dict())
 
 
 if __name__ == "__main__":
