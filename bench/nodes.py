@@ -151,7 +151,12 @@ def _ray(*words: str) -> list[str]:
 
 
 def _variables() -> dict[str, str]:
-    small = {"RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": "80000000", "RAY_USAGE_STATS_ENABLED": "0"}
+    # A Ray of one machine leaves a token behind, which `ray start --head` would ask the others for.
+    small = {
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": "80000000",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
     return os.environ | small | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 
 
