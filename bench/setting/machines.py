@@ -61,7 +61,10 @@ def _machine(name: str, address: str, hosts: str) -> Iterator[Machine]:
     with contextlib.ExitStack() as undo:
         _ip(f"netns add {name}")
         undo.callback(_ip, f"netns del {name}")
-        _ip(f"link add {name} type veth peer name eth0 netns {name}", f"link set {name} master {_BRIDGE} up")
+        _ip(f"link add {name} type veth peer name eth0 netns {name}")
+        # With the namespace it would go only some time after the last process in it.
+        undo.callback(_ip, f"link del {name}")
+        _ip(f"link set {name} master {_BRIDGE} up")
         _ip(f"-n {name} link set lo up", f"-n {name} addr add {address}/24 dev eth0", f"-n {name} link set eth0 up")
         own = (
             f"mount -t tmpfs tmpfs /tmp/ray && mount --bind {hosts} /etc/hosts && hostname {name} && echo && sleep inf"
