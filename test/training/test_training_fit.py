@@ -251,6 +251,28 @@ def test_gradients_are_summed_in_one_order(tiny_training: Any, tmp_path: Path, m
     assert seen == [("forward", True), ("backward", False)]
 
 
+def test_a_device_that_cannot_sum_in_one_order_trains_all_the_same(
+    tiny_training: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where an operator refuses, after some gradients were added up, the step begins anew as the device does it; one
+    sentence says so, and what is learned is the same."""
+    backward, refusals = torch.Tensor.backward, []
+
+    def refusing(self: torch.Tensor, *rest: Any, **more: Any) -> None:
+        backward(self, *rest, **more)
+        if not torch.is_deterministic_algorithms_warn_only_enabled():
+            refusals.append(self)
+            raise RuntimeError("grid_sampler_2d_backward does not have a deterministic implementation")
+
+    more = [f"--split={tiny_training.paper_split}", "--optimiser.epochs=1"]
+    assert main(tiny_training.fit_arguments(tmp_path / "undisturbed", *more)) == 0
+    monkeypatch.setattr(torch.Tensor, "backward", refusing)
+    assert main(tiny_training.fit_arguments(tmp_path / "refused", *more)) == 0
+    assert len(refusals) == 1
+    assert "may end at other digits on cpu: grid_sampler_2d_backward" in capsys.readouterr().out
+    assert_same(tmp_path / "undisturbed", tmp_path / "refused")
+
+
 @pytest.mark.gpu
 def test_a_gpu_trains_to_the_same_bits(tiny_training: Any, tmp_path: Path) -> None:
     """Twice the same run, in the precision of the card."""

@@ -72,6 +72,8 @@ class FrameLearner(lightning.LightningModule):
         """Of the run, for its checkpoints."""
         self._goes_on_at = (-1, 0)
         """Epoch and step in it where a checkpoint was written in its middle."""
+        self._is_repeatable = network.is_repeatable
+        self._is_first_backward = True
         self._swap = contextlib.ExitStack()
         """What holds while it validates."""
         self._fitting = contextlib.ExitStack()
@@ -160,16 +162,30 @@ class FrameLearner(lightning.LightningModule):
 
     def backward(self, loss: Tensor, *arguments: Any, **more: Any) -> None:
         """With the same sums in every run, also where a GPU's attention adds up its gradients as they come unless it
-        must not: "warn" lets it."""
+        must not: "warn" lets it. Where a device cannot do so with another operator, "warn" stays, and that is said."""
         warns = torch.is_deterministic_algorithms_warn_only_enabled()
-        if not (warns and self.network.is_repeatable):
-            super().backward(loss, *arguments, **more)
-            return
+        if warns and self._is_repeatable:
+            self._is_repeatable = self._backward_repeatably(loss, *arguments, **more)
+            if self._is_repeatable:
+                return
+        super().backward(loss, *arguments, **more)
+
+    def _backward_repeatably(self, loss: Tensor, *arguments: Any, **more: Any) -> bool:
+        """False, with no gradient kept, where this device has an operator without a fixed order; the first step tells,
+        and only it keeps its graph for another try."""
+        first, self._is_first_backward = self._is_first_backward, False
         torch.use_deterministic_algorithms(True)
         try:
-            super().backward(loss, *arguments, **more)
+            super().backward(loss, *arguments, **more | {"retain_graph": True} if first else more)
+        except RuntimeError as error:
+            if not first or "determinis" not in str(error):
+                raise
+            print(f"a run that is stopped and goes on may end at other digits on {self.device}: {error}", flush=True)
+            self.network.zero_grad(set_to_none=True)
+            return False
         finally:
             torch.use_deterministic_algorithms(True, warn_only=True)
+        return True
 
     def optimizer_step(self, *arguments: Any, **more: Any) -> None:
         """Take the step into the average."""
