@@ -38,7 +38,8 @@ _RECIPE = re.compile(r"### Slurm\n\n```\n(.*?)```", re.S)
 _SRUN = """\
 #!/usr/bin/env python3
 import os, subprocess, sys
-os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+if "start" in sys.argv:  # what goes on in the background would hold the run's output open
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 machines, words, chosen = {machines!r}, sys.argv[1:], None
 while words[0].startswith("--"):
     name, _, value = words.pop(0).partition("=")

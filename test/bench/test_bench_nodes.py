@@ -17,10 +17,18 @@ class PretendedMachine(Machine):
 
 def test_the_recipe_for_slurm_starts_ray_everywhere_and_one_run(tmp_path, monkeypatch):
     """The head on the first machine, the others join it under its name and the job's port, and the run joins them, so
-    that it goes on where a preempted job stopped."""
+    that it goes on where a preempted job stopped. Nothing begins before enough machines have joined."""
     said, programs = tmp_path / "said", tmp_path / "programs"
     programs.mkdir()
-    for name, content in {"python": f'echo "$NODE $*" >>{said}', "sleep": "exit 0"}.items():
+    # Asked for the first time nobody has joined, then one machine, one, all.
+    asked = tmp_path / "asked"
+    python = f"""case "$*" in
+*status*) echo x >>{asked}
+    for node in $(head -n "$(wc -l <{asked})" {tmp_path}/joined | tail -n 1); do echo " 1 node_$node"; done ;;
+*) echo "$NODE $*" >>{said} ;;
+esac"""
+    (tmp_path / "joined").write_text("\na\na\na b c\n")
+    for name, content in {"python": python, "sleep": "exit 0"}.items():
         (programs / name).write_text(f"#!/bin/sh\n{content}\n")
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
