@@ -66,13 +66,16 @@ def fit_case_head(examples: Sequence[CaseExample], config: CaseHeadConfig, seed:
     shuffled = [torch.randperm(len(examples), generator=generator) for _ in range(epochs)]
     batches = [batch for order in shuffled for batch in order.split(_CASES_A_STEP)]
     for batch in batches[:_STEPS]:
-        loss = torch.zeros(())
-        for k in batch.tolist():
-            kept = torch.rand(features[k].shape, generator=generator) >= _DROPOUT
-            change = head.change(F.gelu(head.hidden(features[k] * kept / (1 - _DROPOUT))))[:, 0]
-            loss = loss + F.binary_cross_entropy_with_logits(examples[k].logit + change, targets[k])
+        chosen = batch.tolist()
+        shown = torch.cat([features[k] for k in chosen])
+        kept = torch.rand(shown.shape, generator=generator) >= _DROPOUT
+        change = head.change(F.gelu(head.hidden(shown * kept / (1 - _DROPOUT))))[:, 0]
+        logit = torch.cat([examples[k].logit for k in chosen]) + change
+        weight = torch.cat([torch.full_like(targets[k], 1 / len(targets[k])) for k in chosen])
+        target = torch.cat([targets[k] for k in chosen])
+        loss = F.binary_cross_entropy_with_logits(logit, target, weight, reduction="sum") / len(chosen)
         optimiser.zero_grad()
-        (loss / len(batch)).backward()
+        loss.backward()
         optimiser.step()
         schedule.step()
     return head.eval()
