@@ -221,7 +221,8 @@ class Pipeline:
         presence = np.where(blank, 0.0, scores.presence_probability)
         reviewed = None
         if self.case_head is not None:
-            reviewed = np.where(blank, 0.0, review_case(self.case_head, scores, sweeps, blank))
+            assert scores.member_embedding is not None
+            reviewed = review_case(self.case_head, scores.member_presence, scores.member_embedding, sweeps, blank)
         selection = self.ensemble.manifest.selection
         return judge_frames(presence, scores.optimality_probability, sweeps, selection, reviewed)
 

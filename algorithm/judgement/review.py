@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from algorithm.judgement.score import FrameScores
 from algorithm.judgement.select_frame import Values, presence_logit, probability_of
 from algorithm.model.artifact import Artifact
 from algorithm.model.heads import CaseHead
@@ -24,17 +23,23 @@ def load_case_head(artifact: Artifact) -> CaseHead | None:
     return head.eval().requires_grad_(False)
 
 
-def review_case(head: CaseHead, scores: FrameScores, sweeps: Sequence[range], blank: NDArray[np.bool_]) -> Values:
+def review_case(
+    head: CaseHead,
+    member_presence: NDArray[np.float32],
+    member_embedding: NDArray[np.float32],
+    sweeps: Sequence[range],
+    blank: NDArray[np.bool_],
+) -> Values:
     """Presence (F,) in 0..1 of a case that all members scored whole: the mean of what the head makes of each member.
 
-    `blank` bool (F,) are the black frames, which say nothing about the case.
+    `member_presence` is (members, F) in 0..1, `member_embedding` (members, F, output_dim); `blank` bool (F,) are the
+    black frames, which say nothing about the case and have 0.
     """
-    assert scores.member_embedding is not None
     seen = torch.from_numpy(~blank)
     found = []
     with torch.inference_mode():
-        for presence, embedding in zip(scores.member_presence, scores.member_embedding, strict=True):
+        for presence, embedding in zip(member_presence, member_embedding, strict=True):
             logit = torch.from_numpy(presence_logit(presence.astype(np.float64)).astype(np.float32))
             changed = head(torch.from_numpy(embedding), logit, seen, sweeps)
             found.append(probability_of(changed.numpy().astype(np.float64)))
-    return np.asarray(np.mean(found, axis=0))
+    return np.where(blank, 0.0, np.mean(found, axis=0))

@@ -20,15 +20,15 @@ _TITLE_PX = 118
 _CHART_PX = 210
 _MAX_FRAME_ROWS_PX = 900
 
-_BACKGROUND = (26, 22, 20)
-_TEXT = (235, 235, 235)
+BACKGROUND = (26, 22, 20)
+TEXT = (235, 235, 235)
 _FAINT = (150, 145, 140)
 _GRID = (70, 64, 60)
 _STRIPE = (38, 33, 30)
 _CURVE = (214, 170, 86)
 _CURVE_FILL = (104, 80, 44)
-_MASK = (120, 220, 120)
-_ELLIPSE = (80, 190, 255)
+MASK = (120, 220, 120)
+ELLIPSE = (80, 190, 255)
 _WARNING = (90, 120, 255)
 
 
@@ -57,7 +57,7 @@ def draw_preview(result: CaseResult, frame: NDArray[np.uint8], shown: int) -> Pi
     size = (max(1, round(columns * scale)), max(1, round(rows * scale)))
     image = _draw_frame(result, frame, size)
     height = _TITLE_PX + size[1] + _CHART_PX
-    picture = np.full((height, WIDTH_PX, 3), _BACKGROUND, dtype=np.uint8)
+    picture = np.full((height, WIDTH_PX, 3), BACKGROUND, dtype=np.uint8)
     left = (WIDTH_PX - size[0]) // 2
     picture[_TITLE_PX : _TITLE_PX + size[1], left : left + size[0]] = image
     _draw_title(picture, result, shown)
@@ -83,10 +83,10 @@ def _draw_frame(result: CaseResult, frame: NDArray[np.uint8], size: tuple[int, i
     image: Picture = np.asarray(cv2.cvtColor(enlarged, cv2.COLOR_GRAY2BGR), dtype=np.uint8)
     if result.mask.any():
         mask = cv2.resize(result.mask.astype(np.uint8) * 255, size, interpolation=cv2.INTER_LINEAR) > 127
-        tinted = image.astype(np.float32) * 0.9 + np.array(_MASK, np.float32) * 0.1
+        tinted = image.astype(np.float32) * 0.9 + np.array(MASK, np.float32) * 0.1
         image = np.where(mask[:, :, None], tinted.astype(np.uint8), image)
         contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(image, contours, -1, _MASK, 2, cv2.LINE_AA)
+        cv2.drawContours(image, contours, -1, MASK, 2, cv2.LINE_AA)
     if result.ellipse is not None:
         scale = np.array(size) / np.array(frame.shape[::-1])
         centre = (np.array(result.ellipse.centre_px) + 0.5) * scale - 0.5
@@ -104,12 +104,12 @@ def _draw_dashed_ellipse(image: Picture, centre: NDArray, semi_axes: NDArray, an
     points = np.stack([x, y], axis=1)
     for start in range(0, 720, 12):
         dash = np.round(points[start : start + 7] * 16).astype(np.int32)
-        cv2.polylines(image, [dash], False, _ELLIPSE, 2, cv2.LINE_AA, shift=4)
+        cv2.polylines(image, [dash], False, ELLIPSE, 2, cv2.LINE_AA, shift=4)
 
 
 def _draw_title(picture: Picture, result: CaseResult, shown: int) -> None:
-    _write(picture, _shorten(result.case, 46), (_MARGIN_PX, 44), 0.95, _TEXT, 2)
-    verdict, colour = ("suitable", _MASK) if result.suitable else ("not suitable", _WARNING)
+    _write(picture, _shorten(result.case, 46), (_MARGIN_PX, 44), 0.95, TEXT, 2)
+    verdict, colour = ("suitable", MASK) if result.suitable else ("not suitable", _WARNING)
     width = cv2.getTextSize(verdict, cv2.FONT_HERSHEY_SIMPLEX, 0.7, 2)[0][0]
     _write(picture, verdict, (WIDTH_PX - _MARGIN_PX - width, 42), 0.7, colour, 2)
     sweeps = result.header.sweeps
@@ -126,7 +126,7 @@ def _draw_title(picture: Picture, result: CaseResult, shown: int) -> None:
         parts.append(f"circumference {result.circumference_mm:.1f} mm")
         if result.interval_mm is not None:
             parts[-1] += f" ({result.interval_mm[0]:.1f} to {result.interval_mm[1]:.1f})"
-    _write(picture, "  |  ".join(parts), (_MARGIN_PX, 82), 0.55, _TEXT, 1)
+    _write(picture, "  |  ".join(parts), (_MARGIN_PX, 82), 0.55, TEXT, 1)
     if result.notes:
         _write(picture, _shorten("; ".join(result.notes), 118), (_MARGIN_PX, 106), 0.45, _WARNING, 1)
 
@@ -145,9 +145,9 @@ def _draw_chart(picture: Picture, result: CaseResult, shown: int, top: int) -> N
 
     _write(picture, "presence probability of every frame", (left, top + 28), 0.5, _FAINT, 1)
     if result.mask.any():
-        _write(picture, "mask", (right - 190, top + 28), 0.5, _MASK, 1)
+        _write(picture, "mask", (right - 190, top + 28), 0.5, MASK, 1)
     if result.ellipse is not None:
-        _write(picture, "measured ellipse", (right - 130, top + 28), 0.5, _ELLIPSE, 1)
+        _write(picture, "measured ellipse", (right - 130, top + 28), 0.5, ELLIPSE, 1)
     for number, sweep in enumerate(result.header.sweeps, start=1):
         if number % 2:
             cv2.rectangle(picture, (x_of(sweep.start), upper), (x_of(sweep.stop), lower), _STRIPE, -1)
@@ -164,10 +164,10 @@ def _draw_chart(picture: Picture, result: CaseResult, shown: int, top: int) -> N
     for start in range(left, right, 12):
         cv2.line(picture, (start, threshold), (min(start + 5, right), threshold), _FAINT, 1)
     x = x_of(shown + 0.5)
-    cv2.line(picture, (x, upper - 4), (x, lower + 4), _ELLIPSE, 2, cv2.LINE_AA)
+    cv2.line(picture, (x, upper - 4), (x, lower + 4), ELLIPSE, 2, cv2.LINE_AA)
     label = f"frame {shown}"
     width = cv2.getTextSize(label, cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)[0][0]
-    _write(picture, label, (min(max(x - width // 2, left), right - width), upper - 10), 0.45, _ELLIPSE, 1)
+    _write(picture, label, (min(max(x - width // 2, left), right - width), upper - 10), 0.45, ELLIPSE, 1)
 
 
 def _write(

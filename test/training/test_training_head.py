@@ -22,6 +22,7 @@ from bench.setting.random_artifact import TOWERS, write_random_artifact
 from training.export.add_case_head import add_case_head, case_examples, main
 from training.export.calibrate_artifact import calibrate_artifact
 from training.export.distil import main as distil
+from training.export.precision import measure_artifact
 from training.judge.calibrate import CaseJudgement
 from training.judge.case_head import CaseExample, fit_case_head, review, review_nested
 from training.judge.head_gain import describe_gain, is_won, measure_gain
@@ -245,6 +246,17 @@ def test_inference_sees_what_training_saw(headed: Path, tiny_training: Any) -> N
     plain = replace(without, case_head=None).run(path, None, "case")
     assert result.frame_index == plain.frame_index
     assert np.abs(result.presence_alone_probability - plain.presence_alone_probability).max() > 1e-3
+
+
+def test_what_half_precision_moves_is_measured_behind_the_head(headed: Path, model: Path, tiny_training: Any) -> None:
+    """The head leans on embeddings, so that rounding moves what it says further than what members say: the record of
+    the headed model counts that."""
+    frames = torch.from_numpy(np.array(Cache(tiny_training.cache).cases[0].frames[:24]))
+    without, with_head = (measure_artifact(load_artifact(folder), frames, CPU) for folder in (model, headed))
+    assert with_head.bfloat16 is not None
+    assert without.bfloat16 is not None
+    assert with_head.bfloat16 > 1.5 * without.bfloat16
+    assert read_manifest(headed).half_precision.frames > 0
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from algorithm.engine.device import choose_device, set_cpu_threads
 from algorithm.model.artifact import Artifact, load_artifact, write_artifact
 from algorithm.model.manifest import CaseHeadConfig, Manifest
 from training.export.model_card import write_card_beside
+from training.export.precision import FRAMES, describe, measure_artifact
 from training.judge.ask_members import Answers
 from training.judge.calibrate import Calibration, judge_cases
 from training.judge.case_head import CaseExample, calibrated_logit, fit_case_head, review_nested
@@ -34,8 +35,8 @@ from training.judge.head_gain import describe_gain, is_won, measure_gain
 from training.judge.nested_reading import choose_reading, read_nested
 from training.judge.reading import choose_thresholds, describe_reading, read_again
 from training.judge.teacher import black_frames
-from training.judge.unseen_cases import ask_about, cases_of_members, check_frames, of_members
-from training.learn.run_folder import made_by
+from training.judge.unseen_cases import ask_about, cases_of_members, check_frames, of_members, uncertain_frames
+from training.learn.run_folder import made_with
 from training.release.cache import Cache
 from training.release.split import Split, read_split
 
@@ -83,18 +84,20 @@ def add_case_head(
     cases = [read_again(case, selection) for case in with_head]
     thresholds = choose_thresholds(cases, manifest.thresholds.mask)
     print(describe_reading(selection, thresholds, len(cases)), flush=True)
-    origin = made_by()
-    made = f"{command or 'python -m training head'}, version {origin['version']}, commit {origin['commit']}"
+    state = fit_case_head(examples, config, seed).state_dict()
+    made = made_with(command or "python -m training head")
     manifest = replace(
         manifest,
         case_head=replace(config, gain=gain),
         selection=selection,
         thresholds=thresholds,
-        # What half precision changed in whole cases went without the head.
-        half_precision=replace(manifest.half_precision, float16_consequence=None, bfloat16_consequence=None),
         provenance=replace(manifest.provenance, made_by=f"{manifest.provenance.made_by}; its case head: {made}"),
     )
-    state = fit_case_head(examples, config, seed).state_dict()
+    # The head is part of what half precision moves.
+    frames = uncertain_frames(scored, cache, FRAMES)
+    measured = measure_artifact(replace(artifact, manifest=manifest, case_head=state), frames, device)
+    print(describe(measured), flush=True)
+    manifest = replace(manifest, half_precision=measured)
     manifest = write_artifact(out, manifest, artifact.tower_state, artifact.members, case_head=state)
     print(f"wrote {out}", flush=True)
     return manifest

@@ -10,11 +10,9 @@ as they are.
 """
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from acouslic.errors import AcouslicError
@@ -23,12 +21,10 @@ from algorithm.engine.device import choose_device, set_cpu_threads
 from algorithm.model.artifact import load_artifact
 from algorithm.model.manifest import MANIFEST_FILE, HalfPrecision, Manifest, manifest_to_json
 from training.export.precision import FRAMES, describe, measure_artifact
-from training.frames.dataset import table_of
 from training.judge.calibrate import calibrate_member, judge_cases
 from training.judge.mask_threshold import choose_mask_threshold
 from training.judge.reading import choose_thresholds, describe_reading, read_cases
-from training.judge.unseen_cases import cases_of_members, check_frames, score_members
-from training.learn.out_of_fold import OutOfFold
+from training.judge.unseen_cases import cases_of_members, check_frames, score_members, uncertain_frames
 from training.release.cache import Cache
 from training.release.split import Split, read_split
 
@@ -45,7 +41,7 @@ def calibrate_artifact(
 
     Raises AcouslicError, before anything is written, where the artifact is not sound, the cache holds frames of another
     size or resize, no case has an annotated frame, the split is neither the paper's nor the model's own, or the model
-    has a student.
+    has a student or a case head.
     """
     artifact = load_artifact(folder)
     manifest = artifact.manifest
@@ -77,21 +73,12 @@ def calibrate_artifact(
     print(mask_threshold.describe(), flush=True)
     if precision_frames:
         # Temperatures are part of what half precision moves.
-        frames = _uncertain_frames(scored, cache, precision_frames)
+        frames = uncertain_frames(scored, cache, precision_frames)
         measured = measure_artifact(replace(artifact, manifest=manifest), frames, device)
         manifest = replace(manifest, half_precision=measured)
         print(describe(measured), flush=True)
     write_text(folder / MANIFEST_FILE, manifest_to_json(manifest))
     return manifest
-
-
-def _uncertain_frames(scored: Sequence[OutOfFold], cache: Cache, count: int) -> torch.Tensor:
-    """The frames that each member is least certain of, uint8 (about `count` in all, S, S)."""
-    frames = []
-    for member in scored:
-        rows = np.sort(np.argsort(np.abs(member.presence_logit), kind="stable")[: max(1, count // len(scored))])
-        frames.append(table_of(cache, member.uuid.tolist()).read(rows).frames)
-    return torch.cat(frames)
 
 
 def main(arguments: list[str]) -> int:

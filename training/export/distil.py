@@ -37,7 +37,7 @@ from training.judge.gate_settings import JudgedTwice, choose_gate, describe_agre
 from training.judge.teacher import FrameOpinions, ask_student, black_frames, taught_table, teach
 from training.judge.unseen_cases import cases_of_members, check_frames, score_members
 from training.learn.out_of_fold import OutOfFold
-from training.learn.run_folder import RunFolder, find_runs, made_by
+from training.learn.run_folder import RunFolder, find_runs, made_with
 from training.learn.run_member import scoring_device, train
 from training.learn.student_learner import GIVEN_A_CHANCE, StudentLearner
 from training.network.student import StudentNetwork, student_flop
@@ -225,8 +225,7 @@ def _with_student(manifest: Manifest, config: StudentConfig, scoring: ScoringCon
         print(
             "what half precision changes in whole cases is to be measured anew: `acouslic train precision`", flush=True
         )
-    origin = made_by()
-    made = f"{command or 'python -m training distil'}, version {origin['version']}, commit {origin['commit']}"
+    made = made_with(command or "python -m training distil")
     return replace(
         manifest,
         student=config,

@@ -38,7 +38,7 @@ from training.export.published_checkpoint import (
     read_published,
     tower_state,
 )
-from training.learn.run_folder import made_by
+from training.learn.run_folder import made_with
 from training.network.tower_source import read_open_clip_config, read_weights
 
 
@@ -101,14 +101,13 @@ def _tower_config(base: dict[str, Tensor], config_path: Path | None, where: str)
 
 
 def _provenance(checkpoints: Sequence[Path], weights: Path | None, notes: list[str]) -> Provenance:
-    maker = made_by()
     source = weights.name if weights else "the frozen tower in the checkpoints"
     return Provenance(
         tower=f"FetalCLIP (arXiv 2502.14807), from {source}",
         tower_licence="CC BY-NC 4.0",
         training_data="ACOUSLIC-AI (Zenodo 12697994), as the published FetalCLIP-IQA code used it",
         training_data_licence="CC BY-NC-SA 4.0",
-        made_by=f"python -m training import, version {maker['version']}, commit {maker['commit']}",
+        made_by=made_with("python -m training import"),
         notes="; ".join([f"imported {', '.join(path.name for path in checkpoints)}", *notes]),
     )
 

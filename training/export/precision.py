@@ -18,6 +18,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +29,7 @@ from algorithm.engine.ensemble import Ensemble
 from algorithm.frames.frame_stream import FrameStream
 from algorithm.frames.preprocess import normalise
 from algorithm.frames.resized_frames import ResizedFrames
+from algorithm.judgement.review import load_case_head, review_case
 from algorithm.model.artifact import Artifact, load_artifact
 from algorithm.model.manifest import MANIFEST_FILE, HalfPrecision, Manifest, manifest_to_json, read_manifest
 from algorithm.process.memory import is_out_of_memory
@@ -40,10 +42,11 @@ _BATCH = 8
 def measure_half_precision(folder: Path, frames: Tensor, device: torch.device) -> HalfPrecision:
     """The largest difference of a probability from float32's for the artifact in `folder`, in each half type.
 
-    `frames` are square images, uint8 (N, S, S), at least one. Presence and optimality of every member, and of a gate
-    that is made of them; not the masks, nor a student, whose gate's settings leave room for rounding. A type in which
-    something is not a number counts as 1. Members run one after another, as they do in all large batches. On a CPU
-    float16 takes four times as long as float32.
+    `frames` are square images, uint8 (N, S, S), at least one. What is compared is presence and optimality of every
+    member and of a gate that is made of them, and presence as a case head sees it, the frames taken for one case; not
+    the masks, nor a student, whose gate's settings leave room for rounding. A type in which something is not a number
+    counts as 1. Members run one after another, as they do in all large batches. On a CPU float16 takes four times as
+    long as float32.
     Raises AcouslicError where the probabilities are not numbers in float32 either, or memory does not suffice.
     """
     return measure_artifact(load_artifact(folder), frames, device)
@@ -89,7 +92,8 @@ def describe(measured: HalfPrecision) -> str:
 def _probabilities(artifact: Artifact, frames: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """All that the ensemble says of the frames, one row a probability (rows, N), float32 on the CPU."""
     ensemble = Ensemble.from_artifact(artifact, device, dtype, order="sequential")
-    parts = []
+    head = load_case_head(artifact)
+    parts, embeddings = [], []
     for batch in frames.to(device).split(_BATCH):
         images = normalise(batch, ensemble.manifest.preprocessing, dtype)
         scores = ensemble.score(images)
@@ -99,7 +103,15 @@ def _probabilities(artifact: Artifact, frames: Tensor, device: torch.device, dty
             opinions = (gate.presence_probability, gate.optimality_probability)
             rows += [opinion[None] for opinion in opinions if opinion is not None]
         parts.append(torch.cat(rows).cpu())
-    return torch.cat(parts, dim=1)
+        if scores.embedding is not None:
+            embeddings.append(scores.embedding.float().cpu())
+    said = torch.cat(parts, dim=1)
+    if head is None:
+        return said
+    members, count = ensemble.members, len(frames)
+    presence, embedding = said[:members].numpy(), torch.cat(embeddings, dim=1).numpy()
+    reviewed = review_case(head, presence, embedding, [range(count)], np.zeros(count, bool))
+    return torch.cat([said, torch.from_numpy(reviewed[None]).float()])
 
 
 def _spread_frames(sweep: Path, manifest: Manifest, count: int) -> Tensor:

@@ -17,10 +17,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from jsonargparse import ArgumentParser
-from torch import Tensor
 
 from acouslic.errors import AcouslicError
 from algorithm.engine.device import choose_device
@@ -45,8 +43,9 @@ from training.frames.dataset import table_of
 from training.judge.calibrate import judge_cases
 from training.judge.mask_threshold import choose_mask_threshold
 from training.judge.reading import choose_thresholds, describe_reading, read_cases
+from training.judge.unseen_cases import uncertain_frames
 from training.learn.out_of_fold import OutOfFold
-from training.learn.run_folder import RunFolder, find_runs, made_by
+from training.learn.run_folder import RunFolder, find_runs, made_with
 from training.release.cache import Cache
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -149,7 +148,7 @@ def export_runs(
         refuse_unless_equal(candidate, members, loaded, table, settings.tower_dtype)
         if settings.precision_frames:
             print(f"half precision on {device} ...", flush=True)
-            frames = _uncertain_frames(members, cache, settings.precision_frames)
+            frames = uncertain_frames(scored, cache, settings.precision_frames)
             measured = measure_half_precision(candidate, frames, device)
             print(describe(measured), flush=True)
             if settings.whole_cases:
@@ -172,28 +171,16 @@ def _calibrated_config(member: TrainedMember) -> MemberConfig:
 
 
 def _provenance(members: Sequence[TrainedMember], settings: ExportSettings, command: str) -> Provenance:
-    origin = made_by()
     splits = {member.record["split_sha256"] for member in members}
     return Provenance(
         tower=settings.tower,
         tower_licence=settings.tower_licence,
         training_data=settings.training_data,
         training_data_licence=settings.training_data_licence,
-        made_by=f"{command or 'python -m training export'}, version {origin['version']}, commit {origin['commit']}",
+        made_by=made_with(command or "python -m training export"),
         notes=settings.notes,
         split_sha256=splits.pop() if len(splits) == 1 else None,
     )
-
-
-def _uncertain_frames(members: Sequence[TrainedMember], cache: Cache, count: int) -> Tensor:
-    """The validation frames that each member is least certain of, uint8 (about `count` in all, S, S): a small
-    change of a logit moves their probability most."""
-    frames = []
-    for member in members:
-        certainty = np.abs(member.scored.presence_logit)
-        rows = np.sort(np.argsort(certainty, kind="stable")[: max(1, count // len(members))])
-        frames.append(table_of(cache, member.scored.uuid.tolist()).read(rows).frames)
-    return torch.cat(frames)
 
 
 def _spread_cases(scored: Sequence[OutOfFold], count: int) -> list[str]:

@@ -95,6 +95,16 @@ def score_members(
     return of_members(ask_about(artifact, cache, uuids, device, keep_in), cache, uuids)
 
 
+def uncertain_frames(scored: Sequence[OutOfFold], cache: Cache, count: int) -> torch.Tensor:
+    """The frames that each member is least certain of, uint8 (about `count` in all, S, S): a small change of a logit
+    moves their probability most."""
+    frames = []
+    for member in scored:
+        rows = np.sort(np.argsort(np.abs(member.presence_logit), kind="stable")[: max(1, count // len(scored))])
+        frames.append(table_of(cache, member.uuid.tolist()).read(rows).frames)
+    return torch.cat(frames)
+
+
 def of_members(answers: Mapping[str, Answers], cache: Cache, uuids: Sequence[tuple[str, ...]]) -> list[OutOfFold]:
     """What each member says of its cases, from what all members said."""
     return [

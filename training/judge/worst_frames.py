@@ -8,21 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from algorithm.judgement.select_frame import positive_runs
+from algorithm.result.preview import BACKGROUND, ELLIPSE, MASK, TEXT, Picture
 from training.judge.calibrate import CaseJudgement
 from training.learn.out_of_fold import OutOfFold
 from training.release.cache import Cache
-
-Picture = NDArray[np.uint8]
-"""(rows, columns, 3), blue, green, red as OpenCV has it."""
 
 COLUMNS = 6
 _CAPTION_PX = 40
 _GAP_PX = 6
 _LEAST_SIDE_PX = 224
-_BACKGROUND = (26, 22, 20)
-_TEXT = (235, 235, 235)
-_REFERENCE = (120, 220, 120)
-_DRAWN = (80, 190, 255)
 
 
 @dataclass(frozen=True)
@@ -69,7 +63,7 @@ def draw_worst_frames(frames: Sequence[WorstFrame], cache: Cache, scored: Sequen
     """The frames as the network saw them, in rows of `COLUMNS`: the annotation in green, in orange what a member that
     did not learn from it drew, where it drew anything. Without frames one line that says so."""
     if not frames:
-        picture = np.full((_CAPTION_PX + 2 * _GAP_PX, COLUMNS * _LEAST_SIDE_PX // 2, 3), _BACKGROUND, np.uint8)
+        picture = np.full((_CAPTION_PX + 2 * _GAP_PX, COLUMNS * _LEAST_SIDE_PX // 2, 3), BACKGROUND, np.uint8)
         _write(picture, "No frame was called wrongly.", _GAP_PX, _GAP_PX + 16)
         return picture
     drawn = dict(_drawn_masks(scored))
@@ -77,7 +71,7 @@ def draw_worst_frames(frames: Sequence[WorstFrame], cache: Cache, scored: Sequen
     height, width, _ = tiles[0].shape
     rows = -(-len(tiles) // COLUMNS)
     shape = (_GAP_PX + rows * (height + _GAP_PX), _GAP_PX + min(COLUMNS, len(tiles)) * (width + _GAP_PX), 3)
-    picture = np.full(shape, _BACKGROUND, np.uint8)
+    picture = np.full(shape, BACKGROUND, np.uint8)
     for number, tile in enumerate(tiles):
         row, column = divmod(number, COLUMNS)
         top, left = _GAP_PX + row * (height + _GAP_PX), _GAP_PX + column * (width + _GAP_PX)
@@ -98,11 +92,11 @@ def _draw(frame: WorstFrame, cache: Cache, drawn: NDArray[np.uint8] | None) -> P
     case = cache.case(frame.uuid)
     side = max(_LEAST_SIDE_PX, cache.image_size)
     seen = cv2.resize(np.array(case.frames[frame.frame_index]), (side, side), interpolation=cv2.INTER_CUBIC)
-    tile = np.full((side + _CAPTION_PX, side, 3), _BACKGROUND, np.uint8)
+    tile = np.full((side + _CAPTION_PX, side, 3), BACKGROUND, np.uint8)
     tile[:side] = cv2.cvtColor(seen, cv2.COLOR_GRAY2BGR)
-    outlines = [(drawn, _DRAWN)] if drawn is not None else []
+    outlines = [(drawn, ELLIPSE)] if drawn is not None else []
     if frame.label:
-        outlines.append(((case.mask(frame.frame_index) > 0).astype(np.uint8) * 255, _REFERENCE))
+        outlines.append(((case.mask(frame.frame_index) > 0).astype(np.uint8) * 255, MASK))
     for mask, colour in outlines:
         inside = cv2.resize(mask, (side, side), interpolation=cv2.INTER_LINEAR) > 127
         contours, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
@@ -113,4 +107,4 @@ def _draw(frame: WorstFrame, cache: Cache, drawn: NDArray[np.uint8] | None) -> P
 
 
 def _write(picture: Picture, text: str, left: int, bottom: int) -> None:
-    cv2.putText(picture, text, (left, bottom), cv2.FONT_HERSHEY_SIMPLEX, 0.42, _TEXT, 1, cv2.LINE_AA)
+    cv2.putText(picture, text, (left, bottom), cv2.FONT_HERSHEY_SIMPLEX, 0.42, TEXT, 1, cv2.LINE_AA)

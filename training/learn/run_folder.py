@@ -146,6 +146,12 @@ def read_settings(path: Path) -> TrainSettings:
     return TrainSettings(**{name: getattr(values, name) for name in TrainSettings.__dataclass_fields__})
 
 
+def made_with(command: str) -> str:
+    """What an artifact's provenance says of how it was made: the command, and this program's version and commit."""
+    origin = made_by()
+    return f"{command}, version {origin['version']}, commit {origin['commit']}"
+
+
 def made_by() -> dict[str, str]:
     """Version and commit of this program; the commit is "unknown" outside a git checkout, "+" marks changes to it."""
     root = Path(__file__).resolve().parents[2]
