@@ -10,6 +10,7 @@ import logging
 import os
 import resource
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -26,6 +27,7 @@ from acouslic.sockets import find_sweep_input
 from algorithm.frames.frame_stream import FrameStream
 from algorithm.model.manifest import read_manifest
 from algorithm.process.messages import complain, explain
+from algorithm.process.stand_in import StandIn
 from algorithm.process.timing import process_age_s
 from algorithm.result.outputs import prepare_output, remove_results, removed_on_failure
 
@@ -143,30 +145,42 @@ def serve(
     """
     read_manifest(model_dir)
     service = Service(input_dir, output_dir)
-    try:
-        server = create_server(service, port)
-    except OSError as error:
-        raise AcouslicError(f"port {port} cannot be listened on: {error.strerror}") from error
     # A request that waits for its turn would fill the log with a line each second.
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)
+    listener = _listen(port)
+    stand_in = StandIn(lambda: create_server(service, listener))
     _stop_on_signals(service, output_dir)
-    threading.Thread(target=server.run, name="http", daemon=True).start()
     log.info("listening on port %d; loading the model", port)
 
     service.load(model_dir, device=device, batch_frames=batch_frames)
+    stand_in.step_aside()
+    threading.Thread(target=create_server(service, listener).run, name="http", daemon=True).start()
     log.info("ready")
     while True:
         # Not `signal.pause`, which would miss a signal that comes just before it.
         time.sleep(0.5)
 
 
-def create_server(service: Service, port: int) -> Any:
-    """The HTTP server, listening; its `run` answers. Raises OSError where the port is taken."""
+def _listen(port: int) -> socket.socket:
+    """A socket to which clients can connect from now on. Raises AcouslicError where the port is taken."""
+    listener = socket.socket()
+    # A server that was just stopped leaves connections behind, which would keep the port.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("0.0.0.0", port))
+        listener.listen(_MOST_CONNECTIONS)
+    except OSError as error:
+        listener.close()
+        raise AcouslicError(f"port {port} cannot be listened on: {error.strerror}") from error
+    return listener
+
+
+def create_server(service: Service, listener: socket.socket) -> Any:
+    """The HTTP server on a socket that listens; its `run` answers."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return waitress.create_server(
         service,
-        host="0.0.0.0",
-        port=port,
+        sockets=[listener],
         ident=None,
         threads=_THREADS,
         connection_limit=max(_OTHER_FILES, min(_MOST_CONNECTIONS, files - _OTHER_FILES)),

@@ -1,6 +1,7 @@
 """Invoke mode: the server as the platform drives it."""
 
 import concurrent.futures
+import contextlib
 import http.client
 import itertools
 import shutil
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from acouslic.errors import AcouslicError
 from algorithm import serve as serve_module
 from algorithm.serve import Service
 
@@ -201,7 +203,8 @@ def in_process(platform_case, speckle, monkeypatch):
 
     service = Service(platform_case.input_dir, platform_case.output_dir)
     service.pipeline = Pipeline()
-    server = serve_module.create_server(service, 0)
+    listener = serve_module._listen(0)
+    server = serve_module.create_server(service, listener)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     yield service, server.effective_port, release
@@ -287,6 +290,62 @@ def test_every_health_check_is_answered_within_100_ms(start_server, platform_cas
     assert sorted(running.result()) == [201] * 5 + [503] * 3
     assert len(waits) > 50
     assert max(waits) < 0.1 + max(reference), f"median {statistics.median(waits)}"
+
+
+def test_health_is_answered_within_100_ms_from_the_first_connection_on(
+    start_server, platform_case, speckle, reference_port
+):
+    """While torch is imported too: no connection is refused or cut once the port listens, every answer is 503 until all
+    are 200, and a case that is asked for then is analysed. A connection from before is closed, not answered 503 ever
+    after."""
+    platform_case.write_sweep(speckle(12))
+    server = start_server()
+    while (listening := socket.socket()).connect_ex(("127.0.0.1", server.port)):
+        listening.close()
+        assert server.process.poll() is None, server.errors.read_text()
+        time.sleep(0.002)
+    early = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    early.sock = listening
+    early.request("GET", "/health")
+    first = early.getresponse()
+    assert (first.status, first.read()) == (503, b"the model is being loaded\n")
+    statuses, waits, reference = [], [], []
+    while 200 not in statuses[:-100]:
+        status, seconds = request(server.port, "GET", "/health")
+        if status == 200 not in statuses:
+            assert request(server.port, "POST", "/invoke")[0] == 201
+        statuses.append(status)
+        waits.append(seconds)
+        reference.append(request(reference_port, "GET", "/")[1])
+        time.sleep(0.002)
+    assert [status for status, _ in itertools.groupby(statuses)] == [503, 200]
+    assert statuses.count(503) > 50
+    assert max(waits) < 0.1 + max(reference), f"median {statistics.median(waits)}"
+    listening.settimeout(20)
+    assert listening.recv(1) == b""
+    early.close()
+
+
+def test_whoever_ends_the_server_while_it_loads_frees_the_port(start_server):
+    """Killed without a word to its stand-in, which answered in its place: the stand-in ends too."""
+    server = start_server()
+    while True:
+        with contextlib.suppress(OSError):
+            assert server.ask("GET", "/health")[0] == 503
+            break
+        time.sleep(0.002)
+    assert "ready" not in server.log.read_text().splitlines()
+    server.process.kill()
+    server.process.wait()
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            serve_module._listen(server.port).close()
+            break
+        except AcouslicError:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert server.errors.read_text() == ""
 
 
 def test_the_first_case_imports_nothing(platform_case, speckle, tiny_model, repository, tmp_path):
