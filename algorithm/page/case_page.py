@@ -11,16 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acouslic.geometry import index_of_sweep
+from acouslic.page.drawing import curve_path
+from acouslic.page.drawing import outline_path as polygons_path
+from acouslic.page.render import render
 from acouslic.sockets import CIRCUMFERENCE_FILE
 from acouslic.write import write_text
 from algorithm.page.growth_chart import growth_chart
 from algorithm.page.pictures import FramePictures, read_pictures
-from algorithm.page.render import render
 from algorithm.result.growth import AGE_SOURCE, STANDARD, Growth, centile_words, standard_mm, weeks_words
 from algorithm.result.outputs import REPORT_FILE, CaseResult
 from algorithm.result.preview import shown_frame
 from algorithm.result.segment import Mask
 
+_TEMPLATE = Path(__file__).with_name("case.html")
 _SCRIPTS = ("theme.js", "viewer.js", "measure.js")
 RUNNERS_UP = 5
 _APART_FRAMES = 20
@@ -29,7 +32,6 @@ _FULL_SIZE_FRAMES = 40
 """The best by presence, at most: whoever measures another frame by hand will take one of these."""
 _MOST_NAMED_SWEEPS = 8
 """Of more the number alone fits under the curve."""
-_CURVE_DECIMALS = 2
 _MOST_CURVE_POINTS = 3000
 
 
@@ -83,10 +85,10 @@ def case_page(result: CaseResult, pictures: FramePictures, runners_up: Sequence[
         "outline": outline_path(result.mask),
         "axis_ends": axis_ends_px(result),
         "interval": interval_bar(result),
-        "curve": curve_path(result.presence_probability),
+        "curve": curve_path(result.presence_probability, _MOST_CURVE_POINTS),
         "optimality_curve": None
         if result.optimality_probability is None
-        else curve_path(result.optimality_probability),
+        else curve_path(result.optimality_probability, _MOST_CURVE_POINTS),
         "runners_up": [
             {
                 "frame": index,
@@ -107,13 +109,14 @@ def case_page(result: CaseResult, pictures: FramePictures, runners_up: Sequence[
     )
     if len(sweeps) > _MOST_NAMED_SWEEPS:
         rules += ".sweep-labels i { display: none; }\n"
-    return render("case.html", values, styles=("page.css", "case.css"), scripts=_SCRIPTS, rules=rules)
+    styles = ("page.css", "case.css")
+    return render(_TEMPLATE, values, styles=styles, scripts=_SCRIPTS, rules=rules, pictures=True)
 
 
 def outline_path(mask: Mask) -> str:
     """The outline of a mask (rows, columns) as the path of a drawing in pixel coordinates; "" for an empty one."""
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    return "".join("M" + "L".join(f"{x} {y}" for x, y in contour[:, 0].tolist()) + "Z" for contour in contours)
+    return polygons_path(contour[:, 0] for contour in contours)
 
 
 def axis_ends_px(result: CaseResult) -> list[list[tuple[float, float]]] | None:
@@ -127,17 +130,6 @@ def axis_ends_px(result: CaseResult) -> list[list[tuple[float, float]]] | None:
         direction * semi_axis for direction, semi_axis in zip((along, across), result.ellipse.semi_axes_px, strict=True)
     ]
     return [[(round(float(x + s * dx), 3), round(float(y + s * dy), 3)) for s in (-1, 1)] for dx, dy in steps]
-
-
-def curve_path(probability: np.ndarray) -> str:
-    """Probabilities (F,) as a line in a drawing F wide and 100 high; of many frames the highest of each few."""
-    count = len(probability)
-    step = -(-count // _MOST_CURVE_POINTS)
-    points = [
-        (start + min(step, count - start) / 2, 100 * (1 - float(probability[start : start + step].max())))
-        for start in range(0, count, step)
-    ]
-    return "M" + "L".join(f"{x:g} {y:.{_CURVE_DECIMALS}f}" for x, y in points)
 
 
 def interval_bar(result: CaseResult) -> dict[str, float] | None:

@@ -10,13 +10,14 @@ from urllib.parse import quote
 import cv2
 import numpy as np
 
+from acouslic.page.render import render
 from acouslic.write import write_text
-from algorithm.page.render import render
 from algorithm.result.growth import STANDARD
 from algorithm.result.outputs import PREVIEW_FILE, REPORT_FILE
 from algorithm.result.preview import crop_frame
 from algorithm.result.table import ResultRow
 
+_TEMPLATE = Path(__file__).with_name("cohort.html")
 MOST_ROWS = 5000
 """A browser sorts this many at once; a larger cohort is for `results.csv`."""
 _MOST_THUMBNAILS = 300
@@ -59,7 +60,8 @@ def cohort_page(output_dir: Path, rows: Sequence[ResultRow]) -> str:
             *((state, words, counts[state]) for state, (_, words) in _VERDICTS.items() if counts[state]),
         ],
     }
-    return render("cohort.html", values, styles=("page.css", "cohort.css"), scripts=("theme.js", "cohort.js"))
+    styles, scripts = ("page.css", "cohort.css"), ("theme.js", "table.js", "cohort.js")
+    return render(_TEMPLATE, values, styles=styles, scripts=scripts, pictures=True)
 
 
 def _state(row: ResultRow) -> str:
