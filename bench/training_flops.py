@@ -23,11 +23,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from algorithm.model.manifest import PreprocessingConfig, TowerConfig
-from algorithm.model.open_clip_weights import tower_config_from_open_clip
 from algorithm.model.tower import Tower, without_weights
 from bench.figures.flops import tower_steps
 from bench.figures.table import table
 from training.network.model import FrameNetwork, build_network, first_adapted_block
+from training.network.open_clip_weights import tower_config_from_open_clip
 from training.network.tower_source import FETALCLIP_CONFIG, LoadedTower, fan_patches
 from training.recipe.settings import TrainSettings
 

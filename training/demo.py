@@ -33,11 +33,11 @@ from acouslic.errors import AcouslicError
 from acouslic.release import Release
 from acouslic.write import write_json
 from algorithm.model.artifact import HEADS_FILE
-from algorithm.model.open_clip_weights import tower_config_from_open_clip
 from training.export.write_artifact import ExportSettings, export_runs
 from training.fit import fit_fold
 from training.learn.run_folder import RunFolder
 from training.network.local_attention import starting_weights
+from training.network.open_clip_weights import tower_config_from_open_clip
 from training.phantom import generate
 from training.recipe.settings import (
     AdapterSettings,

@@ -15,9 +15,9 @@ from pathlib import Path
 from acouslic.errors import AcouslicError
 from acouslic.release import Release
 from acouslic.write import write_text
-from algorithm.model.open_clip_weights import tower_config_from_open_clip
 from training.fit import fit_fold, make_parser, parse_with, settings_of
 from training.learn.run_folder import settings_to_yaml
+from training.network.open_clip_weights import tower_config_from_open_clip
 from training.network.tower_source import read_model_config
 from training.parallel import FoldProcesses, fit_command, visible_gpus
 from training.release import prepare, split

@@ -2,8 +2,8 @@
 
 Attention is four real `Linear` layers (`q_proj`, `k_proj`, `v_proj`, `out_proj`) that are called as modules, so an
 adapter on any of them acts on the output and gets a gradient. Parameter names are open_clip's, except that its packed
-`attn.in_proj_*` is split; `open_clip_weights.py` maps one to the other. Equal to open_clip 3.3.0 within 1e-4 in
-float32 (test_model_tower.py).
+`attn.in_proj_*` is split; `training/network/open_clip_weights.py` maps one to the other. Equal to open_clip 3.3.0
+within 1e-4 in float32 (test_training_tower_source.py).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -12,8 +12,8 @@ from acouslic.errors import AcouslicError
 from algorithm.model.expressions import check_expression
 from algorithm.model.lora import build_adapter, merge, read_adapter, write_adapter
 from algorithm.model.manifest import TowerConfig
-from algorithm.model.open_clip_weights import tower_config_from_open_clip, tower_state_from_open_clip
 from algorithm.model.tower import Tower, linear_shapes, tower_from_state
+from training.network.open_clip_weights import tower_config_from_open_clip, tower_state_from_open_clip
 
 CONFIG = TowerConfig(56, 14, 32, 4, 4, 64, 16)
 ATTENTION = ["q_proj", "k_proj", "v_proj", "out_proj"]

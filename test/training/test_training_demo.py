@@ -9,12 +9,12 @@ import torch
 from acouslic.release import Release
 from algorithm.model.artifact import load_artifact
 from algorithm.model.manifest import TowerConfig
-from algorithm.model.open_clip_weights import tower_config_from_open_clip
 from algorithm.model.tower import tower_from_state
 from bench import parity
 from bench.figures.recorded_scores import frame_labels
 from training.demo import TOWER_CONFIG, DemoPlan, SweepPlan, build_demo
 from training.network.local_attention import STEPS, starting_weights
+from training.network.open_clip_weights import tower_config_from_open_clip
 from training.phantom import generate
 from training.recipe.settings import MachineSettings
 

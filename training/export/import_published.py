@@ -27,7 +27,6 @@ from algorithm.model.manifest import (
     TowerConfig,
     untuned_manifest,
 )
-from algorithm.model.open_clip_weights import tower_config_from_open_clip, visual_state
 from training.export.model_card import write_card_beside
 from training.export.published_checkpoint import (
     LORA_ALPHA,
@@ -39,6 +38,7 @@ from training.export.published_checkpoint import (
     tower_state,
 )
 from training.learn.run_folder import made_with
+from training.network.open_clip_weights import tower_config_from_open_clip, visual_state
 from training.network.tower_source import read_open_clip_config, read_weights
 
 

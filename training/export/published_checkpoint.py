@@ -17,8 +17,8 @@ from torch import Tensor
 from acouslic.errors import AcouslicError
 from algorithm.model.lora import PREFIX, LoraAdapter, build_adapter
 from algorithm.model.manifest import DecoderConfig, MemberConfig, TowerConfig
-from algorithm.model.open_clip_weights import tower_state_from_open_clip
 from algorithm.model.tower import linear_shapes
+from training.network.open_clip_weights import tower_state_from_open_clip
 from training.network.tower_source import read_weights
 
 LORA_ALPHA = 16

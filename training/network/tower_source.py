@@ -19,11 +19,11 @@ from acouslic.fov import field_of_view
 from acouslic.strict_json import reason
 from algorithm.frames.preprocess import square_offsets
 from algorithm.model.manifest import PreprocessingConfig, TowerConfig
-from algorithm.model.open_clip_weights import tower_config_from_open_clip, tower_state_from_open_clip
 from algorithm.model.tower import Tower, check_state
-from algorithm.model.transformers_weights import model_config_of_transformers
 from algorithm.model.typed_json import convert, read_object, read_typed_file
 from algorithm.model.weight_files import refuse_damaged, refuse_lfs_pointer
+from training.network.open_clip_weights import tower_config_from_open_clip, tower_state_from_open_clip
+from training.network.transformers_weights import model_config_of_transformers
 from training.recipe.settings import TowerSource
 
 HUB_PREFIX = "hf-hub:"

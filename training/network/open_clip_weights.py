@@ -15,8 +15,8 @@ from torch import Tensor
 from acouslic.errors import AcouslicError
 from acouslic.strict_json import shown
 from algorithm.model.manifest import Count, Layers, Side, TowerConfig
-from algorithm.model.transformers_weights import TRANSFORMERS_PREFIX, state_from_transformers
 from algorithm.model.typed_json import check_bounds, convert
+from training.network.transformers_weights import TRANSFORMERS_PREFIX, state_from_transformers
 
 PREFIX = "visual."
 
