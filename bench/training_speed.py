@@ -1,13 +1,18 @@
 """How fast a member is trained: this project's step against the one that one would write, on the same frames.
 
-    python bench/training_speed.py [--recipe cls|ours|both] [--cache CACHE] [--tower CONFIG.json] [--against TREE]
+    python bench/training_speed.py [--recipe cls|ours|stand-in|both] [--cache CACHE] [--tower CONFIG.json]
+                                   [--against TREE]
 
 Side A is `setting/straightforward_training.py` (open_clip, peft, torchvision, Lightning), which trains the published
-classifier and nothing else; side B is `training fit`. With `--against` a checkout of an older version is a side too.
-The sides take turns, each in a process of its own, and a step is timed from end to end, its reading included; without a
-GPU by the processor's time, so that other work on the machine does not count. On a GPU the tower is FetalCLIP's with
-random weights, in bfloat16, 32 frames a step; without one it is of six blocks of width 256, in float32, 16 frames.
-Without a cache, cases are drawn and prepared first (a minute). `both` adds our recipe as one more column.
+classifier and nothing else; side B is `training fit`. With `--against` a checkout of an older version is a side too. It
+needs its packages (3243e6a: kornia 0.9). The sides take turns, each in a process of its own, and a step is timed from
+end to end, its reading included; without a GPU by the processor's time, so that other work on the machine counts
+little. It is computed in bfloat16 where the machine is fast in that, as `fit` does, and otherwise in float32.
+
+`both` is the published classifier and our recipe. On a GPU the tower is FetalCLIP's with random weights, 32 frames a
+step; without one it is of six blocks of width 256, 16 frames. `stand-in` is recipe (b) of training/RESULTS.md on a
+tower like the stand-in's, ViT-S/14 with random weights, 8 frames. Without a cache, cases are drawn and prepared first
+(a minute).
 
 What is counted of one step: operators that run on the device (`kernels_per_step`), values that the host waits for
 (`host_waits_per_step`), and the share of its time that is no pass of the tower (`not_tower_share`). `share_of_peak` is
@@ -31,13 +36,27 @@ from algorithm.process.cores import usable_cores
 from bench.figures.table import table
 from bench.matrix_peak import SHAPES, matrix_peak_flop_per_s
 from bench.setting.machine import describe_machine, today, versions, warn_if_busy
-from bench.setting.training_side import now_s
+from bench.setting.training_side import RECIPES, now_s
+from training.learn.autocast import autocast_type
 from training.network.tower_source import FETALCLIP_CONFIG
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SMALL_TOWER = {
     "embed_dim": 128,
     "vision_cfg": {"image_size": 112, "patch_size": 14, "width": 256, "layers": 6, "head_width": 64},
+}
+STAND_IN_TOWER = {
+    "embed_dim": 384,
+    "vision_cfg": {
+        "image_size": 224,
+        "patch_size": 14,
+        "width": 384,
+        "layers": 12,
+        "head_width": 64,
+        "ls_init_value": 1.0,
+        "no_ln_pre": True,
+        "norm_kwargs": {"eps": 1e-6},
+    },
 }
 _DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -70,16 +89,22 @@ def run_side(side: str, tree: Path, words: Sequence[str]) -> dict[str, Any]:
 
 def sides_of(recipe: str, older: Path | None) -> dict[str, tuple[str, str, Path]]:
     """Of each column its side, recipe and tree."""
+    recipes = {"ours": "cls", "our recipe": "ours"} if recipe == "both" else {"ours": recipe}
     sides = {}
-    if recipe != "ours":
+    if "cls" in recipes.values():
         sides["straightforward"] = ("straightforward", "cls", REPOSITORY)
-    first = "cls" if recipe == "both" else recipe
-    sides["ours"] = ("ours", first, REPOSITORY)
-    if older is not None:
-        sides["older"] = ("ours", first, older.absolute())
-    if recipe == "both":
-        sides["our recipe"] = ("ours", "ours", REPOSITORY)
+    for name, trained in recipes.items():
+        sides[name] = ("ours", trained, REPOSITORY)
+        if older is not None:
+            sides["older" if name == "ours" else f"older, {name}"] = ("ours", trained, older.absolute())
     return sides
+
+
+def tower_and_batch(recipe: str, has_gpu: bool) -> tuple[dict[str, Any], int]:
+    """The tower's configuration, and frames a step, where nothing else is asked for."""
+    if recipe == "stand-in":
+        return STAND_IN_TOWER, 8
+    return (FETALCLIP_CONFIG, 32) if has_gpu else (SMALL_TOWER, 16)
 
 
 def summarise(turns: Sequence[dict[str, Any]], peak_flop_per_s: float) -> dict[str, float]:
@@ -103,22 +128,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--tower", type=Path)
-    parser.add_argument("--recipe", choices=("cls", "ours", "both"), default="cls", help="published, ours, or both")
+    parser.add_argument("--recipe", choices=[*RECIPES, "both"], default="cls")
     parser.add_argument("--against", type=Path, help="a checkout of an older version")
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--steps", type=int, default=8)
     has_gpu = torch.cuda.is_available()
-    parser.add_argument("--batch", type=int, default=32 if has_gpu else 16)
-    parser.add_argument("--precision", choices=sorted(_DTYPES), default="bf16-mixed" if has_gpu else "32-true")
+    parser.add_argument("--batch", type=int, help="frames a step")
+    dtype, _ = autocast_type(torch.device("cuda" if has_gpu else "cpu"))
+    half = [name for name, of_name in _DTYPES.items() if of_name == dtype]
+    parser.add_argument("--precision", choices=sorted(_DTYPES), default=half[0])
     parser.add_argument("--threads", type=int, default=1, help="of a CPU, for the arithmetic")
     parser.add_argument("--settings", nargs="*", default=[], metavar="SECTION.SETTING=VALUE", help="of `fit`, for ours")
     options = parser.parse_args(arguments)
     machine = describe_machine()
+    tower_config, batch = tower_and_batch(options.recipe, has_gpu)
+    options.batch = options.batch or batch
     with tempfile.TemporaryDirectory(prefix="bench-training-") as folder:
         tower = options.tower
         if tower is None:
             tower = Path(folder) / "tower.json"
-            tower.write_text(json.dumps(FETALCLIP_CONFIG if has_gpu else SMALL_TOWER), encoding="utf-8")
+            tower.write_text(json.dumps(tower_config), encoding="utf-8")
         image_size = json.loads(tower.read_text(encoding="utf-8"))["vision_cfg"]["image_size"]
         cache = options.cache or draw_cache(Path(folder), image_size)
         words = [f"--cache={cache.absolute()}", f"--tower={tower.absolute()}"]
@@ -141,9 +170,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = list(next(iter(figures.values())))
     print(table(["", *figures], [[name, *(f"{figures[side][name]:.4g}" for side in figures)] for name in names]))
     result: dict[str, Any] = figures["ours"] | {"sides": figures, "machine": machine, "versions": versions()}
-    for name, other in (("speedup", "straightforward"), ("speedup_over_older", "older")):
+    for name, ours, other in (
+        ("speedup", "ours", "straightforward"),
+        ("speedup_over_older", "ours", "older"),
+        ("speedup_over_older_our_recipe", "our recipe", "older, our recipe"),
+    ):
         if other in figures:
-            result[name] = figures[other]["seconds_per_step"] / figures["ours"]["seconds_per_step"]
+            result[name] = figures[other]["seconds_per_step"] / figures[ours]["seconds_per_step"]
     print(json.dumps(result))
 
 

@@ -36,6 +36,15 @@ _NO_KERNEL = frozenset(
     }
 )
 """Operators that only look at memory."""
+RECIPES = {
+    "cls": ("--faithful=cls",),
+    "ours": (),
+    "stand-in": (
+        *("--tower.kept_patches=fan", "--heads.filters=16", "--heads.decoder_grid=8", "--adapter.dropout=0"),
+        *("--adapter.last_blocks=6", "--sampling.negatives_per_positive=3"),
+    ),
+}
+"""Settings of `fit` by recipe: the published classifier, ours, and (b) of training/RESULTS.md."""
 _WAITS = frozenset({"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select"})
 """Operators whose result the host has to wait for; an index by a mask is a `nonzero` inside."""
 
@@ -150,8 +159,9 @@ def build_ours(options: argparse.Namespace) -> tuple[Any, Any]:
     words = [f"--cache={options.cache}", "--split=none", "--out=none", "--tower.random_init=true"]
     words += [f"--tower.config={options.tower}", f"--optimiser.batch_size={options.batch}"]
     layers = json.loads(Path(options.tower).read_text(encoding="utf-8"))["vision_cfg"]["layers"]
-    # A quarter of the tower, as our recipe adapts 6 of FetalCLIP's 24 blocks.
-    words += ["--faithful=cls"] if options.recipe == "cls" else [f"--adapter.last_blocks={round(layers / 4)}"]
+    words += RECIPES[options.recipe]
+    if options.recipe == "ours":  # a quarter of the tower, as it adapts 6 of FetalCLIP's 24 blocks
+        words.append(f"--adapter.last_blocks={round(layers / 4)}")
     words += [f"--{setting}" for setting in options.setting]
     settings, cache = settings_of(parse_arguments(words)), caches.Cache(Path(options.cache))
     uuids = tuple(case.uuid for case in cache.cases)
@@ -211,7 +221,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--side", choices=("ours", "straightforward"), required=True)
     parser.add_argument("--cache", required=True)
     parser.add_argument("--tower", required=True, help="open_clip's configuration")
-    parser.add_argument("--recipe", choices=("cls", "ours"), default="cls")
+    parser.add_argument("--recipe", choices=sorted(RECIPES), default="cls")
     parser.add_argument("--setting", action="append", default=[], help="SECTION.SETTING=VALUE of ours")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=8)

@@ -1,11 +1,13 @@
 """What `bench/training_speed.py` counts, and what a step of training costs by that count."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from bench import training_layers
 from bench.setting.training_side import CountedOperators, counted_fetches, measure, parse
 from bench.training_flops import EpochFlop
 from bench.training_speed import sides_of
@@ -46,6 +48,11 @@ def test_every_side_has_its_column(tmp_path: Path) -> None:
         "ours": "cls",
         "older": "cls",
         "our recipe": "ours",
+        "older, our recipe": "ours",
+    }
+    assert {name: tree for name, (_, _, tree) in both.items() if tree == tmp_path}.keys() == {
+        "older",
+        "older, our recipe",
     }
 
 
@@ -63,3 +70,14 @@ def test_what_waits_is_counted() -> None:
         values[0].item()
         bool(values[0] == 0)
     assert fetched == ["item", "__bool__"]
+
+
+def test_layers_are_measured_beside_torchs(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every line has a figure of either side, and neither side's gradients are far from float64's."""
+    training_layers.main(["--repeats=1"])
+    layers = json.loads(capsys.readouterr().out.splitlines()[-1])["layers"]
+    assert len(layers) == 8
+    assert all(side > 0 for sides in layers.values() for side in sides.values())
+    errors = [side for name, sides in layers.items() if "error" in name for side in sides.values()]
+    assert len(errors) == 4
+    assert max(errors) < 0.01

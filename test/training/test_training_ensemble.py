@@ -1,14 +1,21 @@
 """`python -m training ensemble`: from a raw release to an archive in two commands."""
 
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from acouslic.errors import AcouslicError
 from algorithm.model.artifact import load_artifact
 from training.ensemble import main
 from training.export.write_artifact import main as export
+from training.learn.keeping import StoppedError
 
 
 def test_a_release_becomes_an_archive_in_two_commands(tiny_training: Any, tmp_path: Path) -> None:
@@ -20,6 +27,39 @@ def test_a_release_becomes_an_archive_in_two_commands(tiny_training: Any, tmp_pa
     assert export([str(work), f"--out={model}", f"--pack={archive}", *names]) == 0
     assert len(load_artifact(model).manifest.members) == 2
     assert archive.stat().st_size > 1000
+
+
+def test_folds_beside_each_other_go_on_to_the_same_bits(tiny_training: Any, tmp_path: Path) -> None:
+    """In bfloat16: two folds at once, stopped while they train, go on by the same command to the members that one fold
+    after another gives."""
+    more = ["--optimiser.epochs=12", "--machine.precision=bf16-mixed", "--machine.threads=1"]
+    after, beside = tmp_path / "after", tmp_path / "beside"
+
+    def words(out: Path, *parallel: str) -> list[str]:
+        return [f"--raw={tiny_training.release}", "--folds=2", *tiny_training.fit_arguments(out, *more)[1:], *parallel]
+
+    assert main(words(after)) == 0
+    logs = [beside / f"fold_{fold}" / "logs" / "metrics.csv" for fold in (1, 2)]
+
+    def stop_when_they_train() -> None:
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline and not all(log.is_file() for log in logs):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop_when_they_train).start()
+    with pytest.raises(StoppedError, match="each fold kept what it says"):
+        main(words(beside, "--parallel=2"))
+    unfinished = [fold for fold in (1, 2) if not (beside / f"fold_{fold}" / "run.json").exists()]
+    assert unfinished
+    kept = [beside / f"fold_{fold}" / "checkpoints" / "last.ckpt" for fold in unfinished]
+    assert any(path.is_file() for path in kept)
+    assert main(words(beside, "--parallel=2")) == 0
+    for fold in (1, 2):
+        for name in ("adapter_model.safetensors", "heads.safetensors"):
+            one, other = (load_file(out / f"fold_{fold}" / "member" / name) for out in (after, beside))
+            assert [key for key in one if not torch.equal(one[key], other[key])] == []
+    assert "goes on from step" in "".join((beside / f"fold_{fold}" / "log.txt").read_text() for fold in unfinished)
 
 
 def test_a_missing_release_is_refused(tiny_training: Any, tmp_path: Path) -> None:

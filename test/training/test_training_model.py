@@ -1,21 +1,23 @@
 """The network that is trained: which tensors learn, what the named settings do, and that peft's file is what runs."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from acouslic.errors import AcouslicError
 from algorithm.model.lora import merge, read_adapter
 from algorithm.model.manifest import PreprocessingConfig, TowerConfig
-from algorithm.model.tower import Tower, linear_shapes, tower_from_state
+from algorithm.model.tower import Attention, Tower, linear_shapes, tower_from_state
 from training.learn.losses import mask_loss, optimality_loss, presence_loss, shared_mean
-from training.network.fast_layers import frozen_in, merged
+from training.network.fast_layers import frozen_in, merged, speed_up
 from training.network.model import FrameNetwork, all_rows, build_network, count_trained, decoder_taps
 from training.network.tower_source import LoadedTower, fan_patches, hash_state
 from training.recipe.settings import FAITHFUL_CLS, FAITHFUL_SEG, AdapterSettings, HeadSettings, LossSettings
@@ -298,6 +300,55 @@ def test_fast_layers_are_pefts(targets: tuple[str, ...], of_all: bool) -> None:
                 parameter.zero_()
         torch.testing.assert_close(network(images).presence, expected, rtol=0, atol=1e-5)
     assert (network(images).presence - expected).abs().max() > 1e-4
+
+
+def test_attention_in_bfloat16_rounds_no_more_than_torchs() -> None:
+    """On a CPU it is made of products. Output and gradient are as near to float64's as with PyTorch's own kernel."""
+    torch.manual_seed(0)
+    exact = Attention(64, 2).double()
+    x, grad = torch.randn(3, 21, 64, dtype=torch.float64), torch.randn(3, 21, 64, dtype=torch.float64)
+
+    def answer(attention: Attention, dtype: torch.dtype) -> list[Tensor]:
+        given = x.clone().to(dtype).requires_grad_()
+        out = attention(given)
+        gradients = torch.autograd.grad(out, [given, attention.q_proj.weight], grad.to(dtype))
+        return [part.detach().double() for part in (out, *gradients)]
+
+    plain, fast = copy.deepcopy(exact).bfloat16(), copy.deepcopy(exact).bfloat16()
+    speed_up(fast)
+    found = [answer(*one) for one in ((exact, torch.float64), (plain, torch.bfloat16), (fast, torch.bfloat16))]
+    assert not torch.equal(found[1][1], found[2][1])  # it is another computation
+    for expected, by_torch, by_products in zip(*found, strict=True):
+        assert (by_products - expected).norm() < 1.2 * (by_torch - expected).norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_leaves_out_its_share(dtype: torch.dtype) -> None:
+    """An adapter that is the identity shows what its input became: elements are left out with the given probability,
+    the others raised for it, the same ones for the same seed and in the gradient; none while the network is asked."""
+    width, probability = 33, 0.25
+    config = peft.LoraConfig(r=width, lora_alpha=width, lora_dropout=probability, target_modules=["0"])
+    adapted = peft.get_peft_model(nn.Sequential(nn.Linear(width, width, bias=False)), config)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            parameter.copy_(torch.eye(width) if "lora_" in name else torch.zeros(width, width))
+    adapted.to(dtype)
+    speed_up(adapted)
+    x = torch.ones(1001, width, dtype=dtype, requires_grad=True)
+    torch.manual_seed(3)
+    seen = adapted(x)
+    torch.manual_seed(3)
+    assert torch.equal(adapted(x), seen)
+    assert not torch.equal(adapted(x), seen)
+    seen.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, seen.detach())
+    kept = seen.detach().float()
+    torch.testing.assert_close(kept.unique(), torch.tensor([0, 1 / (1 - probability)]), rtol=0, atol=0.004)
+    # Within four standard deviations of 33,033 draws, each row and column with its share of them.
+    assert float((kept == 0).float().mean()) == pytest.approx(probability, abs=0.0096)
+    assert (kept == 0).float().mean(0).sub(probability).abs().max() < 0.07
+    assert torch.equal(adapted.eval()(x), x)
 
 
 def test_a_frozen_tower_in_half_precision_comes_back() -> None:

@@ -2,8 +2,9 @@
 
 peft's layer casts its input for the frozen product, again for its own, and drops a fraction of a float32 copy; queries,
 keys and values do all of it three times. Here an input is cast and dropped once, the frozen products of queries, keys
-and values are one, and an adapter's product is added as it is computed. While a network is only asked, adapters are
-merged: one product a layer. Names and values of all parameters stay peft's.
+and values are one, and an adapter's product is added as it is computed. On a CPU dropout draws 16 bits an element, and
+attention in bfloat16 is made of products. While a network is only asked, adapters are merged: one product a layer.
+Names and values of all parameters stay peft's.
 """
 
 import functools
@@ -82,6 +83,7 @@ class _Packed:
     bias: Tensor | None = None
 
     def of(self, layers: list[nn.Linear]) -> tuple[Tensor, Tensor]:
+        """Weight (3 x out, in) and bias (3 x out,) of all three, packed anew once the layers hold others."""
         first = layers[0].weight
         if self.weight is None or self.weight.data_ptr() != first.data_ptr() or self.weight.dtype != first.dtype:
             self.weight = torch.cat([layer.weight.data for layer in layers])
@@ -105,12 +107,35 @@ def _attend(attention: Attention, packed: _Packed, x: Tensor, asking: int | None
     else:
         q, k, v = (layer(x) for layer in layers)
     q, k, v = (part.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for part in (q, k, v))
-    if asking == 1:
-        with torch.autocast(x.device.type, enabled=False):
+    with torch.autocast(x.device.type, enabled=False):
+        if asking == 1:
             attended = attend_with_one_query(q, k, v)
-    else:
-        attended = F.scaled_dot_product_attention(q, k, v)
+        elif q.device.type == "cpu" and q.dtype == torch.bfloat16:
+            attended = ProductAttention.apply(q, k, v)
+        else:
+            attended = F.scaled_dot_product_attention(q, k, v)
     return attention.out_proj(attended.transpose(1, 2).flatten(2))
+
+
+class ProductAttention(torch.autograd.Function):
+    """Attention of bfloat16 queries, keys and values (batch, heads, tokens, head width) on a CPU, as plain products.
+
+    PyTorch's kernel for this type takes three to four times as long there and back, and rounds gradients as much
+    (bench/LOG.md, 55). Scores and softmax are float32, as in that kernel.
+    """
+
+    @staticmethod
+    def forward(context: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        weights = ((q.float() * q.shape[-1] ** -0.5) @ k.float().transpose(2, 3)).softmax(-1).to(v.dtype)
+        context.save_for_backward(q, k, v, weights)
+        return weights @ v
+
+    @staticmethod
+    def backward(context: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v, weights = context.saved_tensors
+        grad_weights = grad @ v.transpose(2, 3)
+        grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype) * q.shape[-1] ** -0.5
+        return grad_scores @ k, grad_scores.transpose(2, 3) @ q, weights.transpose(2, 3) @ grad
 
 
 def _adapted_three(layers: list[LoraLinear], packed: _Packed, x: Tensor) -> tuple[Tensor, ...]:
@@ -120,13 +145,13 @@ def _adapted_three(layers: list[LoraLinear], packed: _Packed, x: Tensor) -> tupl
     if len({(part[4], part[2].shape) for part in parts}) > 1:
         return tuple(layer(x) for layer in layers)
     frozen = F.linear(x, *packed.of([_base(layer) for layer in layers]))
-    dropped = layers[0].lora_dropout[_ADAPTER](x)
+    dropped = dropped_out(layers[0].lora_dropout[_ADAPTER], x)
     hidden = F.linear(dropped, torch.cat([part[2] for part in parts]))
     # (3, rows, width) of both; the adapters' products are added by the one that computes them.
     frozen = frozen.flatten(0, -2).unflatten(-1, (3, -1)).transpose(0, 1)
     hidden = hidden.flatten(0, -2).unflatten(-1, (3, -1)).transpose(0, 1)
-    up = torch.stack([part[3] for part in parts]).transpose(1, 2)
-    added = torch.baddbmm(frozen, hidden, up.to(hidden.dtype), alpha=parts[0][4])
+    up = torch.stack([upright(part[3], hidden) for part in parts])
+    added = torch.baddbmm(frozen, hidden, up, alpha=parts[0][4])
     return tuple(part.unflatten(0, x.shape[:-1]) for part in added.unbind(0))
 
 
@@ -137,9 +162,28 @@ def _adapted(layer: LoraLinear, x: Tensor) -> Tensor:
     if _MERGED in vars(layer):
         return F.linear(x, vars(layer)[_MERGED], bias)
     frozen = F.linear(x, weight, bias)
-    hidden = F.linear(layer.lora_dropout[_ADAPTER](x), down)
-    added = torch.addmm(frozen.flatten(0, -2), hidden.flatten(0, -2), up.t().to(hidden.dtype), alpha=scaling)
+    hidden = F.linear(dropped_out(layer.lora_dropout[_ADAPTER], x), down)
+    added = torch.addmm(frozen.flatten(0, -2), hidden.flatten(0, -2), upright(up, hidden), alpha=scaling)
     return added.view(frozen.shape)
+
+
+def upright(up: Tensor, hidden: Tensor) -> Tensor:
+    """The factor B (out, rank) as (rank, out) in `hidden`'s type, row by row. Of a transposed view autograd would make
+    the gradient as a tall product, which takes a CPU twelve times as long in float32 as the wide one."""
+    return up.t().to(hidden.dtype).contiguous()
+
+
+def dropped_out(dropout: nn.Module, x: Tensor) -> Tensor:
+    """As peft's dropout of `x`. On a CPU torch takes 6 ns for each element's random number; here one draw of 64 bits
+    decides about four of them, so the probability is rounded to a multiple of 1 / 65,536."""
+    if x.device.type != "cpu" or not isinstance(dropout, nn.Dropout) or not dropout.training:
+        return dropout(x)
+    left_out = round(dropout.p * 2**16)
+    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    bits = draws.view(torch.int16)[: x.numel()].view(x.shape)
+    # A comparison that writes the type of `x` is vectorised; one that gives bool, and a product with bool, are not.
+    kept = torch.ge(bits, left_out - 2**15, out=torch.empty_like(x, requires_grad=False))
+    return x * kept.mul_(2**16 / (2**16 - left_out))
 
 
 def _parts(layer: LoraLinear) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
