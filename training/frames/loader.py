@@ -17,8 +17,8 @@ need more than the 64 MB of shared memory that containers have."""
 def make_loader(
     dataset: FrameDataset, batches: Sequence[PlannedBatch], done: int, device: torch.device, processes: int | None
 ) -> DataLoader[FrameBatch]:
-    """The batches from number `done` on, read by so many processes; None is what suits the device. What a batch holds
-    does not depend on it."""
+    """The batches from number `done` on, read by `processes` processes; None chooses what suits the device.
+    Their number changes nothing in a batch."""
     if processes is None:
         processes = min(_READERS_OF_A_GPU, usable_cores()[0] - 1) if device.type == "cuda" else 0
     return DataLoader(

@@ -47,7 +47,7 @@ class TrainedAverage:
             _copy_into(current, kept)
 
     def to(self, device: torch.device) -> None:
-        """Move the average to where the network is, and stays."""
+        """Move the average to the network's device, where both stay."""
         self._current = None
         self.state = {name: tensor.to(device) for name, tensor in self.state.items()}
 

@@ -39,7 +39,7 @@ class StoppedError(AcouslicError):
 
 
 class StopRequest:
-    """Which signal asked the run to stop; none yet: None."""
+    """The number of the signal that asked the run to stop, None before one has come."""
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -162,7 +162,7 @@ def ended_by(request: StopRequest, path: Path) -> Iterator[None]:
 
 
 def _agree(trainer: lightning.Trainer, stops: bool, saves: bool) -> tuple[bool, bool]:
-    """What any of the processes wants, all do: each has its own clock, and a signal may reach only one."""
+    """Whether any process stops, and whether any saves: each has its own clock, and a signal may reach only one."""
     if trainer.world_size == 1:
         return stops, saves
     wishes = torch.tensor([float(stops), float(saves)], device=trainer.strategy.root_device)

@@ -75,9 +75,9 @@ class FrameLearner(lightning.LightningModule):
         self._is_repeatable = network.is_repeatable
         self._is_first_backward = True
         self._swap = contextlib.ExitStack()
-        """What holds while it validates."""
+        """Entered for a validation: averaged weights, merged adapters."""
         self._fitting = contextlib.ExitStack()
-        """And while it trains."""
+        """Entered for the whole fit: frozen matrices in the half type."""
 
     # Frames
 
@@ -161,8 +161,8 @@ class FrameLearner(lightning.LightningModule):
         return batch.annotated.new_zeros(1), torch.zeros(1, dtype=torch.bool, device=batch.label.device)
 
     def backward(self, loss: Tensor, *arguments: Any, **more: Any) -> None:
-        """With the same sums in every run, also where a GPU's attention adds up its gradients as they come unless it
-        must not: "warn" lets it. Where a device cannot do so with another operator, "warn" stays, and that is said."""
+        """With the same sums in every run. Under Lightning's "warn" a GPU's attention may add gradients in any order;
+        here it may not. Where a device lacks a repeatable form of an operator, "warn" stays, and a line says so."""
         warns = torch.is_deterministic_algorithms_warn_only_enabled()
         if warns and self._is_repeatable:
             self._is_repeatable = self._backward_repeatably(loss, *arguments, **more)
@@ -171,8 +171,8 @@ class FrameLearner(lightning.LightningModule):
         super().backward(loss, *arguments, **more)
 
     def _backward_repeatably(self, loss: Tensor, *arguments: Any, **more: Any) -> bool:
-        """False, with no gradient kept, where this device has an operator without a fixed order; the first step tells,
-        and only it keeps its graph for another try."""
+        """False, with no gradient kept, where an operator of this device has no fixed order. The first step finds that
+        out, so only it keeps its graph for a second try."""
         first, self._is_first_backward = self._is_first_backward, False
         torch.use_deterministic_algorithms(True)
         try:

@@ -52,7 +52,7 @@ def score_out_of_fold(
     """Score every frame of a table; with `limit` only the first ones and the first annotated one, the rest 0.
 
     It computes under autocast to the half type that training would choose on `device`, whatever the training itself
-    used: temperatures and thresholds come from thousands of frames, and do not feel what it rounds.
+    used: temperatures and thresholds come from thousands of frames, and its rounding hardly changes them.
     """
     network = network.to(device).eval()
     rows = np.arange(len(table))
