@@ -2,6 +2,7 @@
 
 import re
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -31,6 +32,45 @@ def test_all_manifests_are_tested(repository):
     """No manifest is forgotten."""
     deploy = repository / "deploy"
     assert sorted(path.relative_to(deploy).as_posix() for path in deploy.rglob("*.yaml")) == sorted(MANIFESTS)
+
+
+@pytest.mark.parametrize("name", [name for name in MANIFESTS if name.startswith("kubernetes/")])
+def test_kubernetes_knows_every_field(name, repository):
+    """Each object, and each pod that a RayJob describes, is valid by Kubernetes' own schemas; no field is unknown."""
+    checked = 0
+    for document in yaml.safe_load_all((repository / "deploy" / name).read_text()):
+        for valid in pods_of_ray_job(document) if document["kind"] == "RayJob" else [document]:
+            kubernetes_validate.validate(valid, "1.37", strict=True)
+            checked += 1
+    assert checked >= 2
+
+
+def pods_of_ray_job(job):
+    """The pods that KubeRay makes of a RayJob, one of each kind. Fails where the job has fields that KubeRay does not
+    know (`apis/ray/v1` of its operator 1.2 to 1.4)."""
+    assert job["apiVersion"] == "ray.io/v1"
+    spec = job["spec"]
+    assert set(spec) <= {"entrypoint", "shutdownAfterJobFinishes", "backoffLimit", "rayClusterSpec"}
+    cluster = spec["rayClusterSpec"]
+    assert set(cluster) <= {"rayVersion", "headGroupSpec", "workerGroupSpecs"}
+    head, workers = cluster["headGroupSpec"], cluster["workerGroupSpecs"]
+    assert set(head) <= {"rayStartParams", "template"}
+    assert all(
+        set(group) <= {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
+        for group in workers
+    )
+    for group in [head, *workers]:
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+        yield {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "ray"}, **group["template"]}
+
+
+def test_an_unknown_field_of_kubernetes_is_found(repository):
+    """The check of the schemas can fail: a probe with a word that does not exist."""
+    deployment = next(yaml.safe_load_all((repository / "deploy/kubernetes/serve.yaml").read_text()))
+    probe = deployment["spec"]["template"]["spec"]["containers"][0]["livenessProbe"]
+    probe["failureTreshold"] = probe.pop("failureThreshold")
+    with pytest.raises(kubernetes_validate.ValidationError, match="failureTreshold"):
+        kubernetes_validate.validate(deployment, "1.37", strict=True)
 
 
 def test_the_server_image_has_a_health_check(repository):

@@ -47,7 +47,8 @@ def divide(nodes: list[Node], workers: int | None, device: str | None) -> Share:
         return Share(wanted, max(1, min(node.cores // node.gpus for node in nodes if node.gpus)), 1)
     if device == "cuda":
         raise AcouslicError("--device cuda: Ray knows of no GPU on these machines")
-    wanted = len(nodes) if workers is None else workers
+    # A head that only directs the others has no core to give.
+    wanted = sum(node.cores > 0 for node in nodes) if workers is None else workers
     for cores_each in range(max(node.cores for node in nodes), 0, -1):
         if sum(node.cores // cores_each for node in nodes) >= wanted:
             return Share(wanted, cores_each, 0)

@@ -127,6 +127,16 @@ def docker() -> Engine:
     return Engine()
 
 
+@pytest.fixture(scope="session")
+def compose(docker: Engine) -> list[str]:
+    """The command of Docker Compose: `docker compose`, or the older `docker-compose`."""
+    if docker("compose", "version", check=False).returncode == 0:
+        return ["docker", "compose"]
+    if shutil.which("docker-compose") is None:
+        absent("Docker Compose was not found")
+    return ["docker-compose"]
+
+
 def _built(docker: Engine, image: str) -> str:
     if docker("image", "inspect", image, check=False).returncode:
         absent(f"the image {image} is not there: run ./build.sh")
