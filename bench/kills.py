@@ -11,8 +11,9 @@ SIGKILL comes at a random moment of that time and a little after. Counted as fau
 - a result in part: exec and serve leave all files or none (after SIGKILL no frame number without the rest), predict a
   whole folder of a case or none, and a table that lists what is complete;
 - serve: an answer 201 without the whole result, or an end later than 5 s after SIGTERM;
-- fit: a last line that does not say what is kept, or a folder from which the same command, given again after each kill,
-  does not come to the same files, scores and weights, to the bit, as undisturbed.
+- fit: a last line that does not say what is kept, or a folder from which the same command does not come to the same
+  files, scores and weights, to the bit, as undisturbed. A run is stopped again and again, as a preempted job is, until
+  one start of it comes to the end, or ten did not.
 
 The stacks are generated and tiny, so that a run takes seconds. The last line is a JSON object with `faults`.
 """
@@ -59,6 +60,7 @@ RESULT_FILES = {
 }
 _AFTER = 1.1
 """Moments are drawn from so much of the time that a run takes."""
+_STARTS_OF_A_RUN = 10
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -114,18 +116,23 @@ class Setting:
         whole_s = time.monotonic() - start
         endings: Counter[str] = Counter()
         found = []
+        starts = 0
         for number in range(count):
-            output = self.root / f"{name}-{number}"
+            output = self.root / name
             ended = stopped_run(
                 mode, self.variables(), output, random.choice(SIGNALS), random.random() * _AFTER * whole_s
             )
             endings[_ending(ended.code)] += 1
             what = signal.Signals(ended.number).name
             faults = mode.check(ended)
-            if training:
+            starts += 1
+            goes_on = training and ended.code != 0 and starts < _STARTS_OF_A_RUN and number + 1 < count
+            if training and not goes_on:
                 faults += training.check_result(output, self.root / "whole")
             found += [f"kill {number} ({what}, exit {ended.code}): {fault}" for fault in faults]
-            shutil.rmtree(output, ignore_errors=True)
+            if not goes_on:
+                shutil.rmtree(output, ignore_errors=True)
+                starts = 0
         return endings, found
 
     def variables(self) -> dict[str, str]:
