@@ -15,6 +15,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +36,8 @@ from training.judge.ask_members import ask_members
 from training.judge.calibrate import CaseJudgement, fit_temperature
 from training.judge.case_head import CaseExample, calibrated_logit, fit_case_head, review, review_nested
 from training.judge.head_gain import describe_gain, measure_gain
-from training.judge.nested_reading import choose_reading, read_nested
-from training.judge.reading import fit_half_way, read_again
+from training.judge.nested_reading import Fit, choose_reading, read_nested
+from training.judge.reading import fit_half_way, has_one_run_a_sweep, read_again
 from training.learn.frame_metrics import count_frames
 from training.release.cache import Cache
 
@@ -122,6 +123,11 @@ class Setting:
         """The exported smoothing, in kept frames."""
         return SelectionConfig(smoothing_sigma_frames=SelectionConfig.smoothing_sigma_frames / self.stride)
 
+    def reading(self, learned: Sequence[CaseJudgement]) -> tuple[SelectionConfig, Fit]:
+        """How frames are read after these cases but for the half-way reading, and how that is chosen with a head."""
+        one_run = has_one_run_a_sweep(learned)
+        return replace(self.selection, one_run_a_sweep=one_run), partial(choose_reading, one_run_a_sweep=one_run)
+
     def examples(self, cases: Sequence[KeptCase]) -> list[CaseExample]:
         """As a head takes them, one for each member."""
         return [
@@ -144,8 +150,9 @@ class Setting:
             members = zip(case.presence, self.temperatures, strict=True)
             said = np.mean([probability_of(logit.astype(np.float64) / at) for logit, at in members], axis=0)
             again = None if reviewed is None else reviewed[case.uuid]
-            frames = judge_frames(said, None, case.sweeps(self.stride), self.selection, again)
-            judged.append(CaseJudgement(case.uuid, case.label, frames, said > 0))
+            sweeps = case.sweeps(self.stride)
+            frames = judge_frames(said, None, sweeps, self.selection, again)
+            judged.append(CaseJudgement(case.uuid, case.label, frames, said > 0, sweeps))
         return judged
 
 
@@ -154,8 +161,9 @@ def compare_nested(cases: Sequence[KeptCase], setting: Setting, config: CaseHead
     subjects = {case.uuid: case.subject for case in cases}
     reviewed = review_nested(setting.examples(cases), groups_of_subjects(subjects), config, seed)
     without, with_head = setting.judge(cases, None), setting.judge(cases, reviewed)
-    read = read_nested(without, subjects, setting.selection)
-    read_with_head = read_nested(with_head, subjects, setting.selection, choose_reading)
+    selection, choose = setting.reading(without)
+    read = read_nested(without, subjects, selection)
+    read_with_head = read_nested(with_head, subjects, selection, choose)
     return _figures("nested", seed, read, read_with_head, subjects)
 
 
@@ -175,11 +183,12 @@ def compare_on(
     head = fit_case_head(examples, config, seed)
     of_learned = {case.uuid: subjects[case.uuid] for case in learned}
     nested = review_nested(examples, groups_of_subjects(of_learned), config, seed)
+    selection, choose = setting.reading(setting.judge(learned, None))
     half_way = fit_half_way(setting.judge(learned, None))
-    chosen = choose_reading(setting.judge(learned, nested))
+    chosen = choose(setting.judge(learned, nested))
     judged = setting.judge(cases, None), setting.judge(cases, review(head, setting.examples(cases)))
     read, read_with_head = (
-        [read_again(case, replace(setting.selection, half_way=reading)) for case in of_cases]
+        [read_again(case, replace(selection, half_way=reading)) for case in of_cases]
         for of_cases, reading in zip(judged, (half_way, chosen), strict=True)
     )
     return _figures(name, seed, read, read_with_head, subjects)

@@ -25,6 +25,7 @@ from algorithm.model.manifest import SelectionConfig
 from training.export.trained_member import TrainedMember, read_member
 from training.judge.calibrate import CaseJudgement, judge_cases
 from training.judge.nested_reading import read_nested
+from training.judge.reading import has_one_run_a_sweep
 from training.judge.worst_frames import draw_worst_frames, find_worst_frames
 from training.learn.run_folder import find_runs
 from training.release.cache import Cache
@@ -86,8 +87,8 @@ def main(arguments: list[str]) -> int:
     members = [read_member(run) for path in options.runs for run in find_runs(path)]
     cache = Cache(options.cache or Path(members[0].record["cache"]))
     scored = [member.scored for member in members]
-    selection = SelectionConfig()
-    judged = judge_cases(scored, [member.calibration for member in members], selection)
+    judged = judge_cases(scored, [member.calibration for member in members], SelectionConfig())
+    selection = SelectionConfig(one_run_a_sweep=has_one_run_a_sweep(judged))
     cases = read_nested(judged, {case.uuid: cache.case(case.uuid).subject_id for case in judged}, selection)
     write_scores(options.out / SCORES_FILE, members, cases, cache)
     encoded, picture = cv2.imencode(

@@ -16,6 +16,7 @@ CANDIDATE_DISTANCE_FRAMES = 5
 _KERNEL_SIGMAS = 4.0
 _TIE_DECIMALS = 9
 """Qualities that agree to this many decimals are ties: far below what a model can mean, far above rounding."""
+_BELOW_HALF = float(np.nextafter(0.5, 0))
 _LEAST_PROBABILITY = 2.0**-24
 """Logits are taken of probabilities at least this far from 0 and 1, so within +-16.6: beyond it a float32 probability
 is 1, and nobody knows how sure the network was."""
@@ -28,8 +29,8 @@ class FrameJudgement:
     presence_alone: Values
     """(F,) in 0..1: smoothed within sweeps. Whether the chosen frame is good enough is read here."""
     presence: Values
-    """(F,) in 0..1: against the case's best frames, where the artifact says how; else `presence_alone`. Which frames
-    are called positive is read here."""
+    """(F,) in 0..1: against the case's best frames and one run a sweep, where the artifact says so; else
+    `presence_alone`. Which frames are called positive is read here, from 0.5 on."""
     optimality: Values | None
     """(F,) in 0..1: smoothed within sweeps; None without such a head."""
     quality: Values
@@ -57,8 +58,16 @@ def judge_frames(
     called = presence if reviewed is None else reviewed
     alone, optimality_alone = smoothed(called, selection.smoothing_sigma_frames)
     quality = frame_quality(*smoothed(presence, selection.choice_sigma_frames), selection.suboptimal_credit)
-    seen = called > 0
-    return FrameJudgement(alone, read_half_way(alone, alone[seen], selection.half_way), optimality_alone, quality)
+    return FrameJudgement(alone, read_presence(alone, called > 0, sweeps, selection), optimality_alone, quality)
+
+
+def read_presence(
+    alone: Values, seen: NDArray[np.bool_], sweeps: Sequence[range], selection: SelectionConfig
+) -> Values:
+    """Smoothed presence (F,) in 0..1 as `selection` reads it in its case; `seen` (F,) are the frames that show
+    anything."""
+    read = read_half_way(alone, alone[seen], selection.half_way)
+    return keep_strongest_runs(read, sweeps) if selection.one_run_a_sweep else read
 
 
 def smooth_in_sweeps(probability: Values, sweeps: Sequence[range], sigma_frames: float) -> Values:
@@ -105,6 +114,20 @@ def half_way_threshold(logit: Values, half_way: HalfWay) -> float:
 def top_and_median(logit: Values, top_frames: int) -> tuple[float, float]:
     """The mean of the `top_frames` highest of (n,) logits, or of all where there are fewer, and the median of all."""
     return float(np.sort(logit)[-top_frames:].mean()), float(np.median(logit))
+
+
+def keep_strongest_runs(presence: Values, sweeps: Sequence[range]) -> Values:
+    """Presence (F,) in 0..1 with one run of positive frames a sweep at most, the one with the largest sum of logits;
+    of equal ones the earlier. The frames of other runs are halved, which takes them below 0.5."""
+    kept = np.array(presence)
+    positive, logit = presence >= 0.5, presence_logit(presence)
+    for sweep in sweeps:
+        runs = positive_runs(positive, sweep)
+        strongest = max(runs, key=lambda run: logit[run.start : run.stop].sum(), default=None)
+        for run in runs:
+            if run != strongest:
+                kept[run.start : run.stop] = np.minimum(kept[run.start : run.stop] / 2, _BELOW_HALF)
+    return kept
 
 
 def presence_logit(probability: Values) -> Values:

@@ -18,8 +18,8 @@ from acouslic.errors import AcouslicError
 from acouslic.strict_json import shown
 from algorithm.model.typed_json import convert, read_object, read_typed_file, refuse_other_fields
 
-SCHEMA_VERSION = 4
-"""4 added the student and the case head. A manifest of schema 3 is read as one without."""
+SCHEMA_VERSION = 5
+"""4 added the student and the case head, 5 `selection.one_run_a_sweep`. Older manifests are read as ones without."""
 MANIFEST_FILE = "manifest.json"
 TOWER_FILE = "tower.safetensors"
 STUDENT_FILE = "student.safetensors"
@@ -212,6 +212,9 @@ class SelectionConfig:
     """The same, from which the frame is chosen: wider, because its neighbours show nearly the same plane."""
     half_way: HalfWay | None = None
     """None calls frames positive without a look at the rest of their case."""
+    one_run_a_sweep: bool = False
+    """Only the strongest of a sweep's runs of positive frames stays positive: a probe that passes once over the belly
+    meets the abdomen once. `training export` sets it where the annotated sweeps have one run each."""
     suboptimal_credit: Share = 0.6
     """What a suboptimal frame is worth where an optimal one exists: quality = presence x (credit + (1 - credit) x
     optimality), the expected WFSS of the frame."""
@@ -424,11 +427,8 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_FILE
     content = read_typed_file(path, missing=f"mount or extract a model artifact (a folder with {MANIFEST_FILE}) there")
-    found = read_object(content, path)
+    found = _as_current(read_object(content, path))
     version = found.get("schema_version")
-    if version == 3 and type(version) is int and not {"student", "case_head"} & found.keys():
-        later = {"student": None, "case_head": None}
-        version, found = SCHEMA_VERSION, found | {"schema_version": SCHEMA_VERSION} | later
     if type(version) is not int or version != SCHEMA_VERSION:
         raise AcouslicError(
             f"{path}: schema_version is {shown(version)}, this program reads {SCHEMA_VERSION}; export the model again"
@@ -436,6 +436,19 @@ def read_manifest(folder: Path) -> Manifest:
     manifest = convert(found, Manifest, path)
     refuse_other_fields(found, manifest, path)
     return manifest
+
+
+def _as_current(found: dict[str, object]) -> dict[str, object]:
+    """A manifest of schema 3 or 4 with the fields that came later; anything else, and one that states such a field
+    already, as it is."""
+    version, selection = found.get("schema_version"), found.get("selection")
+    if type(version) is not int:
+        return found
+    if version == 3 and not {"student", "case_head"} & found.keys():
+        version, found = 4, found | {"student": None, "case_head": None}
+    if version == 4 and isinstance(selection, dict) and "one_run_a_sweep" not in selection:
+        version, found = 5, found | {"selection": selection | {"one_run_a_sweep": False}}
+    return found | {"schema_version": version}
 
 
 def manifest_to_json(manifest: Manifest) -> str:

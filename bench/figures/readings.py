@@ -66,9 +66,9 @@ def plain(_: Sequence[SaidOfCase]) -> Fitted:
     return lambda case: Called(case.plain >= 0.5, _best(case.plain))
 
 
-def half_way(cases: Sequence[SaidOfCase], selection: SelectionConfig = SELECTION) -> Fitted:
+def half_way(cases: Sequence[SaidOfCase], selection: SelectionConfig = SELECTION, *, one_run: bool = True) -> Fitted:
     """As exported; `selection` with other smoothings for the rows that show what they do."""
-    fitted, _ = read_cases([_judge(case, selection) for case in cases], selection)
+    fitted, _ = read_cases([_judge(case, selection) for case in cases], selection, one_run=one_run)
 
     def read(case: SaidOfCase) -> Called:
         frames = _judge(case, fitted).frames
@@ -83,9 +83,10 @@ def absolute(cases: Sequence[SaidOfCase], selection: SelectionConfig = SELECTION
 
 
 def half_way_by_sweep(cases: Sequence[SaidOfCase], kept_share: float = 0.95) -> Fitted:
-    """Half-way inside a conformal gate: a sweep counts only if its top lies within g of that of the case's best sweep,
-    in units of top - median; g is the quantile over annotated sweeps that keeps `kept_share` of them."""
-    inside = half_way(cases)
+    """Half-way, every run, inside a conformal gate: a sweep counts only if its top lies within g of the top of the
+    case's best sweep, in units of top - median; g is the quantile over annotated sweeps that keeps `kept_share` of
+    them."""
+    inside = half_way(cases, one_run=False)
     distances = []
     for case in cases:
         of_sweeps = _distances(case)
@@ -162,6 +163,8 @@ READINGS: dict[str, Reading] = {
     "plain, 0.5": plain,
     "half-way, as exported": half_way,
     "smoothed, 0.5": absolute,
+    "half-way, every run": lambda cases: half_way(cases, one_run=False),
+    "smoothed, 0.5, one run a sweep": lambda cases: absolute(cases, replace(SELECTION, one_run_a_sweep=True)),
     "half-way, smoothed by 1": lambda cases: half_way(cases, replace(SELECTION, smoothing_sigma_frames=1.0)),
     "half-way, chosen on 2": lambda cases: half_way(cases, replace(SELECTION, choice_sigma_frames=2.0)),
     "half-way, gate by sweep": half_way_by_sweep,
@@ -174,7 +177,7 @@ READINGS: dict[str, Reading] = {
 
 def _judge(case: SaidOfCase, selection: SelectionConfig) -> CaseJudgement:
     frames = judge_frames(case.presence, case.optimality, sweep_ranges(len(case.label)), selection)
-    return CaseJudgement(case.uuid, case.label, frames, case.presence > 0)
+    return CaseJudgement(case.uuid, case.label, frames, case.presence > 0, sweep_ranges(len(case.label)))
 
 
 def _best_of(case: SaidOfCase, sigma_frames: float) -> int:

@@ -150,13 +150,24 @@ def test_unlisted_file_refused(artifact):
         load_artifact(artifact)
 
 
+def test_a_manifest_of_schema_4_reads_every_run(artifact):
+    """It is read as it was meant; one that says schema 4 and states the later field is not."""
+    expected = load_artifact(artifact).manifest
+    change_manifest(artifact, lambda m: m.update(schema_version=4))
+    with pytest.raises(AcouslicError, match="schema_version is 4, this program reads 5"):
+        load_artifact(artifact)
+    change_manifest(artifact, lambda m: m["selection"].pop("one_run_a_sweep"))
+    assert not expected.selection.one_run_a_sweep
+    assert load_artifact(artifact).manifest == expected
+
+
 def test_unknown_schema_and_field_refused(artifact):
     """A manifest of another schema, or with a field that this program does not know, is refused."""
     change_manifest(artifact, lambda m: m["tower"].update(register_tokens=4))
     with pytest.raises(AcouslicError, match="unknown field 'register_tokens' in tower"):
         load_artifact(artifact)
-    change_manifest(artifact, lambda m: m.update(schema_version=5))
-    with pytest.raises(AcouslicError, match="schema_version is 5"):
+    change_manifest(artifact, lambda m: m.update(schema_version=6))
+    with pytest.raises(AcouslicError, match="schema_version is 6"):
         load_artifact(artifact)
 
 

@@ -8,6 +8,7 @@ from algorithm.judgement.select_frame import (
     frame_quality,
     half_way_threshold,
     judge_frames,
+    keep_strongest_runs,
     positive_runs,
     presence_logit,
     probability_of,
@@ -136,6 +137,39 @@ def test_the_reading_changes_what_is_called_positive_and_not_what_is_best():
     plain = judge_frames(np.linspace(0.1, 0.9, 40), None, TWO_SWEEPS, SelectionConfig())
     assert plain.presence is plain.presence_alone
     assert np.array_equal(plain.presence, smooth_in_sweeps(np.linspace(0.1, 0.9, 40), TWO_SWEEPS, 2.0))
+
+
+def test_one_run_a_sweep_by_hand():
+    """Sweep 1 has three runs, and the strongest by its logits stays; sweep 2 has one, which stays; sweep 3 has none.
+
+    The others fall below 0.5 and keep their order; frames below it are not touched.
+    """
+    sweeps = [range(10), range(10, 14), range(14, 16)]
+    presence = np.array([0.6, 0.6, 0.2, 0.7, 0.8, 0.7, 0.3, 1.0, 0.4, 0.1, 0.5, 0.6, 0.4, 0.1, 0.49, 0.3])
+    kept = keep_strongest_runs(presence, sweeps)
+    expected = presence.copy()
+    expected[[0, 1]] = 0.3
+    expected[[3, 4, 5]] = 0.35, 0.4, 0.35
+    assert np.allclose(kept, expected), "the single frame of 1.0 has a logit of 16, the three beside it 3.1 together"
+    assert presence[0] == 0.6, "what was given stays as it is"
+    equal = keep_strongest_runs(np.array([1.0, 0.0, 1.0]), [range(3)])
+    assert equal[0] == 1.0
+    assert equal[1] == 0.0
+    assert 0.49 < equal[2] < 0.5
+    assert (keep_strongest_runs(np.array([]), []) == []).all()
+
+
+def test_one_run_is_kept_of_what_is_read_and_the_choice_is_as_before():
+    """The runs are those of the half-way reading, and the chosen frame does not depend on them."""
+    presence = np.zeros(40)
+    presence[[2, 3, 4, 5]], presence[[12, 13]], presence[30] = 0.9, 0.95, 0.97
+    plain = SelectionConfig(smoothing_sigma_frames=0, choice_sigma_frames=0)
+    one = SelectionConfig(smoothing_sigma_frames=0, choice_sigma_frames=0, one_run_a_sweep=True)
+    before, after = (judge_frames(presence, None, TWO_SWEEPS, selection) for selection in (plain, one))
+    assert np.flatnonzero(before.presence >= 0.5).tolist() == [2, 3, 4, 5, 12, 13, 30]
+    assert np.flatnonzero(after.presence >= 0.5).tolist() == [2, 3, 4, 5, 30]
+    assert np.array_equal(before.quality, after.quality)
+    assert np.array_equal(before.presence_alone, after.presence_alone)
 
 
 def test_the_frame_is_chosen_on_a_wider_smoothing_than_frames_are_judged_on():

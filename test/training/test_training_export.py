@@ -195,20 +195,21 @@ def test_settings_of_the_manifest(runs: Path, tmp_path: Path) -> None:
         main([str(runs), f"--out={tmp_path / 'other'}", *WORDS, "--selection.candidats=3"])
 
 
-def test_the_half_way_reading_is_fitted_given_or_left_out(
-    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A fitted reading goes into the manifest, a given one is kept, none is none; 0.5 is the threshold of each."""
+def test_the_reading_is_fitted_given_or_left_out(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fitted reading goes into the manifest, a given one is kept, none is none; 0.5 is the threshold of each. One run
+    a sweep is taken from the cases, unless it is left out."""
     monkeypatch.setattr("training.judge.reading.fit_half_way", lambda _: HalfWay(0.4))
+    monkeypatch.setattr("training.judge.reading.has_one_run_a_sweep", lambda _: True)
     given = ["--selection.half_way.depth=0.2", "--selection.half_way.top_frames=3"]
     manifests = {}
-    ways: dict[str, list[str]] = {"fitted": [], "given": given, "none": ["--fit_half_way=false"]}
+    ways: dict[str, list[str]] = {"fitted": [], "given": given, "none": ["--fit_half_way=false", "--fit_one_run=false"]}
     for name, words in ways.items():
         assert main([str(runs), f"--out={tmp_path / name}", *WORDS, *words]) == 0
         manifests[name] = load_artifact(tmp_path / name).manifest
     assert manifests["fitted"].selection.half_way == HalfWay(0.4, 8)
     assert manifests["given"].selection.half_way == HalfWay(0.2, 3)
     assert manifests["none"].selection.half_way is None
+    assert [manifest.selection.one_run_a_sweep for manifest in manifests.values()] == [True, True, False]
     assert {manifest.thresholds.presence for manifest in manifests.values()} == {0.5}
     assert manifests["fitted"].thresholds.suitable == manifests["none"].thresholds.suitable
 

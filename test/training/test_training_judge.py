@@ -1,5 +1,6 @@
 """Calibration and thresholds, on logits and masks drawn in the test."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -120,7 +121,7 @@ def draw_case(presence: list[float], label: list[int], optimality: list[float] |
         sweep_ranges(len(presence)),
         PLAIN,
     )
-    return CaseJudgement("a", np.array(label, np.uint8), frames, np.ones(len(label), bool))
+    return CaseJudgement("a", np.array(label, np.uint8), frames, np.ones(len(label), bool), sweep_ranges(len(label)))
 
 
 def test_thresholds_separate_what_can_be_separated() -> None:
@@ -167,7 +168,7 @@ def draw_patients(cases: int, seed: int, spread: float = 6.0) -> OutOfFold:
 def test_half_way_finds_what_no_threshold_can() -> None:
     """Fitted on twelve cases it lifts F1 on twelve others, and leaves the order of frames as it was."""
     scored, unseen = draw_patients(12, seed=1), draw_patients(12, seed=2)
-    selection, judged = read_cases(judge_cases([scored], [Calibration()], PLAIN), PLAIN)
+    selection, judged = read_cases(judge_cases([scored], [Calibration()], PLAIN), PLAIN, one_run=False)
     assert selection.half_way is not None
     f1 = {}
     for name, settings in (("plain", PLAIN), ("half-way", selection)):
@@ -219,8 +220,36 @@ def test_a_reading_that_was_given_is_kept() -> None:
     """Settings of the command line go before what would be fitted."""
     selection = SelectionConfig(half_way=HalfWay(0.9, 3))
     kept, cases = read_cases(judge_cases([draw_patients(9, seed=5)], [Calibration()], PLAIN), selection)
-    assert kept == selection
+    assert kept == replace(selection, one_run_a_sweep=True)
     assert "depth 0.9" in describe_reading(kept, choose_thresholds(cases, 0.5), len(cases))
+
+
+def test_one_run_a_sweep_is_taken_from_the_annotation() -> None:
+    """Where every annotated sweep has one run it is read so; two runs in one of ten, or too few cases, and it is not.
+
+    On cases that all carry a second, weaker bump, the reading calls the annotated one alone.
+    """
+
+    def cases(runs: list[list[int]]) -> OutOfFold:
+        label = np.zeros((len(runs), 60), np.uint8)
+        logit = np.full((len(runs), 60), -4.0, np.float32)
+        for row, starts in enumerate(runs):
+            logit[row, 40:45] = 2.0
+            for start in starts:
+                label[row, start : start + 5], logit[row, start : start + 5] = 1, 4.0
+        return draw_scores([f"{k}" for k in range(len(runs))], logit.ravel(), label.ravel())
+
+    def judged(runs: list[list[int]]) -> tuple[SelectionConfig, list[CaseJudgement]]:
+        return read_cases(judge_cases([cases(runs)], [Calibration()], PLAIN), PLAIN, half_way=False)
+
+    selection, read = judged([[10]] * 10)
+    assert selection == replace(PLAIN, one_run_a_sweep=True)
+    assert [np.flatnonzero(case.frames.presence >= 0.5).tolist() for case in read] == [[10, 11, 12, 13, 14]] * 10
+    assert "one run a sweep" in describe_reading(selection, choose_thresholds(read, 0.5), len(read))
+    assert not judged([[10]] * 9 + [[10, 25]])[0].one_run_a_sweep
+    assert not judged([[10]] * 4 + [[]] * 6)[0].one_run_a_sweep
+    unasked, _ = read_cases(judge_cases([cases([[10]] * 10)], [Calibration()], PLAIN), PLAIN, one_run=False)
+    assert not unasked.one_run_a_sweep
 
 
 def test_half_way_does_no_harm_where_cases_do_not_differ() -> None:

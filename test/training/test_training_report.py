@@ -19,7 +19,7 @@ def judged(uuid: str, label: list[int], presence: list[float]) -> CaseJudgement:
     """A case of frames as they are read."""
     values = np.array(presence)
     frames = FrameJudgement(values, values, None, values)
-    return CaseJudgement(uuid, np.array(label, np.uint8), frames, values > 0)
+    return CaseJudgement(uuid, np.array(label, np.uint8), frames, values > 0, [range(len(values))])
 
 
 def drawn_cases(count: int) -> list[CaseJudgement]:

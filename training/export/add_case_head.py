@@ -17,6 +17,7 @@ import argparse
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -72,15 +73,15 @@ def add_case_head(
     calibrations = [Calibration(one.presence_temperature, one.optimality_temperature) for one in manifest.members]
     plain = replace(manifest.selection, half_way=None)
     without, with_head = (judge_cases(scored, calibrations, plain, found) for found in (None, reviewed))
-    gain = measure_gain(
-        read_nested(without, subjects, plain), read_nested(with_head, subjects, plain, choose_reading), subjects
-    )
+    choose = partial(choose_reading, one_run_a_sweep=plain.one_run_a_sweep)
+    read = read_nested(without, subjects, plain)
+    gain = measure_gain(read, read_nested(with_head, subjects, plain, choose), subjects)
     print(describe_gain(gain), flush=True)
     if not is_won(gain) and not anyway:
         raise AcouslicError(
             f"the head does not win, so {out} was not written: keep the model as it is, or ask for the head by --anyway"
         )
-    selection = replace(plain, half_way=choose_reading(with_head))
+    selection = replace(plain, half_way=choose(with_head))
     cases = [read_again(case, selection) for case in with_head]
     thresholds = choose_thresholds(cases, manifest.thresholds.mask)
     print(describe_reading(selection, thresholds, len(cases)), flush=True)

@@ -41,6 +41,7 @@ class CaseJudgement:
     """Of the mean of the members."""
     seen: NDArray[np.bool_]
     """(F,): the frames that the case's scale is read from."""
+    sweeps: Sequence[range]
 
 
 def calibrate_member(scored: OutOfFold) -> Calibration:
@@ -105,8 +106,9 @@ def judge_cases(
         mean = np.mean(presence[uuid], axis=0)
         mean_optimality = np.mean(optimality[uuid], axis=0) if uuid in optimality else None
         again = None if reviewed is None else reviewed[uuid]
-        frames = judge_frames(mean, mean_optimality, sweep_ranges(len(mean)), selection, again)
-        return CaseJudgement(uuid, labels[uuid], frames, mean > 0)
+        sweeps = sweep_ranges(len(mean))
+        frames = judge_frames(mean, mean_optimality, sweeps, selection, again)
+        return CaseJudgement(uuid, labels[uuid], frames, mean > 0, sweeps)
 
     return [judge(uuid) for uuid in presence]
 

@@ -31,7 +31,7 @@ def read_nested(
     return [read_again(case, replace(selection, half_way=fitted[subjects[case.uuid]])) for case in cases]
 
 
-def choose_reading(cases: Sequence[CaseJudgement]) -> HalfWay | None:
+def choose_reading(cases: Sequence[CaseJudgement], *, one_run_a_sweep: bool = False) -> HalfWay | None:
     """The half-way reading, or None for the plain one: whichever has the higher F1 over all frames of these cases.
 
     For presence that has seen the case already, so that its threshold need not be the case's once more.
@@ -41,11 +41,9 @@ def choose_reading(cases: Sequence[CaseJudgement]) -> HalfWay | None:
     label = np.concatenate([case.label > 0 for case in cases])
 
     def f1(half_way: HalfWay | None) -> float:
-        read = [read_again(case, replace(_PLAIN, half_way=half_way)).frames.presence for case in cases]
+        selection = SelectionConfig(half_way=half_way, one_run_a_sweep=one_run_a_sweep)
+        read = [read_again(case, selection).frames.presence for case in cases]
         return count_frames(np.concatenate(read), label, 0.5, None).f1
 
     half_way = fit_half_way(cases)
     return half_way if half_way is not None and f1(half_way) > f1(None) else None
-
-
-_PLAIN = SelectionConfig()

@@ -10,12 +10,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from acouslic.geometry import sweep_ranges
 from algorithm.judgement.select_frame import (
     Values,
     choose_candidates,
+    positive_runs,
     presence_logit,
-    read_half_way,
+    read_presence,
     top_and_median,
 )
 from algorithm.model.manifest import HalfWay, SelectionConfig, Thresholds
@@ -24,6 +24,8 @@ from training.learn.frame_metrics import best_f1
 
 FEWEST_CASES = 5
 """Annotated cases from which on the half-way reading is fitted: with fewer, a median is one case's word."""
+_ONE_RUN_SHARE = 0.98
+"""Of the release's annotated sweeps 99.1 % have one run (547 of 552)."""
 
 
 def fit_half_way(cases: Sequence[CaseJudgement], top_frames: int = HalfWay.top_frames) -> HalfWay | None:
@@ -36,6 +38,16 @@ def fit_half_way(cases: Sequence[CaseJudgement], top_frames: int = HalfWay.top_f
     if len(depths) < FEWEST_CASES:
         return None
     return HalfWay(depth=round(float(np.median(depths)), 4), top_frames=top_frames)
+
+
+def has_one_run_a_sweep(cases: Sequence[CaseJudgement]) -> bool:
+    """Whether the annotated frames of 98 % of the annotated sweeps are one run; False where fewer than `FEWEST_CASES`
+    cases have any."""
+    runs = [
+        [len(positive_runs(case.label > 0, sweep)) for sweep in case.sweeps] for case in cases if (case.label > 0).any()
+    ]
+    annotated = [count for of_case in runs for count in of_case if count]
+    return len(runs) >= FEWEST_CASES and annotated.count(1) >= _ONE_RUN_SHARE * len(annotated)
 
 
 def _depth_of_best(case: CaseJudgement, top_frames: int) -> float | None:
@@ -52,20 +64,25 @@ def _depth_of_best(case: CaseJudgement, top_frames: int) -> float | None:
 
 
 def read_cases(
-    cases: Sequence[CaseJudgement], selection: SelectionConfig
+    cases: Sequence[CaseJudgement], selection: SelectionConfig, *, half_way: bool = True, one_run: bool = True
 ) -> tuple[SelectionConfig, list[CaseJudgement]]:
-    """`selection` with the half-way reading fitted to these cases, where they allow one, and the cases read so.
+    """`selection` with the reading that these cases allow, and the cases read so: half-way, and one run a sweep where
+    their annotation has it, each where it is asked for.
 
-    A reading that `selection` has already is taken as it is.
+    What `selection` has already is taken as it is.
     """
-    selection = replace(selection, half_way=selection.half_way or fit_half_way(cases))
+    if half_way:
+        selection = replace(selection, half_way=selection.half_way or fit_half_way(cases))
+    if one_run:
+        one_run = selection.one_run_a_sweep or has_one_run_a_sweep(cases)
+        selection = replace(selection, one_run_a_sweep=one_run)
     return selection, [read_again(case, selection) for case in cases]
 
 
 def read_again(case: CaseJudgement, selection: SelectionConfig) -> CaseJudgement:
     """A case, its presence read as `selection` says."""
     alone = case.frames.presence_alone
-    presence = read_half_way(alone, alone[case.seen], selection.half_way)
+    presence = read_presence(alone, case.seen, case.sweeps, selection)
     return replace(case, frames=replace(case.frames, presence=presence))
 
 
@@ -96,6 +113,8 @@ def describe_reading(selection: SelectionConfig, thresholds: Thresholds, cases: 
         how = f"each frame by itself (a half-way reading takes {FEWEST_CASES} annotated cases)"
     else:
         how = f"half-way, depth {selection.half_way.depth}"
+    if selection.one_run_a_sweep:
+        how += ", one run a sweep"
     return (
         f"{cases} validation cases; frames are read {how}, positive from {thresholds.presence}; optimal from "
         f"{thresholds.optimality}, suitable from {thresholds.suitable}"
@@ -106,7 +125,7 @@ def _suitable_threshold(cases: Sequence[CaseJudgement]) -> float:
     """Where the chosen frame's presence alone best tells annotated choices from wrong ones; at most 0.5."""
     chosen_presence, right = [], []
     for case in cases:
-        frame = choose_candidates(case.frames.quality, sweep_ranges(len(case.label)), 1)[0]
+        frame = choose_candidates(case.frames.quality, case.sweeps, 1)[0]
         chosen_presence.append(case.frames.presence_alone[frame])
         right.append(bool(case.label[frame] > 0))
     values: Values = np.array(chosen_presence)
