@@ -14,6 +14,8 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# Compiled modules are kept in .venv: else every process would compile torch again.
+unset PYTHONDONTWRITEBYTECODE
 demo_seed=20002 # the first of the cases on which the demo was measured (training/demo.py); it fails on others
 
 fail() {

@@ -14,6 +14,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$root"
 requirements/set_up.sh test
 export PYTHONUNBUFFERED=1
+# Compiled modules are kept in .venv: else every process would compile torch again.
+unset PYTHONDONTWRITEBYTECODE
 python=$root/.venv/bin/python
 
 status=0
