@@ -351,7 +351,7 @@ class CaseHeadConfig:
 
     components: Annotated[int, Meta(ge=1, le=1024)] = 32
     """Of the embeddings, less the mean of their case."""
-    hidden: Annotated[int, Meta(ge=1, le=1024)] = 16
+    hidden: Annotated[int, Meta(ge=1, le=1024)] = 80
     neighbour_sigma_frames: Annotated[float, Meta(gt=0, le=100)] = 4.0
     """Gaussian mean of the neighbours' embeddings along a sweep."""
     gain: HeadGain | None = None

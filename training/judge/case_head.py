@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from algorithm.judgement.select_frame import Values, presence_logit, probability_of
 from algorithm.model.heads import CaseHead
 from algorithm.model.manifest import CaseHeadConfig
 
+_NETWORKS = 5
 _STEPS = 500
 _CASES_A_STEP = 8
 _LEARNING_RATE = 3e-3
@@ -48,19 +49,40 @@ def calibrated_logit(logit: NDArray[np.float32], temperature: float) -> Tensor:
 
 
 def fit_case_head(examples: Sequence[CaseExample], config: CaseHeadConfig, seed: int) -> CaseHead:
-    """The head that these cases teach: principal components of the centred embeddings, then 500 steps of AdamW on the
-    cross-entropy of presence, each case with the same weight. The same examples and seed give the same bits."""
+    """The head that these cases teach: principal components of the centred embeddings, and on them the mean of five
+    small networks, each with its share of the hidden units and random numbers of its own.
+
+    What one network says depends on its seed; the mean hardly does. Since only the last layer's outputs are averaged,
+    the five together are one network with all hidden units. The same examples and seed give the same bits.
+    """
+    head = CaseHead(config, examples[0].embedding.shape[1]).requires_grad_(False)
+    head.projection.weight.copy_(_principal_components(examples, config.components))
+    with torch.no_grad():
+        features = [head.features(case.embedding, case.logit, case.seen, case.sweeps) for case in examples]
+    networks = min(_NETWORKS, config.hidden)
+    for k, units in enumerate(torch.arange(config.hidden).tensor_split(networks)):
+        hidden, change = _fit_network(examples, features, len(units), seed * _NETWORKS + k)
+        head.hidden.weight[units], head.hidden.bias[units] = hidden.weight, hidden.bias
+        head.change.weight[:, units] = change.weight / networks
+        head.change.bias.add_(change.bias / networks)
+    return head.eval()
+
+
+def _fit_network(
+    examples: Sequence[CaseExample], features: Sequence[Tensor], units: int, seed: int
+) -> tuple[nn.Linear, nn.Linear]:
+    """One network on the features of each case, (F, features): 500 steps of AdamW on the cross-entropy of presence,
+    each case with the same weight; it begins by changing nothing. Returns its two layers."""
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = CaseHead(config, examples[0].embedding.shape[1])
-    head.projection.weight.data.copy_(_principal_components(examples, config.components))
-    head.projection.weight.requires_grad_(False)
-    with torch.no_grad():
-        features = [head.features(case.embedding, case.logit, case.seen, case.sweeps) for case in examples]
+        hidden, output = nn.Linear(features[0].shape[1], units), nn.Linear(units, 1)
+    nn.init.zeros_(output.weight)
+    nn.init.zeros_(output.bias)
     targets = [torch.from_numpy(case.label > 0).float() for case in examples]
-    trained = [*head.hidden.parameters(), *head.change.parameters()]
-    optimiser = torch.optim.AdamW(trained, lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
+    optimiser = torch.optim.AdamW(
+        [*hidden.parameters(), *output.parameters()], lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _LEARNING_RATE, total_steps=_STEPS)
     epochs = math.ceil(_STEPS / math.ceil(len(examples) / _CASES_A_STEP))
     shuffled = [torch.randperm(len(examples), generator=generator) for _ in range(epochs)]
@@ -69,7 +91,7 @@ def fit_case_head(examples: Sequence[CaseExample], config: CaseHeadConfig, seed:
         chosen = batch.tolist()
         shown = torch.cat([features[k] for k in chosen])
         kept = torch.rand(shown.shape, generator=generator) >= _DROPOUT
-        change = head.change(F.gelu(head.hidden(shown * kept / (1 - _DROPOUT))))[:, 0]
+        change = output(F.gelu(hidden(shown * kept / (1 - _DROPOUT))))[:, 0]
         logit = torch.cat([examples[k].logit for k in chosen]) + change
         weight = torch.cat([torch.full_like(targets[k], 1 / len(targets[k])) for k in chosen])
         target = torch.cat([targets[k] for k in chosen])
@@ -78,7 +100,7 @@ def fit_case_head(examples: Sequence[CaseExample], config: CaseHeadConfig, seed:
         loss.backward()
         optimiser.step()
         schedule.step()
-    return head.eval()
+    return hidden.requires_grad_(False), output.requires_grad_(False)
 
 
 def review(head: CaseHead, examples: Sequence[CaseExample]) -> dict[str, Values]:
