@@ -381,8 +381,6 @@ class Manifest:
         """Raises ValueError where sections contradict each other."""
         if not self.members:
             raise ValueError("members must hold at least one member")
-        if not any(member.decoder for member in self.members):
-            raise ValueError("members: at least one must carry a decoder, or no mask can be drawn")
         for index, member in enumerate(self.members):
             if member.decoder and member.decoder.taps[-1] > self.tower.layers:
                 raise ValueError(f"members[{index}].decoder.taps reach beyond the tower's {self.tower.layers} blocks")
@@ -422,8 +420,8 @@ def untuned_manifest(
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of the artifact in `folder`.
 
-    Raises AcouslicError where it is missing, is not JSON, has another schema version, or any field is unknown,
-    missing, of a wrong type or out of range.
+    Raises AcouslicError where it is missing, is not JSON, has another schema version, no member has a decoder, or any
+    field is unknown, missing, of a wrong type or out of range.
     """
     path = folder / MANIFEST_FILE
     content = read_typed_file(path, missing=f"mount or extract a model artifact (a folder with {MANIFEST_FILE}) there")
@@ -435,6 +433,8 @@ def read_manifest(folder: Path) -> Manifest:
         )
     manifest = convert(found, Manifest, path)
     refuse_other_fields(found, manifest, path)
+    if not any(member.decoder for member in manifest.members):
+        raise AcouslicError(f"{path}: at least one of the members must carry a decoder, or no mask can be drawn")
     return manifest
 
 

@@ -10,16 +10,23 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from acouslic.errors import AcouslicError
+from algorithm.engine.ensemble import Ensemble
 from training.__main__ import main as training_main
+from training.export.trained_member import MovedTower, artifact_of, read_member, shared_tower
+from training.export.write_artifact import main as export
 from training.fit import main, parse_arguments, settings_of
+from training.frames.dataset import table_of
+from training.judge.ask_members import ask_members
 from training.learn.learner import FrameLearner
 from training.learn.run_folder import RunFolder, read_settings, settings_to_yaml
 from training.recipe.settings import FAITHFUL_CLS, FAITHFUL_SEG, TrainSettings
+from training.release.cache import Cache
 
 WHERE = ["--cache=c", "--split=s", "--out=o"]
 
@@ -303,6 +310,24 @@ def test_the_published_recipes_train(preset: str, tiny_training: Any, tmp_path: 
     assert main(tiny_training.fit_arguments(tmp_path / "run", *more)) == 0
     names = {name.partition(":")[2].split(".")[0] for name in trained(tmp_path / "run")}
     assert names == ({"base_model", "presence"} if preset == "cls" else {"decoder"})
+    if preset == "cls":
+        assert_judged_but_not_exported(tmp_path / "run", Cache(tiny_training.cache), tmp_path / "model")
+
+
+def assert_judged_but_not_exported(run: Path, cache: Cache, out: Path) -> None:
+    """A classifier alone is asked as inference asks, so that it can stand beside other recipes; it is no model for the
+    container, which has to draw a mask."""
+    member = read_member(RunFolder(run))
+    artifact = artifact_of([member], shared_tower([member], cache, MovedTower()))
+    ensemble = Ensemble.from_artifact(artifact, torch.device("cpu"), torch.float32)
+    uuid, frames = str(member.scored.uuid[0]), int(member.scored.frame_counts[0])
+    said = ask_members(ensemble, table_of(cache, [uuid]), np.arange(frames), 16)
+    # The run scored its cases in the type it trained in, which may be bfloat16.
+    np.testing.assert_allclose(said.presence[0], member.scored.presence_logit[:frames], atol=0.05)
+    words = ["--tower=t", "--tower_licence=l", "--training_data=d", "--training_data_licence=l"]
+    with pytest.raises(AcouslicError, match="none of the runs has a mask decoder"):
+        export([str(run), f"--out={out}", *words])
+    assert not out.exists()
 
 
 def test_the_published_segmentation_keeps_its_epoch_by_one_dice(

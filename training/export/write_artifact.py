@@ -104,8 +104,8 @@ def export_runs(
     """Write the artifact of `runs`, in their order, to `out`.
 
     `cache` is where their validation frames lie, `moved` where the tower does; None is where it was in training. Raises
-    AcouslicError where the runs do not share one tower, one of them is not finished, or the artifact does not say what
-    its members said.
+    AcouslicError where the runs do not share one tower, one of them is not finished, none has a decoder, or the
+    artifact does not say what its members said.
     """
     for name in ("precision_frames", "whole_cases"):
         if getattr(settings, name) < 0:
@@ -116,6 +116,8 @@ def export_runs(
         raise AcouslicError("scoring.gate: a model gets its student after the export, by `acouslic train distil`")
     device, _ = choose_device(settings.device)
     members = [read_member(run) for run in runs]
+    if not any(member.config.decoder for member in members):
+        raise AcouslicError("none of the runs has a mask decoder, so no mask could be drawn: add a run that has one")
     cache = cache or Cache(Path(members[0].record["cache"]))
     loaded = shared_tower(members, cache, moved or MovedTower())
     scored = [member.scored for member in members]
