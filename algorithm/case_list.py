@@ -23,7 +23,7 @@ from acouslic.sockets import (
     stack_suffix,
 )
 from algorithm.result.growth import parse_age
-from algorithm.result.table import INDEX_FILE, RESULTS_FILE
+from algorithm.result.table import INDEX_FILE, PARQUET_FILE, RESULTS_FILE
 
 _RELEASE_FOLDER = "images/stacked_fetal_ultrasound"
 _STILL_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -51,9 +51,14 @@ def find_sweeps(paths: Sequence[Path]) -> list[SweepInput]:
         if count > 1:
             double = ", ".join(str(sweep.path) for sweep in sweeps if sweep.case == case)
             raise AcouslicError(f"{count} stacks would write to the same folder {case!r}: {double}; rename all but one")
-        if case in ("", ".", "..", RESULTS_FILE, INDEX_FILE):
-            raise AcouslicError(f"a stack's name gives the case name {case!r}, which no folder can have: rename it")
+        check_case_name(case)
     return sweeps
+
+
+def check_case_name(case: str) -> None:
+    """Raises AcouslicError where no folder can have this name, or a table or the page of all cases has it."""
+    if case in ("", ".", "..", RESULTS_FILE, PARQUET_FILE, INDEX_FILE):
+        raise AcouslicError(f"a stack's name gives the case name {case!r}, which no folder can have: rename it")
 
 
 def _matches(path: Path) -> list[Path]:

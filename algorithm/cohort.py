@@ -161,16 +161,17 @@ def _ray(settings: PredictSettings, interrupts: Interrupts) -> Iterator[Any]:
                 "several workers need Ray, which is not installed: run requirements/set_up.sh cohort, or divide the "
                 "cases by --num-parts and --part-id"
             ) from None
-        keywords: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if settings.ray_address is None:
-            cores, _ = usable_cores()
-            gpus = 0 if settings.device == "cpu" else visible_gpus()
-            keywords |= {"num_cpus": cores, "num_gpus": gpus, "include_dashboard": False}
-            keywords |= {"object_store_memory": _OBJECT_STORE_BYTES}
-        _start_or_join(ray, settings.ray_address, keywords)
-        # Ray has put a handler of its own in their place.
-        interrupts.install()
+    keywords: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if settings.ray_address is None:
+        cores, _ = usable_cores()
+        gpus = 0 if settings.device == "cpu" else visible_gpus()
+        keywords |= {"num_cpus": cores, "num_gpus": gpus, "include_dashboard": False}
+        keywords |= {"object_store_memory": _OBJECT_STORE_BYTES}
     try:
+        with interrupts.held():
+            _start_or_join(ray, settings.ray_address, keywords)
+            # Ray has put a handler of its own in their place.
+            interrupts.install()
         yield ray
     finally:
         ray.shutdown()
@@ -280,6 +281,8 @@ class Dispatcher:
 
     def _bury(self, hand: _Hand, error: Exception) -> None:
         """A worker has died: its cases go back, and another takes its place."""
+        # It may only be out of reach, and would go on with the case and keep its device.
+        self._ray.kill(hand.actor)
         log.info("a worker has died%s", "" if hand.case is None else f" with case {hand.case.sweep.case}")
         self._metrics.death()
         if hand.following is not None:

@@ -26,7 +26,7 @@ from acouslic.errors import AcouslicError
 from acouslic.sockets import find_sweep_input
 from algorithm.frames.frame_stream import FrameStream
 from algorithm.model.manifest import read_manifest
-from algorithm.process.messages import complain, explain
+from algorithm.process.messages import complain, explain, log_line
 from algorithm.process.stand_in import StandIn
 from algorithm.process.timing import process_age_s
 from algorithm.result.outputs import prepare_output, remove_results, removed_on_failure
@@ -207,9 +207,10 @@ def _stop_on_signals(service: Service, output_dir: Path) -> None:
                 remove_results(output_dir)
         # Neither print nor log: the signal may have come in the middle of one of them. And nothing may keep the
         # process from ending, a stdout that nobody reads least of all.
-        with contextlib.suppress(OSError):
-            os.write(1, f"stopped by {signal.Signals(number).name}\n".encode())
-        os._exit(0)
+        try:
+            os.write(1, log_line(log, f"stopped by {signal.Signals(number).name}").encode())
+        finally:
+            os._exit(0)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)

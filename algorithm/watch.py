@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from acouslic.errors import AcouslicError
 from acouslic.sockets import FRAME_NUMBER_FILE, SweepInput
 from acouslic.write import check_writable
-from algorithm.case_list import stacks_in_folder, sweep_of_file
+from algorithm.case_list import check_case_name, stacks_in_folder, sweep_of_file
 from algorithm.predict import PredictSettings, analyse_case
 from algorithm.process.interrupts import Interrupts
 from algorithm.process.messages import complain
@@ -94,7 +94,9 @@ class _Watcher:
         self._pipeline, self._interrupts = pipeline, interrupts
         self._table = ResultTable(settings.table_path, [])
         self._told: set[Path] = set()
-        """Files that were refused for their name."""
+        """Files that were refused."""
+        self._named: dict[Path, tuple[_Stamp, SweepInput]] = {}
+        """The case that a file is, as of when, so that no DICOM header is read again unchanged."""
         self._known: dict[str, tuple[list[_Stamp], ResultRow | None]] = {}
         """By case: the row that its records have, and as of which files, so that none is read again unchanged."""
 
@@ -115,13 +117,11 @@ class _Watcher:
         taken: dict[str, Path] = {}
         has_found = False
         for path in stacks_in_folder(self._input_dir):
-            try:
-                sweep = sweep_of_file(path)
-            except AcouslicError as error:
-                self._tell(path, str(error))
+            sweep = self._sweep_of(path, settled_s)
+            if sweep is None:
                 continue
             if taken.setdefault(sweep.case, sweep.path) != sweep.path:
-                self._tell(path, f"{path} is not analysed: {taken[sweep.case]} has the same case name; rename it")
+                self._tell(path, f"{path} is not analysed: {taken[sweep.case]} has the same case name, {sweep.case}")
                 continue
             with contextlib.suppress(FileNotFoundError, AcouslicError):
                 row = self._row_of(sweep)
@@ -132,6 +132,23 @@ class _Watcher:
                     has_found = True
         if has_found:  # once, however many a watcher that starts again finds done
             self._table.write()
+
+    def _sweep_of(self, path: Path, settled_s: float) -> SweepInput | None:
+        """The case that a file is. None where it is none, which is told when the file is complete."""
+        stamp = _stamp(path)
+        known = self._named.get(path)
+        if known is not None and known[0] == stamp:
+            return known[1]
+        try:
+            sweep = sweep_of_file(path)
+            check_case_name(sweep.case)
+        except AcouslicError as error:
+            with contextlib.suppress(FileNotFoundError):
+                if _age_s(path) >= settled_s:
+                    self._tell(path, str(error))
+            return None
+        self._named[path] = stamp, sweep
+        return sweep
 
     def _tell(self, path: Path, sentence: str) -> None:
         """Once a file."""

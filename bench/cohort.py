@@ -1,6 +1,6 @@
 """Many cases at once by Ray: how much faster, at what cost a case, and what dying workers do to the results.
 
-    python bench/cohort.py [--parts speed,overhead,kills] [--cases 300] [--kills 100] [--model model/demo]
+    python bench/cohort.py [--parts speed,overhead,kills,metrics] [--cases 300] [--kills 100] [--model model/demo]
 
 speed     two workers on two cores against one of one core, in turns, on `--speed-cases` cases of 840 frames: cases a
           second between the first and the last result, so that start and loading do not count (goal: at least 1.8)
@@ -8,21 +8,26 @@ overhead  1,000 tiny cases on two workers: what a case takes of its worker's tim
           (goal: under 50 ms)
 kills     `--cases` tiny cases while `--kills` times a random worker gets SIGKILL: afterwards every case has one row and
           one whole folder, with the same frame, mask and circumference as without kills
+metrics   16 tiny cases and a damaged one on a Ray of their own, with Ray's exporter for Prometheus: what it says
+          afterwards against the records of the cases; needs `ray[default]`, and is made only where it is asked for
 
 The last line is a JSON object with `faults`. Sides share the machine with whatever else runs there.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
 import re
 import signal
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -34,6 +39,11 @@ from training.phantom.generate import write_stack
 TINY = (12, 60, 80)
 _LARGE = (140, 281, 372)
 _OVERHEAD_CASES = 1000
+_METRICS_S = 300
+"""A busy machine takes that long to start Ray's exporter."""
+_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+"""Nothing is reported; who may join is not what is measured here."""
+_OURS = re.compile(r"(ray_acouslic_(?:cases_total|case_seconds_bucket))\{")
 _WORKER = re.compile(r"^worker (\d+) on ")
 
 
@@ -51,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     random.seed(options.seed)
     report: dict[str, object] = {"date": today(), "machine": describe_machine()}
     faults: list[str] = []
-    parts = {"speed": measure_speed, "overhead": measure_overhead, "kills": kill_workers}
+    parts = {"speed": measure_speed, "overhead": measure_overhead, "kills": kill_workers, "metrics": scrape_metrics}
     for name in options.parts.split(","):
         with tempfile.TemporaryDirectory() as folder:
             figures, found = parts[name](Path(folder), options)
@@ -130,15 +140,95 @@ def compare_results(output: Path, undisturbed: Path) -> list[str]:
     return faults
 
 
+def scrape_metrics(root: Path, options: argparse.Namespace) -> tuple[dict[str, object], list[str]]:
+    """What Ray's exporter says of a small cohort, and where that is not what its records say."""
+    stacks, output = make_stacks(root / "stacks", 16, TINY), root / "out"
+    (stacks / "damaged.mha").write_bytes(b"no image")
+    with ray_with_exporter(root / "ray") as (address, url):
+        said = list(lines_of(start(stacks, output, options.model, 2, more=["--ray-address", address])))
+        seconds = [float(row["seconds"]) for row in rows_of(output).values()]
+        if not seconds:
+            raise SystemExit(f"the run failed: {''.join(said[-3:])}")
+        # The exporter has them some seconds later.
+        deadline = time.monotonic() + _METRICS_S
+        while (faults := wrong_metrics(read_metrics(url) or {}, seconds)) and time.monotonic() < deadline:
+            time.sleep(1)
+        exported = read_metrics(url)
+    return {"exported": exported}, faults
+
+
+def wrong_metrics(exported: dict[str, float], seconds: Sequence[float]) -> list[str]:
+    """What is exported otherwise than 16 good cases of so many seconds and a damaged one make it.
+
+    Not the histogram's sum, which Ray makes of the middles of the buckets.
+    """
+    bounds = {*re.findall(r'_bucket\{le="([^"]+)"', " ".join(exported)), "+Inf"}
+    expected = {'ray_acouslic_cases_total{outcome="done"}': 16, 'ray_acouslic_cases_total{outcome="failed"}': 1}
+    for bound in bounds:
+        within = sum(second <= float(bound) for second in seconds)
+        expected[f'ray_acouslic_case_seconds_bucket{{le="{bound}"}}'] = within
+    return [f"{name} is {exported.get(name)}, not {n}" for name, n in expected.items() if exported.get(name) != n]
+
+
+@contextlib.contextmanager
+def ray_with_exporter(folder: Path) -> Iterator[tuple[str, str]]:
+    """A Ray of two cores on this machine: its address, and where its exporter answers."""
+    port, exporter = free_port(), free_port()
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--temp-dir={folder}"]
+    command += [f"--port={port}", "--num-cpus=2", "--include-dashboard=false", f"--metrics-export-port={exporter}"]
+    url = f"http://127.0.0.1:{exporter}/metrics"
+    with Path(f"{folder}.log").open("wb") as log:
+        process = subprocess.Popen(command, env=os.environ | _RAY, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + _METRICS_S
+        while read_metrics(url) is None:
+            if process.poll() is not None or time.monotonic() > deadline:
+                said = Path(f"{folder}.log").read_text(errors="replace")
+                raise SystemExit(f"no exporter of metrics: is ray[default] installed? {said[-300:]}")
+            time.sleep(1)
+        yield f"127.0.0.1:{port}", url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def read_metrics(url: str) -> dict[str, float] | None:
+    """Our counts by name and outcome or bucket; None where nobody answers."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            text = answer.read().decode()
+    except OSError:
+        return None
+    found = {}
+    for line in text.splitlines():
+        if match := _OURS.match(line):
+            (label,) = re.findall(r'\b(?:outcome|le)="[^"]+"', line)
+            found[f"{match[1]}{{{label}}}"] = float(line.rpartition(" ")[2])
+    return found
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
 def start(
-    stacks: Path, output: Path, model: Path, workers: int, cores: Sequence[int] | None = None
+    stacks: Path,
+    output: Path,
+    model: Path,
+    workers: int,
+    cores: Sequence[int] | None = None,
+    more: Sequence[str] = (),
 ) -> subprocess.Popen[str]:
     """`predict` on so many workers; on these cores alone where they are given. A worker has one thread."""
     command = [sys.executable, "-m", "algorithm", "predict", str(stacks), "--output", str(output)]
-    command += ["--model", str(model), "--device", "cpu", "--workers", str(workers)]
+    command += ["--model", str(model), "--device", "cpu", "--workers", str(workers), *more]
     return subprocess.Popen(
         command,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)} | ({"OMP_NUM_THREADS": "1"} if workers == 1 else {}),
+        env=os.environ | _RAY | {"PYTHONPATH": str(REPOSITORY)} | ({"OMP_NUM_THREADS": "1"} if workers == 1 else {}),
         stdout=subprocess.PIPE,
         text=True,
         preexec_fn=None if cores is None else lambda: os.sched_setaffinity(0, cores),

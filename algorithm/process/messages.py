@@ -70,6 +70,13 @@ def log_as_json() -> None:
         handler.setFormatter(JsonFormatter())
 
 
+def log_line(logger: logging.Logger, text: str) -> str:
+    """The line that a log record of this text would be, for whoever must not write to the log just now."""
+    record = logger.makeRecord(logger.name, logging.INFO, "", 0, text, (), None)
+    formatters = [handler.formatter for handler in logging.getLogger().handlers if handler.formatter is not None]
+    return (formatters[0] if formatters else LogFormatter()).format(record) + "\n"
+
+
 def explain(error: BaseException) -> str:
     """One sentence on one line for a failure. What is our own mistake goes to the log with its traceback too."""
     short_of = _shortage(error)

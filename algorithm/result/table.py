@@ -12,6 +12,7 @@ from algorithm.result.growth import centile_words, weeks_words
 from algorithm.result.outputs import CaseResult
 
 RESULTS_FILE = "results.csv"
+PARQUET_FILE = "results.parquet"
 INDEX_FILE = "index.html"
 _MOST_SHARE_OF_TIME = 0.02
 """Of a run for writing its table again after each case: with 100,000 cases it is a file of 10 MB."""

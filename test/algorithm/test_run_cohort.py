@@ -31,6 +31,7 @@ pytest.importorskip("ray")
         ([Node(16, 0)], 3, None, Share(3, 5, 0)),
         ([Node(8, 0), Node(4, 0)], None, None, Share(2, 4, 0)),
         ([Node(8, 0), Node(4, 0)], 3, None, Share(3, 4, 0)),
+        ([Node(0, 0), Node(8, 0), Node(8, 0)], None, None, Share(2, 8, 0)),
         ([Node(32, 4)], None, None, Share(4, 8, 1)),
         ([Node(32, 4), Node(8, 0)], None, None, Share(4, 8, 1)),
         ([Node(32, 4)], 2, "cpu", Share(2, 16, 0)),
@@ -180,7 +181,7 @@ class PretendedRay:
 
     def __init__(self, dies):
         self.random, self.dies = random.Random(3), dies
-        self.tries = Counter()
+        self.tries, self.killed = Counter(), []
 
     def remote(self, _):
         return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *_: self._actor()))
@@ -190,6 +191,9 @@ class PretendedRay:
             load=SimpleNamespace(remote=lambda: object()),
             analyse=SimpleNamespace(remote=lambda sweep, _, again: (object(), sweep, again)),
         )
+
+    def kill(self, actor):
+        self.killed.append(actor)
 
     def wait(self, calls, num_returns):
         return self.random.sample(calls, num_returns), None
@@ -236,6 +240,8 @@ def test_a_hundred_deaths_in_three_hundred_cases(tmp_path):
     assert state["next"] is None
     assert sum(ray.tries.values()) == 400
     assert max(ray.tries.values()) > 2
+    # A worker that is only out of reach must not go on with its case beside the next.
+    assert len(ray.killed) == 100
 
 
 @pytest.mark.parametrize("poisons", [1, 3])

@@ -19,9 +19,10 @@ from acouslic.sockets import FRAME_NUMBER_FILE
 from algorithm import watch
 from algorithm.__main__ import _settings_of, main
 from algorithm.arguments import make_parser
+from algorithm.case_list import sweep_of_file
 from algorithm.health import check_server, is_server_here
 from algorithm.predict import PredictSettings
-from algorithm.process.messages import JsonFormatter
+from algorithm.process.messages import JsonFormatter, log_line
 from algorithm.result.record import Maker, recorded_row, write_record
 from algorithm.result.table import ResultRow
 from algorithm.watch import check_heartbeat
@@ -137,6 +138,40 @@ def test_records_are_not_read_again_unless_a_file_has_changed(platform_case, spe
     assert sorted(read) == ["a", "a", "b", "b"]
 
 
+def test_a_file_without_a_case_is_told_once_it_is_complete(
+    platform_case, speckle, write_ultrasound, tmp_path, monkeypatch, capsys
+):
+    """A DICOM file whose header is still being written is no fault, and its header is read once when it is there; one
+    that stays damaged is told once. A stack whose results would be in the way of the table is never analysed."""
+    settings = PredictSettings(output_dir=tmp_path / "out", model_dir=tmp_path)
+    stacks = tmp_path / "stacks"
+    stacks.mkdir()
+    write_ultrasound(tmp_path / "whole.dcm", 4)
+    content = (tmp_path / "whole.dcm").read_bytes()
+    dicom = stacks / "a.dcm"
+    dicom.write_bytes(content[:300])
+    watcher = watch._Watcher(stacks, settings, Maker("0", "m", "x", {}), None, None)
+    assert list(watcher._new(60.0)) == []
+    assert capsys.readouterr().err == ""
+    assert [list(watcher._new(0.0)) for _ in range(2)] == [[], []]
+    assert capsys.readouterr().err.count("a.dcm") == 1
+
+    dicom.write_bytes(content)
+    read = []
+
+    def counted(path):
+        read.append(path)
+        return sweep_of_file(path)
+
+    monkeypatch.setattr("algorithm.watch.sweep_of_file", counted)
+    assert [[sweep.path for sweep in watcher._new(0.0)] for _ in range(2)] == [[dicom], [dicom]]
+    assert read == [dicom]
+
+    platform_case.write_sweep(speckle(4)).rename(stacks / "results.csv.mha")
+    assert [sweep.path for sweep in watcher._new(0.0)] == [dicom]
+    assert "the case name 'results.csv', which no folder can have" in capsys.readouterr().err
+
+
 def test_a_watcher_is_told_what_predict_is_told(tmp_path):
     """Pixel size, DICOM results and pages: what holds for every case is asked for alike."""
     words = ["--spacing-mm", "0.5", "--dicom", "--no-page", "--verbose", "--device", "cpu", "--batch-frames", "3"]
@@ -226,3 +261,13 @@ def test_a_log_of_json_lines():
     done = lines('{"event": "case done", "frames": 24}')
     assert (done["event"], done["frames"], done["level"], done["logger"]) == ("case done", 24, "INFO", "algorithm.x")
     assert done["time"].endswith("+00:00")
+
+
+def test_a_line_beside_the_log_has_its_format(monkeypatch):
+    """What a signal handler writes by itself is an object too, where the log is made of objects."""
+    handler = logging.StreamHandler()
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+    assert log_line(logging.getLogger("algorithm.serve"), "stopped by SIGTERM") == "stopped by SIGTERM\n"
+    handler.setFormatter(JsonFormatter())
+    said = json.loads(log_line(logging.getLogger("algorithm.serve"), "stopped by SIGTERM"))
+    assert (said["message"], said["logger"], said["level"]) == ("stopped by SIGTERM", "algorithm.serve", "INFO")
