@@ -35,6 +35,7 @@ from algorithm.model.manifest import Manifest, TowerConfig, read_manifest
 from algorithm.result.outputs import SCORES_FILE
 from bench.figures.case_report import AutocastSide, CaseReport
 from bench.figures.frame_choice import rank_correlation
+from bench.setting.command import add_place
 from bench.setting.inputs import (
     generated_sweep,
     platform_input,
@@ -335,8 +336,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kept-patches", action="store_true", help="run B with the patches inside the fan alone too")
     parser.add_argument("--cold", action="store_true", help="first run both with an empty page cache; needs root")
     parser.add_argument("--ours-only", action="store_true", help="B alone in exec and invoke mode on --frames frames")
-    parser.add_argument("--device", choices=("cpu", "cuda"))
-    parser.add_argument("--work", type=Path, help="a folder to keep artifact and case in for the next time")
+    add_place(parser)
     return parser
 
 

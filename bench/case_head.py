@@ -12,7 +12,6 @@ precision, F1 at 0.5 and F1 as exported, without the head and with it. The last 
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -30,6 +29,7 @@ from algorithm.engine.ensemble import Ensemble
 from algorithm.judgement.select_frame import Values, judge_frames, probability_of
 from algorithm.model.artifact import load_artifact
 from algorithm.model.manifest import CaseHeadConfig, SelectionConfig
+from bench.setting.command import exit_with
 from training.export.add_case_head import groups_of_subjects
 from training.frames.dataset import table_of
 from training.judge.ask_members import ask_members
@@ -249,8 +249,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except AcouslicError as error:
-        print(error, file=sys.stderr)
-        sys.exit(1)
+    exit_with(main)

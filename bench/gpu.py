@@ -48,6 +48,7 @@ from bench.figures.flops import adapted_layers, shared_flop
 from bench.figures.table import number, table
 from bench.matrix_peak import SHAPES, matrix_peak_flop_per_s, seconds_of
 from bench.parity import CaseParity, compare, score_exhaustively, summary
+from bench.setting.command import add_place
 from bench.setting.inputs import (
     RANDOM_REFINED_FRACTION,
     generated_sweep,
@@ -367,8 +368,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batches", type=_numbers, default=[16, 32, 64, 128, 256], help="frames, comma-separated")
     parser.add_argument("--repeats", type=int, default=3, help="of each warm case")
     parser.add_argument("--keep-page-cache", action="store_true", help="do not empty it before the new process")
-    parser.add_argument("--device", choices=("cpu", "cuda"))
-    parser.add_argument("--work", type=Path, help="a folder to keep artifact and case in for the next time")
+    add_place(parser)
     return parser
 
 

@@ -18,7 +18,6 @@ last line is JSON.
 import argparse
 import hashlib
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from algorithm.judgement.select_frame import Values, probability_of
 from algorithm.model.manifest import HalfPrecision
 from bench.figures.compared_readings import DRAWN_CASES, Comparison, compare, draw_differences
 from bench.figures.readings import READINGS, Called, Reading, SaidOfCase
+from bench.setting.command import exit_with
 from training.export.trained_member import MovedTower, TrainedMember, artifact_of, read_member, shared_tower
 from training.frames.dataset import table_of
 from training.judge.ask_members import ask_members
@@ -248,8 +248,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except AcouslicError as error:
-        print(error, file=sys.stderr)
-        sys.exit(1)
+    exit_with(main)

@@ -30,9 +30,10 @@ from algorithm.model.manifest import ScoringConfig, TowerConfig
 from bench.case import workspace
 from bench.figures.flops import adapted_layers, shared_flop
 from bench.figures.table import number, table
+from bench.setting.command import add_place
 from bench.setting.inputs import platform_input, speckle_sweep
 from bench.setting.machine import describe_machine, today, versions, warn_if_busy
-from bench.setting.random_artifact import TOWERS, write_random_artifact
+from bench.setting.random_artifact import TOWERS, alike_members, write_random_artifact
 from bench.setting.sides import run_algorithm
 
 SMALL = TowerConfig(image_size=224, patch_size=14, width=192, layers=8, heads=3, mlp_width=768, output_dim=192)
@@ -203,7 +204,9 @@ def _model(work: Path, name: str, config: TowerConfig, members: int) -> Path:
     folder = work / f"{name}-{members}"
     if not folder.is_dir():
         blocks = max(1, config.layers // SHARE_ADAPTED)
-        write_random_artifact(folder, config, members=members, adapted_blocks=blocks, dtype=torch.float16)
+        write_random_artifact(
+            folder, config, alike_members(config, members, adapted_blocks=blocks), dtype=torch.float16
+        )
     return folder
 
 
@@ -221,8 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scored-frames", type=int, default=64, help="for members and batches")
     parser.add_argument("--batch-frames", type=int, default=8, help="where it is not what varies")
     parser.add_argument("--rows", type=int, default=ROWS, help="of the stacks")
-    parser.add_argument("--device", choices=("cpu", "cuda"))
-    parser.add_argument("--work", type=Path, help="a folder to keep artifacts and stacks in for the next time")
+    add_place(parser)
     return parser
 
 

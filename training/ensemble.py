@@ -15,18 +15,19 @@ from pathlib import Path
 from acouslic.errors import AcouslicError
 from acouslic.release import Release
 from acouslic.write import write_text
-from training.fit import fit_fold, make_parser, parse_with, settings_of
+from training.fit import fit_fold, make_parser, settings_of
 from training.learn.run_folder import settings_to_yaml
 from training.network.open_clip_weights import tower_config_from_open_clip
 from training.network.tower_source import read_model_config
 from training.parallel import FoldProcesses, fit_command, visible_gpus
+from training.recipe.command_line import parse_with
 from training.release import prepare, split
 from training.release.cache import Cache
 
 
 def main(arguments: list[str]) -> int:
     """The command `python -m training ensemble`."""
-    parser = make_parser("ensemble", (__doc__ or "").splitlines()[0], arguments)
+    parser = make_parser("ensemble", __doc__, arguments)
     parser.add_argument("--raw", required=True, help="the release: images/, masks/, circumferences/")
     parser.add_argument("--out", required=True, help="folder for cache, split and runs")
     parser.add_argument("--folds", type=int, default=5, help="one a member")

@@ -18,10 +18,10 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
-from acouslic.errors import AcouslicError
 from training.learn.run_folder import RunFolder
 from training.learn.run_member import FoldCases, run_member
 from training.recipe.check_settings import check_settings
+from training.recipe.command_line import command_parser, parse_with
 from training.recipe.settings import PRESETS, TrainSettings
 from training.release.cache import Cache
 from training.release.split import Split, check_subjects, read_split
@@ -61,7 +61,7 @@ def check_split_of_cache(split: Split, cache: Cache) -> None:
 
 def parse_arguments(arguments: list[str]) -> Namespace:
     """Options and settings, or AcouslicError for what is unknown or of a wrong type."""
-    parser = make_parser("fit", (__doc__ or "").splitlines()[0], arguments)
+    parser = make_parser("fit", __doc__, arguments)
     parser.add_argument("--cache", required=True, help="folder that `prepare` made")
     parser.add_argument("--split", required=True, help="file that `split` made")
     parser.add_argument("--out", required=True, help="folder of the run")
@@ -70,24 +70,16 @@ def parse_arguments(arguments: list[str]) -> Namespace:
     return parse_with(parser, "fit", arguments)
 
 
-def make_parser(command: str, description: str, arguments: list[str]) -> ArgumentParser:
+def make_parser(command: str, description: str | None, arguments: list[str]) -> ArgumentParser:
     """A parser of a command that trains: every setting, `--config`, and `--faithful`, which decides the defaults."""
     chooser = argparse.ArgumentParser(add_help=False)
     chooser.add_argument("--faithful", nargs="?", const="cls", choices=sorted(PRESETS))
     preset = chooser.parse_known_args(arguments)[0].faithful
-    parser = ArgumentParser(prog=f"acouslic train {command}", description=description, exit_on_error=False)
+    parser = command_parser(command, description)
     parser.add_argument("--faithful", nargs="?", const="cls", choices=sorted(PRESETS), help="the published recipe")
     parser.add_argument("--config", action=ActionConfigFile, help="settings as YAML")
     add_settings(parser, TrainSettings() if preset is None else PRESETS[preset])
     return parser
-
-
-def parse_with(parser: ArgumentParser, command: str, arguments: list[str]) -> Namespace:
-    """The options with settings as dataclasses. Raises AcouslicError in place of jsonargparse's own."""
-    try:
-        return parser.instantiate(parser.parse_args(arguments))
-    except argparse.ArgumentError as error:
-        raise AcouslicError(f"{command}: {' '.join(str(error).split())}") from None
 
 
 def add_settings(parser: ArgumentParser, defaults: TrainSettings) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import lightning
 import numpy as np
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile
 
 from acouslic.errors import AcouslicError
 from acouslic.write import write_text
@@ -40,6 +40,7 @@ from training.learn.run_member import (
 )
 from training.network.baselines import ROWS, Row, build_baseline
 from training.network.model import Network
+from training.recipe.command_line import command_parser, parse_with
 from training.recipe.settings import FAITHFUL_CLS, FAITHFUL_SEG, TrainSettings
 from training.release.cache import Cache
 from training.release.split import Split, read_split
@@ -198,9 +199,7 @@ def main(arguments: list[str]) -> int:
     chooser = argparse.ArgumentParser(add_help=False)
     chooser.add_argument("--row", default="")
     wanted = chooser.parse_known_args(arguments)[0].row
-    parser = ArgumentParser(
-        prog="acouslic train table", description=(__doc__ or "").splitlines()[0], exit_on_error=False
-    )
+    parser = command_parser("table", __doc__)
     parser.add_argument("--row", required=True, choices=[row.name for row in ROWS])
     parser.add_argument("--cache", required=True, help="folder that `prepare` made")
     parser.add_argument("--split", required=True, help="the paper's split, or another with test cases")
@@ -211,10 +210,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--random_init", type=bool, default=False, help="a timm network without pretrained weights")
     parser.add_argument("--config", action=ActionConfigFile, help="settings as YAML")
     add_settings(parser, FAITHFUL_SEG if wanted == "fetalclip_seg" else FAITHFUL_CLS)
-    try:
-        options = parser.instantiate(parser.parse_args(arguments))
-    except argparse.ArgumentError as error:
-        raise AcouslicError(f"table: {' '.join(str(error).split())}") from None
+    options = parse_with(parser, "table", arguments)
     split = read_split(Path(options.split))
     if not split.test_cases():
         raise AcouslicError(f"{options.split} has no test cases: make it with --protocol paper")

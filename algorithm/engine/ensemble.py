@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from acouslic.errors import AcouslicError
-from algorithm.engine.merged_weights import Row
+from algorithm.engine.merged_weights import MergedWeights, Row
 from algorithm.engine.stacked_tower import StackedOutput, StackedTower
 from algorithm.model.artifact import Artifact
 from algorithm.model.heads import Heads, presence_from_mask
@@ -126,7 +126,8 @@ class Ensemble:
         packed = device.type == "cpu" and order != "batched"
 
         def merge() -> StackedTower:
-            return StackedTower(manifest.tower, artifact.tower_state, rows, device=device, dtype=dtype, packed=packed)
+            weights = MergedWeights(manifest.tower, artifact.tower_state, rows, device, dtype)
+            return StackedTower(weights, packed=packed)
 
         heads = []
         for member, config in zip(artifact.members, manifest.members, strict=True):

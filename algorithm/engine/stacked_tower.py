@@ -6,7 +6,7 @@ weight: so whole blocks before the first adapter, and in an adapted block whatev
 once, exactly. From there on the rows run batched (one product for all) or one after another.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -17,9 +17,8 @@ from torch.nn import functional as F
 
 from algorithm.engine.attention import attend
 from algorithm.engine.fused_norm import add_and_normalise, prepare
-from algorithm.engine.merged_weights import RESIDUAL_DTYPE, MergedWeights, Row, StackedLinear
+from algorithm.engine.merged_weights import RESIDUAL_DTYPE, MergedWeights, StackedLinear
 from algorithm.engine.packed_linear import can_pack
-from algorithm.model.manifest import TowerConfig
 
 RowOrder = Literal["batched", "sequential"]
 
@@ -147,23 +146,14 @@ class StackedBlock:
 
 
 class StackedTower:
-    """The tower of `config` for `rows`, on `device` in `dtype`.
+    """The tower of `weights`, for its rows, on its device in its type.
 
     `packed` keeps weights in oneDNN's blocked layout, which only the sequential order can use.
     """
 
-    def __init__(
-        self,
-        config: TowerConfig,
-        state: Mapping[str, Tensor],
-        rows: Sequence[Row],
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
-        packed: bool,
-    ) -> None:
-        self.config, self.rows, self.device, self.dtype = config, len(rows), device, dtype
-        weights = MergedWeights(config, state, rows, device, dtype)
+    def __init__(self, weights: MergedWeights, *, packed: bool) -> None:
+        config, state, device, dtype = weights.config, weights.state, weights.device, weights.dtype
+        self.config, self.rows, self.device, self.dtype = config, len(weights.rows), device, dtype
         packed = packed and can_pack(device, dtype)
         self.packed = packed
         kept = config.kept_patches

@@ -8,16 +8,9 @@ import numpy as np
 from bench.figures.frame_choice import frame_worth
 from bench.figures.readings import READINGS, Called, Fitted, Reading, SaidOfCase
 from bench.figures.table import table
+from evaluation.metrics import intervals
 from evaluation.metrics.frame_f1 import ConfusionCounts, confusion_counts
-from evaluation.metrics.intervals import (
-    Interval,
-    f1_interval,
-    f1_without_extremes,
-    mean_interval,
-    paired_f1_interval,
-    paired_mean_interval,
-    units_of,
-)
+from evaluation.metrics.intervals import Interval
 
 DRAWN_CASES = 10
 _SEED = 20251129
@@ -52,16 +45,16 @@ def measure(cases: Sequence[SaidOfCase], called: Sequence[Called], plainly: Sequ
         np.array([frame_worth(case.label, one.chosen) for case, one in zip(cases, calls, strict=True)])
         for calls in (called, plainly)
     )
-    units = units_of([case.subject for case in cases])
+    units = intervals.units_of([case.subject for case in cases])
     total = sum(counts, ConfusionCounts())
     return Figures(
-        f1=f1_interval(counts, units),
-        f1_difference=paired_f1_interval(plain_counts, counts, units),
-        wfss=mean_interval(worth, units),
-        wfss_difference=paired_mean_interval(plain_worth, worth, units),
+        f1=intervals.f1_interval(counts, units),
+        f1_difference=intervals.paired_f1_interval(plain_counts, counts, units),
+        wfss=intervals.mean_interval(worth, units),
+        wfss_difference=intervals.paired_mean_interval(plain_worth, worth, units),
         precision=total.tp / max(1, total.tp + total.fp),
         recall=total.tp / max(1, total.tp + total.fn),
-        without_extremes=f1_without_extremes(counts),
+        without_extremes=intervals.f1_without_extremes(counts),
     )
 
 

@@ -62,12 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = TOWERS[args.config]
     if args.keep_share < 1:
         config = dataclasses.replace(config, kept_patches=central_patches(config.grid_size, args.keep_share))
+    blocks = config.layers if args.adapted_blocks == "all" else int(args.adapted_blocks)
     write_random_artifact(
         args.out,
         config,
-        members=args.members,
-        adapted_blocks=config.layers if args.adapted_blocks == "all" else int(args.adapted_blocks),
-        targets=args.targets.split(","),
+        alike_members(config, args.members, adapted_blocks=blocks, targets=args.targets.split(",")),
         rank=args.rank,
         scoring=ScoringConfig(mode=args.scoring),
         dtype=getattr(torch, args.precision),
@@ -81,44 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def write_random_artifact(
     folder: Path,
     config: TowerConfig,
-    *,
-    members: int = 3,
-    adapted_blocks: int = 2,
-    targets: Sequence[str] = ("c_fc", "c_proj"),
-    rank: int = 4,
-    scoring: ScoringConfig | None = None,
-    dtype: torch.dtype = torch.float32,
-    seed: int = 0,
-    student: StudentConfig | None = None,
-    case_head: CaseHeadConfig | None = None,
-) -> Manifest:
-    """Write an artifact to `folder` whose members have all heads and adapters on the last `adapted_blocks` blocks."""
-    quarter = max(1, config.layers // 4)
-    taps = TAPS.get(config.layers, (quarter, 2 * quarter, 3 * quarter, config.layers))
-    member = MemberConfig(
-        adapter=adapted_blocks > 0,
-        presence=True,
-        optimality=True,
-        decoder=DecoderConfig(taps, max(1, config.image_size // 16)),
-    )
-    where = (range(max(0, config.layers - adapted_blocks), config.layers), targets) if adapted_blocks > 0 else None
-    return write_random_members(
-        folder,
-        config,
-        [(member, where)] * members,
-        rank=rank,
-        scoring=scoring,
-        dtype=dtype,
-        seed=seed,
-        student=student,
-        case_head=case_head,
-    )
-
-
-def write_random_members(
-    folder: Path,
-    config: TowerConfig,
-    members: Sequence[tuple[MemberConfig, Where | None]],
+    members: int | Sequence[tuple[MemberConfig, Where | None]] = 3,
     *,
     rank: int = 4,
     scoring: ScoringConfig | None = None,
@@ -127,7 +89,10 @@ def write_random_members(
     student: StudentConfig | None = None,
     case_head: CaseHeadConfig | None = None,
 ) -> Manifest:
-    """Write an artifact to `folder` with these members, each with the place of its adapter, if it has one."""
+    """Write an artifact to `folder` with these members, each with the place of its adapter, if it has one; a number is
+    that many of `alike_members`."""
+    if isinstance(members, int):
+        members = alike_members(config, members)
     generator = torch.Generator().manual_seed(seed)
     tower = random_tower(config, generator, dtype)
     embedding = speckle_embedding(tower, generator)
@@ -140,6 +105,22 @@ def write_random_members(
     student_state = None if student is None else random_student(student, config.image_size, generator)
     head_state = None if case_head is None else random_case_head(case_head, config.output_dim, generator)
     return write_artifact(folder, manifest, tower.state_dict(), states, student_state, head_state)
+
+
+def alike_members(
+    config: TowerConfig, count: int, *, adapted_blocks: int = 2, targets: Sequence[str] = ("c_fc", "c_proj")
+) -> list[tuple[MemberConfig, Where | None]]:
+    """Members with all heads, and adapters on `targets` of the last `adapted_blocks` blocks."""
+    quarter = max(1, config.layers // 4)
+    taps = TAPS.get(config.layers, (quarter, 2 * quarter, 3 * quarter, config.layers))
+    member = MemberConfig(
+        adapter=adapted_blocks > 0,
+        presence=True,
+        optimality=True,
+        decoder=DecoderConfig(taps, max(1, config.image_size // 16)),
+    )
+    where = (range(max(0, config.layers - adapted_blocks), config.layers), targets) if adapted_blocks > 0 else None
+    return [(member, where)] * count
 
 
 def central_patches(grid_size: int, share: float) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from algorithm.model.heads import Heads, presence_from_mask
 from algorithm.model.lora import merge
 from algorithm.model.manifest import DecoderConfig, MemberConfig, ScoringConfig, TowerConfig
 from algorithm.model.tower import tower_from_state
-from bench.setting.random_artifact import write_random_members
+from bench.setting.random_artifact import write_random_artifact
 
 CPU = torch.device("cpu")
 EXHAUSTIVE = ScoringConfig()
@@ -82,7 +82,7 @@ SCENARIOS = {
 
 def write_scenario(folder: Path, scenario: Scenario):
     """An artifact of random weights as the scenario says."""
-    write_random_members(folder, scenario.tower, scenario.members, scoring=scenario.scoring, seed=5)
+    write_random_artifact(folder, scenario.tower, scenario.members, scoring=scenario.scoring, seed=5)
     return load_artifact(folder)
 
 

@@ -126,23 +126,15 @@ def test_the_files_say_what_the_result_says(platform_case):
     assert scores["refined_frames"] == [[0, 149]]
     assert scores["sweeps"] == [
         {
-            "sweep": 1,
-            "first_frame": 0,
-            "last_frame": 139,
-            "best_frame": 7,
-            "best_presence_probability": scores["presence_probability"][7],
+            "sweep": number,
+            "first_frame": first,
+            "last_frame": last,
+            "best_frame": best,
+            "best_presence_probability": scores["presence_probability"][best],
             "positive_frames": 1,
-            "longest_run": [7, 7],
-        },
-        {
-            "sweep": 2,
-            "first_frame": 140,
-            "last_frame": 149,
-            "best_frame": 145,
-            "best_presence_probability": scores["presence_probability"][145],
-            "positive_frames": 1,
-            "longest_run": [145, 145],
-        },
+            "longest_run": [best, best],
+        }
+        for number, first, last, best in ((1, 0, 139, 7), (2, 140, 149, 145))
     ]
 
 

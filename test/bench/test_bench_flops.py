@@ -21,7 +21,7 @@ from bench.figures.flops import (
     tower_steps,
     trunk_flop,
 )
-from bench.setting.random_artifact import TOWERS, write_random_artifact
+from bench.setting.random_artifact import TOWERS, alike_members, write_random_artifact
 
 SMALL = TowerConfig(image_size=28, patch_size=7, width=16, layers=4, heads=2, mlp_width=48, output_dim=8)
 
@@ -56,7 +56,7 @@ def test_vit_l_costs_what_is_known_of_it():
 @pytest.mark.parametrize("targets", [("c_fc", "c_proj"), ("out_proj",), ("q_proj", "v_proj"), ("c_proj",)])
 def test_the_ensemble_costs_its_trunk_once_and_its_tail_for_each_member(tmp_path, targets):
     """The gate and the score of the stacked tower multiply what the formula says, wherever the adapters are."""
-    manifest = write_random_artifact(tmp_path / "model", SMALL, members=3, adapted_blocks=2, targets=targets)
+    manifest = write_random_artifact(tmp_path / "model", SMALL, alike_members(SMALL, 3, targets=targets))
     adapted = adapted_layers(tmp_path / "model", manifest)
     assert len(adapted) == 2 * len(targets)
     ensemble = Ensemble.from_artifact(

@@ -12,7 +12,7 @@ from acouslic.stack import read_stack
 from algorithm.model.manifest import ScoringConfig, StudentConfig, read_manifest
 from bench import case, gpu, scaling
 from bench.setting.inputs import platform_input, shortened, with_scoring
-from bench.setting.random_artifact import TOWERS, write_random_artifact
+from bench.setting.random_artifact import TOWERS, alike_members, write_random_artifact
 from bench.setting.straightforward import BATCH_FRAMES
 from training.network.student import student_flop
 from training.phantom.generate import write_stack
@@ -90,7 +90,7 @@ def test_an_artifact_with_all_that_is_trained(sweep, tmp_path, capsys, monkeypat
     monkeypatch.setattr("bench.case.matrix_peaks", lambda _: {"float32": 1e11, "bfloat16": 4e11})
     tower = dataclasses.replace(TOWERS["tiny"], kept_patches=(1, 2, 5, 6, 9, 10, 14))
     targets = ("q_proj", "k_proj", "v_proj", "out_proj", "c_fc", "c_proj")
-    write_random_artifact(tmp_path / "model", tower, members=1, targets=targets)
+    write_random_artifact(tmp_path / "model", tower, alike_members(tower, 1, targets=targets))
     words = ["--model", str(tmp_path / "model"), "--sweep", str(sweep), "--frames", "8", "--autocast-frames", "2"]
     assert case.main([*words, "--work", str(tmp_path / "work"), "--device", "cpu"]) == 0
     found = last_json(capsys.readouterr().out)

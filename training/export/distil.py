@@ -13,7 +13,6 @@ with the student and these settings; MODEL stays as it is. The run is kept in FO
 command goes on where it stopped.
 """
 
-import argparse
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +21,6 @@ from pathlib import Path
 import lightning
 import numpy as np
 import torch
-from jsonargparse import ArgumentParser
 
 from acouslic.errors import AcouslicError
 from acouslic.write import check_writable
@@ -42,6 +40,7 @@ from training.learn.run_member import scoring_device, train
 from training.learn.student_learner import GIVEN_A_CHANCE, StudentLearner
 from training.network.student import StudentNetwork, student_flop
 from training.recipe.check_settings import check_settings
+from training.recipe.command_line import command_parser, parse_with
 from training.recipe.distil_settings import DistilSettings
 from training.release.cache import Cache
 from training.release.split import read_split
@@ -237,9 +236,7 @@ def _with_student(manifest: Manifest, config: StudentConfig, scoring: ScoringCon
 
 def main(arguments: list[str]) -> int:
     """The command `python -m training distil`."""
-    parser = ArgumentParser(
-        prog="acouslic train distil", description=(__doc__ or "").splitlines()[0], exit_on_error=False
-    )
+    parser = command_parser("distil", __doc__)
     parser.add_argument("model", metavar="MODEL", help="folder of the artifact; it stays as it is")
     parser.add_argument("--cache", required=True, help="cases that `training prepare` made")
     parser.add_argument("--out", required=True, help="folder of the artifact with the student")
@@ -247,10 +244,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--split", help="without --runs: ask the model on this split's validation cases")
     parser.add_argument("--work", help="folder of the run (default: beside --out, with .run added)")
     parser.add_class_arguments(DistilSettings, None)
-    try:
-        options = parser.instantiate(parser.parse_args(arguments))
-    except argparse.ArgumentError as error:
-        raise AcouslicError(f"distil: {' '.join(str(error).split())}") from None
+    options = parse_with(parser, "distil", arguments)
     if options.runs and options.split is not None:
         raise AcouslicError("give --runs or --split: runs know their own cases")
     model, out = Path(options.model), Path(options.out)

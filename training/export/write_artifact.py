@@ -8,7 +8,6 @@ probabilities and masks on validation frames are those of the networks that were
 them from there is measured on the least certain validation frames and goes into the manifest.
 """
 
-import argparse
 import shlex
 import shutil
 import tempfile
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from jsonargparse import ArgumentParser
 
 from acouslic.errors import AcouslicError
 from algorithm.engine.device import choose_device
@@ -46,6 +44,7 @@ from training.judge.reading import choose_thresholds, describe_reading, read_cas
 from training.judge.unseen_cases import uncertain_frames
 from training.learn.out_of_fold import OutOfFold
 from training.learn.run_folder import RunFolder, find_runs, made_with
+from training.recipe.command_line import command_parser, parse_with
 from training.release.cache import Cache
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -195,9 +194,7 @@ def _spread_cases(scored: Sequence[OutOfFold], count: int) -> list[str]:
 
 def main(arguments: list[str]) -> int:
     """The command `python -m training export`."""
-    parser = ArgumentParser(
-        prog="acouslic train export", description=(__doc__ or "").splitlines()[0], exit_on_error=False
-    )
+    parser = command_parser("export", __doc__)
     parser.add_argument("runs", nargs="+", help="folders of finished runs, or folders that hold fold_1, fold_2, ...")
     parser.add_argument("--out", required=True, help="folder of the artifact")
     parser.add_argument("--pack", help="also write the artifact as this model.tar.gz")
@@ -205,10 +202,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--tower_weights", help="where the tower's weights lie now, if not where they lay in training")
     parser.add_argument("--tower_config", help="and their open_clip configuration")
     parser.add_class_arguments(ExportSettings, None)
-    try:
-        options = parser.instantiate(parser.parse_args(arguments))
-    except argparse.ArgumentError as error:
-        raise AcouslicError(f"export: {' '.join(str(error).split())}") from None
+    options = parse_with(parser, "export", arguments)
     names = ExportSettings.__dataclass_fields__
     settings = ExportSettings(**{name: getattr(options, name) for name in names})
     runs = [run for path in options.runs for run in find_runs(Path(path))]
