@@ -34,7 +34,8 @@ from acouslic.errors import AcouslicError
 from algorithm.engine.ensemble import Ensemble
 from algorithm.judgement.review import load_case_head
 from algorithm.model.artifact import load_artifact
-from algorithm.model.manifest import MANIFEST_FILE, CaseHeadConfig, ScoringConfig, StudentConfig
+from algorithm.model.manifest import MANIFEST_FILE, ScoringConfig
+from algorithm.model.networks import CaseHeadConfig, StudentConfig
 from bench.setting.random_artifact import TOWERS, write_random_artifact
 
 LONGEST_S = 20.0

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from acouslic.errors import AcouslicError
 from algorithm.frames.preprocess import resize_frames, square_offsets
-from algorithm.model.manifest import PreprocessingConfig
+from algorithm.model.networks import PreprocessingConfig
 from bench.setting.machine import today
 from training.frames.augment import published_copy
 from training.phantom.draw_case import generate_case

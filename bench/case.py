@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 from acouslic.errors import AcouslicError
 from acouslic.geometry import FRAMES_PER_CASE
 from acouslic.stack import StackHeader, open_stack
-from algorithm.model.manifest import Manifest, TowerConfig, read_manifest
+from algorithm.model.manifest import Manifest, read_manifest
+from algorithm.model.networks import TowerConfig
 from algorithm.result.outputs import SCORES_FILE
 from bench.figures.case_report import AutocastSide, CaseReport
 from bench.figures.frame_choice import rank_correlation

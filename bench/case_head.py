@@ -28,7 +28,8 @@ from algorithm.engine.device import choose_device, choose_precision, set_cpu_thr
 from algorithm.engine.ensemble import Ensemble
 from algorithm.judgement.select_frame import Values, judge_frames, probability_of
 from algorithm.model.artifact import load_artifact
-from algorithm.model.manifest import CaseHeadConfig, SelectionConfig
+from algorithm.model.manifest import SelectionConfig
+from algorithm.model.networks import CaseHeadConfig
 from bench.setting.command import exit_with
 from training.export.add_case_head import groups_of_subjects
 from training.frames.dataset import table_of

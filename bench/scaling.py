@@ -26,7 +26,8 @@ from algorithm.engine.ensemble import Ensemble
 from algorithm.frames.frame_stream import MAX_AHEAD_BYTES
 from algorithm.judgement.score import score_case
 from algorithm.model.artifact import load_artifact
-from algorithm.model.manifest import ScoringConfig, TowerConfig
+from algorithm.model.manifest import ScoringConfig
+from algorithm.model.networks import TowerConfig
 from bench.case import workspace
 from bench.figures.flops import adapted_layers, shared_flop
 from bench.figures.table import number, table

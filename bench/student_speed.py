@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from algorithm.model.manifest import StudentConfig
+from algorithm.model.networks import StudentConfig
 from algorithm.model.student import student_from_state
 from algorithm.model.tower import Tower, tower_from_state, without_weights
 from bench.figures.flops import tower_flop

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from algorithm.model.manifest import PreprocessingConfig, TowerConfig
+from algorithm.model.networks import PreprocessingConfig, TowerConfig
 from algorithm.model.tower import Tower, without_weights
 from bench.figures.flops import tower_steps
 from bench.figures.table import table

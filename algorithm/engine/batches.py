@@ -13,7 +13,8 @@ from torch import Tensor
 from acouslic.errors import AcouslicError
 from algorithm.engine.ensemble import GateScores, MemberScores
 from algorithm.frames.preprocess import normalise
-from algorithm.model.manifest import Manifest, TowerConfig
+from algorithm.model.manifest import Manifest
+from algorithm.model.networks import TowerConfig
 from algorithm.process.memory import is_out_of_memory
 
 CPU_BATCH_FRAMES = 8

@@ -19,7 +19,8 @@ from algorithm.engine.merged_weights import MergedWeights, Row
 from algorithm.engine.stacked_tower import StackedOutput, StackedTower
 from algorithm.model.artifact import Artifact
 from algorithm.model.heads import Heads, presence_from_mask
-from algorithm.model.manifest import DecoderConfig, Manifest
+from algorithm.model.manifest import Manifest
+from algorithm.model.networks import DecoderConfig
 from algorithm.model.student import Student, student_from_state
 from algorithm.model.tower import without_weights
 from algorithm.process.memory import is_out_of_memory

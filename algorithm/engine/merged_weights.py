@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from algorithm.engine.packed_linear import PackedWeight
 from algorithm.model.lora import LoraAdapter
-from algorithm.model.manifest import TowerConfig
+from algorithm.model.networks import TowerConfig
 from algorithm.model.tower import activate
 
 RESIDUAL_DTYPE = torch.float32

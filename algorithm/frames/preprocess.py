@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from algorithm.model.manifest import PreprocessingConfig
+from algorithm.model.networks import PreprocessingConfig
 
 CHUNK_FRAMES = 16
 """Frames that are in float32 at a time: bounds the memory of a resize to about 70 MB for frames of 562 x 744."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from algorithm.frames.frame_source import FrameSource
 from algorithm.frames.frame_stream import CHUNK_FRAMES
 from algorithm.frames.preprocess import resize_frames
-from algorithm.model.manifest import PreprocessingConfig
+from algorithm.model.networks import PreprocessingConfig
 
 _LOOK_EVERY = 4
 """Frames for `ResizedFrames.brightest`: neighbours light up the same pixels."""

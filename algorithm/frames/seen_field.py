@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from acouslic.fov import field_of_view, found_field_of_view
 from algorithm.frames.preprocess import square_offsets
-from algorithm.model.manifest import TowerConfig
+from algorithm.model.networks import TowerConfig
 
 _WORTH_A_NOTE = 0.01
 MOST_UNSEEN = 0.1

@@ -40,11 +40,10 @@ from algorithm.model.manifest import (
     TOWER_FILE,
     FileRecord,
     Manifest,
-    MemberConfig,
-    TowerConfig,
     manifest_to_json,
     read_manifest,
 )
+from algorithm.model.networks import MemberConfig, TowerConfig
 from algorithm.model.student import Student
 from algorithm.model.tower import Tower, check_state, linear_shapes, without_weights
 from algorithm.model.weight_files import FileTensors, read_tensors, refuse_damaged

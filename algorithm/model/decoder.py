@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from algorithm.model.manifest import DecoderConfig
+from algorithm.model.networks import DecoderConfig
 
 
 class _Plain(nn.Module):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from algorithm.model.decoder import Decoder
-from algorithm.model.manifest import CaseHeadConfig, MemberConfig, TowerConfig
+from algorithm.model.networks import CaseHeadConfig, MemberConfig, TowerConfig
 
 _TOP_FRAMES = 8
 _KERNEL_SIGMAS = 4.0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from algorithm.model.manifest import StudentConfig
+from algorithm.model.networks import StudentConfig
 from algorithm.model.tower import without_weights
 
 

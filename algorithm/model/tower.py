@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from acouslic.errors import AcouslicError
-from algorithm.model.manifest import TowerConfig
+from algorithm.model.networks import TowerConfig
 
 
 @dataclass(frozen=True)

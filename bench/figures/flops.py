@@ -12,7 +12,8 @@ from pathlib import Path
 from safetensors import safe_open
 
 from algorithm.model.lora import ADAPTER_WEIGHTS_FILE, PREFIX
-from algorithm.model.manifest import Manifest, TowerConfig
+from algorithm.model.manifest import Manifest
+from algorithm.model.networks import TowerConfig
 
 Step = tuple[str, int]
 """A layer's name in the tower, or of an operation without weights, and its FLOP for one image."""

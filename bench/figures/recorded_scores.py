@@ -22,7 +22,8 @@ from algorithm.frames.frame_stream import FrameStream
 from algorithm.frames.preprocess import normalise
 from algorithm.frames.resized_frames import ResizedFrames
 from algorithm.judgement.score import FrameScores, score_case
-from algorithm.model.manifest import Manifest, PreprocessingConfig, ScoringConfig
+from algorithm.model.manifest import Manifest, ScoringConfig
+from algorithm.model.networks import PreprocessingConfig
 from algorithm.model.student import Student
 
 _IDENTITY = PreprocessingConfig(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))

@@ -3,16 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 
-from algorithm.model.manifest import (
-    DecoderConfig,
-    Manifest,
-    MemberConfig,
-    PreprocessingConfig,
-    Provenance,
-    SelectionConfig,
-    TowerConfig,
-    untuned_manifest,
-)
+from algorithm.model.manifest import Manifest, Provenance, SelectionConfig, untuned_manifest
+from algorithm.model.networks import DecoderConfig, MemberConfig, PreprocessingConfig, TowerConfig
 
 
 def plain_manifest(config: TowerConfig, members: Sequence[MemberConfig]) -> Manifest:

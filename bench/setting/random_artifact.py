@@ -18,15 +18,8 @@ from torch import Tensor, nn
 from algorithm.model.artifact import MemberState, write_artifact
 from algorithm.model.heads import CaseHead, Heads
 from algorithm.model.lora import LoraAdapter, build_adapter
-from algorithm.model.manifest import (
-    CaseHeadConfig,
-    DecoderConfig,
-    Manifest,
-    MemberConfig,
-    ScoringConfig,
-    StudentConfig,
-    TowerConfig,
-)
+from algorithm.model.manifest import Manifest, ScoringConfig
+from algorithm.model.networks import CaseHeadConfig, DecoderConfig, MemberConfig, StudentConfig, TowerConfig
 from algorithm.model.student import Student
 from algorithm.model.tower import Tower, linear_shapes, without_weights
 from bench.setting.plain_manifest import plain_manifest

@@ -42,7 +42,8 @@ from algorithm.frames.preprocess import mask_to_frame  # noqa: E402
 from algorithm.judgement.select_frame import choose_candidates, judge_frames  # noqa: E402
 from algorithm.model.decoder import Decoder  # noqa: E402
 from algorithm.model.heads import Heads  # noqa: E402
-from algorithm.model.manifest import Manifest, TowerConfig, read_manifest  # noqa: E402
+from algorithm.model.manifest import Manifest, read_manifest  # noqa: E402
+from algorithm.model.networks import TowerConfig  # noqa: E402
 from algorithm.model.tower import Attention  # noqa: E402
 from algorithm.process.timing import peak_rss_bytes, process_age_s  # noqa: E402
 from algorithm.result.segment import clean_mask  # noqa: E402

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from acouslic.errors import AcouslicError
 from algorithm.model.artifact import hash_file, load_artifact, pack_artifact, write_artifact
-from algorithm.model.manifest import HalfWay, TowerConfig
+from algorithm.model.manifest import HalfWay
+from algorithm.model.networks import TowerConfig
 from bench.setting.random_artifact import write_random_artifact
 
 CONFIG = TowerConfig(56, 14, 32, 4, 4, 64, 16)

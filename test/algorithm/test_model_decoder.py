@@ -7,7 +7,7 @@ import torch
 
 from algorithm.model.decoder import Decoder
 from algorithm.model.heads import Heads, presence_from_mask
-from algorithm.model.manifest import DecoderConfig, MemberConfig, TowerConfig
+from algorithm.model.networks import DecoderConfig, MemberConfig, TowerConfig
 
 
 def test_published_size_and_names():

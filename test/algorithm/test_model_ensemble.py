@@ -16,7 +16,8 @@ from algorithm.engine.merged_weights import StackedLinear
 from algorithm.model.artifact import load_artifact
 from algorithm.model.heads import Heads, presence_from_mask
 from algorithm.model.lora import merge
-from algorithm.model.manifest import DecoderConfig, MemberConfig, ScoringConfig, TowerConfig
+from algorithm.model.manifest import ScoringConfig
+from algorithm.model.networks import DecoderConfig, MemberConfig, TowerConfig
 from algorithm.model.tower import tower_from_state
 from bench.setting.random_artifact import write_random_artifact
 

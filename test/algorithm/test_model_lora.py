@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from acouslic.errors import AcouslicError
 from algorithm.model.expressions import check_expression
 from algorithm.model.lora import build_adapter, merge, read_adapter, write_adapter
-from algorithm.model.manifest import TowerConfig
+from algorithm.model.networks import TowerConfig
 from algorithm.model.tower import Tower, linear_shapes, tower_from_state
 from training.network.open_clip_weights import tower_config_from_open_clip, tower_state_from_open_clip
 

@@ -14,7 +14,8 @@ from acouslic.errors import AcouslicError
 from algorithm.engine.ensemble import Ensemble
 from algorithm.engine.stacked_tower import StackedTower
 from algorithm.model.artifact import hash_file, load_artifact
-from algorithm.model.manifest import Agreement, ScoringConfig, StudentConfig
+from algorithm.model.manifest import ScoringConfig
+from algorithm.model.networks import Agreement, StudentConfig
 from algorithm.model.student import student_from_state
 from bench.setting.random_artifact import TOWERS, random_student, write_random_artifact
 

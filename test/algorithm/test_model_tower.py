@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from acouslic.errors import AcouslicError
-from algorithm.model.manifest import TowerConfig
+from algorithm.model.networks import TowerConfig
 from algorithm.model.tower import Tower, linear_shapes, tower_from_state
 
 

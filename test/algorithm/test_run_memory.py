@@ -12,7 +12,8 @@ from algorithm.frames.frame_stream import CHUNK_FRAMES, FrameStream
 from algorithm.frames.preprocess import resize_frames
 from algorithm.frames.resized_frames import ResizedFrames
 from algorithm.judgement.score import score_case
-from algorithm.model.manifest import PreprocessingConfig, ScoringConfig, read_manifest
+from algorithm.model.manifest import ScoringConfig, read_manifest
+from algorithm.model.networks import PreprocessingConfig
 from algorithm.process.messages import explain
 from algorithm.result.measure import outline_best
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from algorithm.frames.preprocess import labels_to_square, mask_to_frame, normalise, resize_frames, square_offsets
-from algorithm.model.manifest import PreprocessingConfig
+from algorithm.model.networks import PreprocessingConfig
 
 CONFIG = PreprocessingConfig()
 

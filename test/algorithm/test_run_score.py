@@ -13,7 +13,8 @@ from acouslic.geometry import sweep_ranges
 from algorithm.engine.batches import KeptTrunks, choose_batch_frames
 from algorithm.engine.ensemble import GateScores, MemberScores
 from algorithm.judgement.score import choose_refined, gate_frames, interpolate_in_sweeps, score_case
-from algorithm.model.manifest import HalfWay, PreprocessingConfig, ScoringConfig
+from algorithm.model.manifest import HalfWay, ScoringConfig
+from algorithm.model.networks import PreprocessingConfig
 from bench.setting.plain_manifest import drawn_manifest
 
 MANIFEST = drawn_manifest("fake", image_size=28)

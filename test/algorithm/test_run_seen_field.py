@@ -7,7 +7,7 @@ import pytest
 
 from acouslic.fov import field_of_view
 from algorithm.frames.seen_field import see_field, unseen_share
-from algorithm.model.manifest import TowerConfig
+from algorithm.model.networks import TowerConfig
 from training.network.tower_source import fan_patches
 
 TOWER = TowerConfig(image_size=224, patch_size=14, width=32, layers=2, heads=2, mlp_width=64, output_dim=16)

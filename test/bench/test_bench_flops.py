@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from algorithm.engine.ensemble import Ensemble
 from algorithm.model.artifact import load_artifact
-from algorithm.model.manifest import TowerConfig, read_manifest
+from algorithm.model.manifest import read_manifest
+from algorithm.model.networks import TowerConfig
 from algorithm.model.tower import Tower
 from bench.figures.flops import (
     adapted_layers,

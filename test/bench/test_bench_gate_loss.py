@@ -13,7 +13,8 @@ from algorithm.frames.frame_stream import FrameStream
 from algorithm.frames.resized_frames import ResizedFrames
 from algorithm.judgement.score import score_case
 from algorithm.model.artifact import load_artifact
-from algorithm.model.manifest import ScoringConfig, StudentConfig, read_manifest
+from algorithm.model.manifest import ScoringConfig, read_manifest
+from algorithm.model.networks import StudentConfig
 from bench import gate_loss
 from bench.figures.recorded_scores import Record, frame_labels, record_case, replay, spelled_frames
 from bench.setting.random_artifact import TOWERS, write_random_artifact

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from acouslic.stack import read_stack
-from algorithm.model.manifest import ScoringConfig, StudentConfig, read_manifest
+from algorithm.model.manifest import ScoringConfig, read_manifest
+from algorithm.model.networks import StudentConfig
 from bench import case, gpu, scaling
 from bench.setting.inputs import platform_input, shortened, with_scoring
 from bench.setting.random_artifact import TOWERS, alike_members, write_random_artifact

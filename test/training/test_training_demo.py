@@ -8,7 +8,7 @@ import torch
 
 from acouslic.release import Release
 from algorithm.model.artifact import load_artifact
-from algorithm.model.manifest import TowerConfig
+from algorithm.model.networks import TowerConfig
 from algorithm.model.tower import tower_from_state
 from bench import parity
 from bench.figures.recorded_scores import frame_labels

@@ -15,7 +15,8 @@ from algorithm.engine.ensemble import Ensemble
 from algorithm.frames.preprocess import normalise
 from algorithm.judgement.score import score_case
 from algorithm.model.artifact import load_artifact
-from algorithm.model.manifest import ScoringConfig, SelectionConfig, StudentConfig, read_manifest
+from algorithm.model.manifest import ScoringConfig, SelectionConfig, read_manifest
+from algorithm.model.networks import StudentConfig
 from algorithm.model.student import student_from_state
 from training.export.calibrate_artifact import main as calibrate
 from training.export.distil import main
@@ -205,7 +206,7 @@ def test_what_is_refused(
 
 def test_normalisation_is_folded() -> None:
     """The convolutions without normalisation say what training's network says, statistics, factors and all."""
-    from algorithm.model.manifest import StudentConfig
+    from algorithm.model.networks import StudentConfig
 
     torch.manual_seed(0)
     network = StudentNetwork(StudentConfig(width=6, blocks=(1, 0, 2)))

@@ -16,7 +16,8 @@ from algorithm.engine.ensemble import Ensemble
 from algorithm.frames.preprocess import normalise
 from algorithm.frames.resized_frames import ResizedFrames
 from algorithm.model.artifact import MemberState, load_artifact, write_artifact
-from algorithm.model.manifest import MANIFEST_FILE, HalfWay, Manifest, PreprocessingConfig, manifest_to_json
+from algorithm.model.manifest import MANIFEST_FILE, HalfWay, Manifest, manifest_to_json
+from algorithm.model.networks import PreprocessingConfig
 from training.__main__ import main as training_main
 from training.export.calibrate_artifact import main as calibrate
 from training.export.consequence import case_of_cache

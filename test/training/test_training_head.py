@@ -17,7 +17,8 @@ from algorithm.judgement.review import load_case_head
 from algorithm.judgement.select_frame import FrameJudgement, judge_frames, smooth_in_sweeps
 from algorithm.model.artifact import hash_file, load_artifact, write_artifact
 from algorithm.model.heads import CaseHead
-from algorithm.model.manifest import CaseHeadConfig, SelectionConfig, read_manifest
+from algorithm.model.manifest import SelectionConfig, read_manifest
+from algorithm.model.networks import CaseHeadConfig
 from algorithm.pipeline import Pipeline
 from bench.setting.random_artifact import TOWERS, write_random_artifact
 from training.export.add_case_head import add_case_head, case_examples, main

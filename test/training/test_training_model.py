@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from acouslic.errors import AcouslicError
 from algorithm.model.lora import merge, read_adapter
-from algorithm.model.manifest import PreprocessingConfig, TowerConfig
+from algorithm.model.networks import PreprocessingConfig, TowerConfig
 from algorithm.model.tower import Attention, Tower, linear_shapes, tower_from_state
 from training.learn.losses import mask_loss, optimality_loss, presence_loss, shared_mean
 from training.network.fast_layers import frozen_in, merged, speed_up

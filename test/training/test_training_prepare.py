@@ -16,7 +16,7 @@ from acouslic.errors import AcouslicError
 from acouslic.release import Release, read_circumferences, write_circumferences
 from acouslic.stack import read_stack
 from algorithm.frames.preprocess import labels_to_square, resize_frames
-from algorithm.model.manifest import PreprocessingConfig
+from algorithm.model.networks import PreprocessingConfig
 from training.__main__ import main as training_main
 from training.phantom.generate import main as generate
 from training.phantom.generate import write_stack

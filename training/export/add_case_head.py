@@ -26,7 +26,8 @@ from acouslic.errors import AcouslicError
 from acouslic.write import check_writable
 from algorithm.engine.device import choose_device, set_cpu_threads
 from algorithm.model.artifact import Artifact, load_artifact, write_artifact
-from algorithm.model.manifest import CaseHeadConfig, Manifest
+from algorithm.model.manifest import Manifest
+from algorithm.model.networks import CaseHeadConfig
 from training.export.model_card import write_card_beside
 from training.export.precision import FRAMES, describe, measure_artifact
 from training.judge.ask_members import Answers

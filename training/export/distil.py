@@ -26,7 +26,8 @@ from acouslic.errors import AcouslicError
 from acouslic.write import check_writable
 from algorithm.engine.device import set_cpu_threads
 from algorithm.model.artifact import Artifact, hash_file, load_artifact, write_artifact
-from algorithm.model.manifest import MANIFEST_FILE, Manifest, ScoringConfig, StudentConfig
+from algorithm.model.manifest import MANIFEST_FILE, Manifest, ScoringConfig
+from algorithm.model.networks import StudentConfig
 from algorithm.model.student import Student, student_from_state
 from algorithm.model.typed_json import check_bounds
 from training.export.model_card import write_card_beside

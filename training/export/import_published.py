@@ -19,14 +19,8 @@ from torch import Tensor
 
 from acouslic.errors import AcouslicError
 from algorithm.model.artifact import MemberState, write_artifact
-from algorithm.model.manifest import (
-    Manifest,
-    MemberConfig,
-    PreprocessingConfig,
-    Provenance,
-    TowerConfig,
-    untuned_manifest,
-)
+from algorithm.model.manifest import Manifest, Provenance, untuned_manifest
+from algorithm.model.networks import MemberConfig, PreprocessingConfig, TowerConfig
 from training.export.model_card import write_card_beside
 from training.export.published_checkpoint import (
     LORA_ALPHA,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from acouslic.errors import AcouslicError
 from algorithm.model.lora import PREFIX, LoraAdapter, build_adapter
-from algorithm.model.manifest import DecoderConfig, MemberConfig, TowerConfig
+from algorithm.model.networks import DecoderConfig, MemberConfig, TowerConfig
 from algorithm.model.tower import linear_shapes
 from training.network.open_clip_weights import tower_state_from_open_clip
 from training.network.tower_source import read_weights

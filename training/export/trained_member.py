@@ -15,7 +15,8 @@ from acouslic.errors import AcouslicError
 from algorithm.model.artifact import HEADS_FILE, Artifact, MemberState
 from algorithm.model.heads import Heads
 from algorithm.model.lora import read_adapter
-from algorithm.model.manifest import MemberConfig, Provenance, untuned_manifest
+from algorithm.model.manifest import Provenance, untuned_manifest
+from algorithm.model.networks import MemberConfig
 from algorithm.model.tower import linear_shapes, tower_from_state
 from training.judge.calibrate import Calibration, calibrate_member
 from training.learn.out_of_fold import OutOfFold, read_out_of_fold

@@ -22,14 +22,8 @@ from acouslic.errors import AcouslicError
 from algorithm.engine.device import choose_device
 from algorithm.model.artifact import MemberState, load_artifact, write_artifact
 from algorithm.model.lora import read_adapter
-from algorithm.model.manifest import (
-    SCHEMA_VERSION,
-    Manifest,
-    MemberConfig,
-    Provenance,
-    ScoringConfig,
-    SelectionConfig,
-)
+from algorithm.model.manifest import SCHEMA_VERSION, Manifest, Provenance, ScoringConfig, SelectionConfig
+from algorithm.model.networks import MemberConfig
 from algorithm.model.tower import linear_shapes
 from training.export.consequence import case_of_cache, measure_consequences, with_consequences
 from training.export.model_card import write_card_beside

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from algorithm.judgement.select_frame import Values, presence_logit, probability_of
 from algorithm.model.heads import CaseHead
-from algorithm.model.manifest import CaseHeadConfig
+from algorithm.model.networks import CaseHeadConfig
 
 _NETWORKS = 5
 _STEPS = 500

@@ -15,7 +15,8 @@ from acouslic.errors import AcouslicError
 from acouslic.geometry import sweep_ranges
 from algorithm.judgement.score import refined_frames
 from algorithm.judgement.select_frame import choose_candidates, judge_frames
-from algorithm.model.manifest import Agreement, ScoringConfig, SelectionConfig
+from algorithm.model.manifest import ScoringConfig, SelectionConfig
+from algorithm.model.networks import Agreement
 from training.judge.teacher import FrameOpinions
 
 LEAST_SAME_FRAME = 0.98

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from algorithm.model.manifest import HeadGain
+from algorithm.model.networks import HeadGain
 from training.judge.calibrate import CaseJudgement
 
 LEAST_LOWER = -0.01

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from algorithm.frames.preprocess import normalise
 from algorithm.judgement.select_frame import Values
-from algorithm.model.manifest import MemberConfig, PreprocessingConfig, SelectionConfig
+from algorithm.model.manifest import SelectionConfig
+from algorithm.model.networks import MemberConfig, PreprocessingConfig
 from algorithm.model.student import Student
 from training.judge.calibrate import Calibration, judge_cases
 from training.learn.out_of_fold import OutOfFold

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from algorithm.frames.preprocess import normalise
-from algorithm.model.manifest import PreprocessingConfig
+from algorithm.model.networks import PreprocessingConfig
 from training.frames.augment import apply_changes
 from training.frames.dataset import FrameBatch, FrameDataset, FrameTable, PlannedBatch, soft_masks
 from training.frames.loader import make_loader

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from acouslic.errors import AcouslicError
 from acouslic.write import write_bytes
 from algorithm.frames.preprocess import normalise
-from algorithm.model.manifest import PreprocessingConfig
+from algorithm.model.networks import PreprocessingConfig
 from training.frames.dataset import FrameTable
 from training.learn.autocast import autocast_type
 from training.network.fast_layers import merged

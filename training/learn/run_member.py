@@ -14,7 +14,7 @@ from acouslic.errors import AcouslicError
 from acouslic.write import write_json
 from algorithm.engine.device import choose_device, set_cpu_threads
 from algorithm.model.artifact import HEADS_FILE
-from algorithm.model.manifest import PreprocessingConfig, TowerConfig
+from algorithm.model.networks import PreprocessingConfig, TowerConfig
 from training.frames.dataset import FrameTable, table_of
 from training.learn.keeping import StopRequest, ended_by
 from training.learn.learner import FrameLearner

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from algorithm.frames.preprocess import normalise
-from algorithm.model.manifest import PreprocessingConfig
+from algorithm.model.networks import PreprocessingConfig
 from training.frames.dataset import FrameBatch, FrameTable
 from training.learn.learner import FrameLearner
 from training.learn.losses import shared_mean

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from acouslic.errors import AcouslicError
-from algorithm.model.manifest import PreprocessingConfig
+from algorithm.model.networks import PreprocessingConfig
 from training.network.model import Network, NetworkOutput
 from training.network.tower_source import read_weights
 

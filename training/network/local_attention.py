@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from algorithm.model.manifest import TowerConfig
+from algorithm.model.networks import TowerConfig
 from algorithm.model.tower import Tower
 
 STEPS = (

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from acouslic.errors import AcouslicError
 from algorithm.model.heads import Heads, presence_from_mask
-from algorithm.model.manifest import DecoderConfig, MemberConfig, TowerConfig
+from algorithm.model.networks import DecoderConfig, MemberConfig, TowerConfig
 from algorithm.model.tower import Tower, check_state, tower_from_state
 from training.network.fast_layers import speed_up
 from training.network.tower_source import LoadedTower, read_weights

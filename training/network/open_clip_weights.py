@@ -14,7 +14,7 @@ from torch import Tensor
 
 from acouslic.errors import AcouslicError
 from acouslic.strict_json import shown
-from algorithm.model.manifest import Count, Layers, Side, TowerConfig
+from algorithm.model.networks import Count, Layers, Side, TowerConfig
 from algorithm.model.typed_json import check_bounds, convert
 from training.network.transformers_weights import TRANSFORMERS_PREFIX, state_from_transformers
 

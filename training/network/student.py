@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils.flop_counter import FlopCounterMode
 
-from algorithm.model.manifest import StudentConfig
+from algorithm.model.networks import StudentConfig
 from algorithm.model.student import ResidualBlock, Student
 from training.network.model import Network, NetworkOutput
 

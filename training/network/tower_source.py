@@ -18,7 +18,7 @@ from acouslic.errors import AcouslicError
 from acouslic.fov import field_of_view
 from acouslic.strict_json import reason
 from algorithm.frames.preprocess import square_offsets
-from algorithm.model.manifest import PreprocessingConfig, TowerConfig
+from algorithm.model.networks import PreprocessingConfig, TowerConfig
 from algorithm.model.tower import Tower, check_state
 from algorithm.model.typed_json import convert, read_object, read_typed_file
 from algorithm.model.weight_files import refuse_damaged, refuse_lfs_pointer

@@ -19,7 +19,7 @@ from acouslic.release import CaseCircumferences, Release
 from acouslic.stack import StackHeader, open_stack
 from acouslic.write import write_json
 from algorithm.frames.preprocess import labels_to_square, resize_frames
-from algorithm.model.manifest import PreprocessingConfig
+from algorithm.model.networks import PreprocessingConfig
 from training.release.cache import BLACK, NOT_PADDING, REPEATED, CaseRecord, Finding, read_record, record_to_json
 
 BLACK_LEVEL = 4
