@@ -7,7 +7,8 @@
 manyth frame. `judge` takes such folders and makes what `training head` makes, once a seed: five groups of subjects,
 each judged by a head that learned from the other four and by a reading fitted without the case's patient; and, with
 `--on`, the cases of other folders by a head and a reading that learned from all of the former. It prints average
-precision, F1 at 0.5 and F1 as exported, without the head and with it. The last line is JSON.
+precision, F1 at 0.5 and F1 as exported, without the head and with it, and what one run a sweep does without it. The
+last line is JSON.
 """
 
 import argparse
@@ -165,7 +166,8 @@ def compare_nested(cases: Sequence[KeptCase], setting: Setting, config: CaseHead
     selection, choose = setting.reading(without)
     read = read_nested(without, subjects, selection)
     read_with_head = read_nested(with_head, subjects, selection, choose)
-    return _figures("nested", seed, read, read_with_head, subjects)
+    every_run = read_nested(without, subjects, setting.selection)
+    return _figures("nested", seed, every_run, read, read_with_head, subjects)
 
 
 def compare_on(
@@ -192,19 +194,24 @@ def compare_on(
         [read_again(case, replace(selection, half_way=reading)) for case in of_cases]
         for of_cases, reading in zip(judged, (half_way, chosen), strict=True)
     )
-    return _figures(name, seed, read, read_with_head, subjects)
+    every_run = [read_again(case, replace(setting.selection, half_way=half_way)) for case in judged[0]]
+    return _figures(name, seed, every_run, read, read_with_head, subjects)
 
 
 def _figures(
     name: str,
     seed: int,
+    every_run: Sequence[CaseJudgement],
     without: Sequence[CaseJudgement],
     with_head: Sequence[CaseJudgement],
     subjects: Mapping[str, str],
 ) -> dict[str, object]:
-    """Printed for people, and returned."""
+    """Printed for people, and returned. `every_run` is `without` before one run a sweep."""
     gain = measure_gain(without, with_head, subjects)
     found: dict[str, object] = {"cases_are": name, "seed": seed}
+    one_run = measure_gain(every_run, without, subjects)
+    found["every_run_f1_without"] = one_run.f1_without
+    found["one_run_difference"] = [one_run.lower, one_run.upper]
     positive = np.concatenate([case.label > 0 for case in without])
     for kind, judged in (("without", without), ("with", with_head)):
         alone = np.concatenate([case.frames.presence_alone for case in judged])
