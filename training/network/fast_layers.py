@@ -126,12 +126,14 @@ class ProductAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(batch, heads, tokens, head width), bfloat16."""
         weights = ((q.float() * q.shape[-1] ** -0.5) @ k.float().transpose(2, 3)).softmax(-1).to(v.dtype)
         context.save_for_backward(q, k, v, weights)
         return weights @ v
 
     @staticmethod
     def backward(context: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of queries, keys and values, in their type."""
         q, k, v, weights = context.saved_tensors
         grad_weights = grad @ v.transpose(2, 3)
         grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype) * q.shape[-1] ** -0.5
