@@ -15,7 +15,6 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +37,7 @@ from training.judge.ask_members import ask_members
 from training.judge.calibrate import CaseJudgement, fit_temperature
 from training.judge.case_head import CaseExample, calibrated_logit, fit_case_head, review, review_nested
 from training.judge.head_gain import describe_gain, measure_gain
-from training.judge.nested_reading import Fit, choose_reading, read_nested
+from training.judge.nested_reading import read_nested
 from training.judge.reading import fit_half_way, has_one_run_a_sweep, read_again
 from training.learn.frame_metrics import count_frames
 from training.release.cache import Cache
@@ -125,10 +124,9 @@ class Setting:
         """The exported smoothing, in kept frames."""
         return SelectionConfig(smoothing_sigma_frames=SelectionConfig.smoothing_sigma_frames / self.stride)
 
-    def reading(self, learned: Sequence[CaseJudgement]) -> tuple[SelectionConfig, Fit]:
-        """How frames are read after these cases but for the half-way reading, and how that is chosen with a head."""
-        one_run = has_one_run_a_sweep(learned)
-        return replace(self.selection, one_run_a_sweep=one_run), partial(choose_reading, one_run_a_sweep=one_run)
+    def reading(self, learned: Sequence[CaseJudgement]) -> SelectionConfig:
+        """How frames are read after these cases, but for the half-way reading."""
+        return replace(self.selection, one_run_a_sweep=has_one_run_a_sweep(learned))
 
     def examples(self, cases: Sequence[KeptCase]) -> list[CaseExample]:
         """As a head takes them, one for each member."""
@@ -163,9 +161,9 @@ def compare_nested(cases: Sequence[KeptCase], setting: Setting, config: CaseHead
     subjects = {case.uuid: case.subject for case in cases}
     reviewed = review_nested(setting.examples(cases), groups_of_subjects(subjects), config, seed)
     without, with_head = setting.judge(cases, None), setting.judge(cases, reviewed)
-    selection, choose = setting.reading(without)
+    selection = setting.reading(without)
     read = read_nested(without, subjects, selection)
-    read_with_head = read_nested(with_head, subjects, selection, choose)
+    read_with_head = read_nested(with_head, subjects, selection)
     every_run = read_nested(without, subjects, setting.selection)
     return _figures("nested", seed, every_run, read, read_with_head, subjects)
 
@@ -186,13 +184,12 @@ def compare_on(
     head = fit_case_head(examples, config, seed)
     of_learned = {case.uuid: subjects[case.uuid] for case in learned}
     nested = review_nested(examples, groups_of_subjects(of_learned), config, seed)
-    selection, choose = setting.reading(setting.judge(learned, None))
-    half_way = fit_half_way(setting.judge(learned, None))
-    chosen = choose(setting.judge(learned, nested))
+    selection = setting.reading(setting.judge(learned, None))
+    half_way, with_nested = (fit_half_way(setting.judge(learned, found)) for found in (None, nested))
     judged = setting.judge(cases, None), setting.judge(cases, review(head, setting.examples(cases)))
     read, read_with_head = (
         [read_again(case, replace(selection, half_way=reading)) for case in of_cases]
-        for of_cases, reading in zip(judged, (half_way, chosen), strict=True)
+        for of_cases, reading in zip(judged, (half_way, with_nested), strict=True)
     )
     every_run = [read_again(case, replace(setting.selection, half_way=half_way)) for case in judged[0]]
     return _figures(name, seed, every_run, read, read_with_head, subjects)
@@ -210,8 +207,11 @@ def _figures(
     gain = measure_gain(without, with_head, subjects)
     found: dict[str, object] = {"cases_are": name, "seed": seed}
     one_run = measure_gain(every_run, without, subjects)
-    found["every_run_f1_without"] = one_run.f1_without
-    found["one_run_difference"] = [one_run.lower, one_run.upper]
+    found |= {
+        "every_run_f1_without": one_run.f1_without,
+        "one_run_lower": one_run.lower,
+        "one_run_upper": one_run.upper,
+    }
     positive = np.concatenate([case.label > 0 for case in without])
     for kind, judged in (("without", without), ("with", with_head)):
         alone = np.concatenate([case.frames.presence_alone for case in judged])

@@ -8,7 +8,7 @@ import pytest
 from algorithm.judgement.select_frame import FrameJudgement
 from algorithm.model.manifest import SelectionConfig
 from training.judge.calibrate import CaseJudgement
-from training.judge.nested_reading import choose_reading, read_nested
+from training.judge.nested_reading import read_nested
 from training.judge.reading import fit_half_way
 from training.judge.worst_frames import COLUMNS, draw_worst_frames, find_worst_frames
 from training.learn.out_of_fold import OutOfFold
@@ -44,16 +44,6 @@ def test_a_case_is_read_without_its_patient() -> None:
         expected = read_nested([cases[k]], subjects, SelectionConfig(half_way=fit_half_way(without)))
         np.testing.assert_array_equal(read[k].frames.presence, expected[0].frames.presence)
     assert not np.array_equal(read[0].frames.presence, cases[0].frames.presence)
-
-
-def test_the_better_of_two_readings() -> None:
-    """Where 0.5 divides each case rightly the plain reading stays; where cases lie too low, the half-way one comes."""
-    low = drawn_cases(8)
-    right = [judged(case.uuid, case.label.tolist(), np.where(case.label > 0, 0.6, 0.4).tolist()) for case in low]
-    assert choose_reading(right) is None
-    assert choose_reading(low) == fit_half_way(low)
-    assert choose_reading(low) is not None
-    assert choose_reading([]) is None
 
 
 def test_few_cases_are_read_plainly() -> None:

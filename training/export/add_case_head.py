@@ -6,18 +6,17 @@ The head learns from what the members say of cases that they did not learn from:
 split, or all folds of the split that the model's own members were trained on, each case by the member that validated on
 it; without --split all cases of the cache, which none of the members may have learned from.
 
-It is judged nested: five groups of subjects, each judged by a head that learned from the other four, and by a reading
-fitted without the case's patient: half-way or plain, whichever is better with the head. Where F1 over all frames rises,
-and the lower end of the rise's interval is not below -0.01, NEW is the model with a head that learned from all groups,
-and with the reading chosen for it. Else nothing is written. The frame is chosen as before. A model with a head scores
-every frame by all members: it cannot be gated.
+It is judged nested: five groups of subjects, each judged by a head that learned from the other four, and by a half-way
+reading fitted without the case's patient. Where F1 over all frames rises, and the lower end of the rise's interval is
+not below -0.01, NEW is the model with a head that learned from all groups, and with the reading fitted for it. Else
+nothing is written. The frame is chosen as before. A model with a head scores every frame by all members: it cannot be
+gated.
 """
 
 import argparse
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,8 +33,8 @@ from training.judge.ask_members import Answers
 from training.judge.calibrate import Calibration, judge_cases
 from training.judge.case_head import CaseExample, calibrated_logit, fit_case_head, review_nested
 from training.judge.head_gain import describe_gain, is_won, measure_gain
-from training.judge.nested_reading import choose_reading, read_nested
-from training.judge.reading import choose_thresholds, describe_reading, read_again
+from training.judge.nested_reading import read_nested
+from training.judge.reading import choose_thresholds, describe_reading, fit_half_way, read_again
 from training.judge.teacher import black_frames
 from training.judge.unseen_cases import ask_about, cases_of_members, check_frames, of_members, uncertain_frames
 from training.learn.run_folder import made_with
@@ -74,15 +73,14 @@ def add_case_head(
     calibrations = [Calibration(one.presence_temperature, one.optimality_temperature) for one in manifest.members]
     plain = replace(manifest.selection, half_way=None)
     without, with_head = (judge_cases(scored, calibrations, plain, found) for found in (None, reviewed))
-    choose = partial(choose_reading, one_run_a_sweep=plain.one_run_a_sweep)
     read = read_nested(without, subjects, plain)
-    gain = measure_gain(read, read_nested(with_head, subjects, plain, choose), subjects)
+    gain = measure_gain(read, read_nested(with_head, subjects, plain), subjects)
     print(describe_gain(gain), flush=True)
     if not is_won(gain) and not anyway:
         raise AcouslicError(
             f"the head does not win, so {out} was not written: keep the model as it is, or ask for the head by --anyway"
         )
-    selection = replace(plain, half_way=choose(with_head))
+    selection = replace(plain, half_way=fit_half_way(with_head))
     cases = [read_again(case, selection) for case in with_head]
     thresholds = choose_thresholds(cases, manifest.thresholds.mask)
     print(describe_reading(selection, thresholds, len(cases)), flush=True)
