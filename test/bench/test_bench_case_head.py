@@ -14,8 +14,11 @@ from bench.case_head import main, read_scores
 from bench.setting.random_artifact import TOWERS, write_random_artifact
 
 
-def test_scores_are_kept_and_judged(tiny_training: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scores_are_kept_and_judged(
+    tiny_training: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every fourth frame of each case is kept once, with its label; folders of another stride do not mix."""
+    monkeypatch.setattr("training.judge.case_head._STEPS", 20)  # nothing here depends on how well a head learns
     write_random_artifact(tmp_path / "model", replace(TOWERS["tiny"], image_size=28), members=2, seed=4)
     artifact = load_artifact(tmp_path / "model")
     antialias = replace(artifact.manifest.preprocessing, antialias=True)
