@@ -61,6 +61,7 @@ RESULT_FILES = {
 _AFTER = 1.1
 """Moments are drawn from so much of the time that a run takes."""
 _STARTS_OF_A_RUN = 10
+_SAID_EVERY = 25
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -133,6 +134,8 @@ class Setting:
             if not goes_on:
                 shutil.rmtree(output, ignore_errors=True)
                 starts = 0
+            if (number + 1) % _SAID_EVERY == 0:
+                print(f"{name}: {number + 1} of {count} kills, {len(found)} faults so far", flush=True)
         return endings, found
 
     def variables(self) -> dict[str, str]:
