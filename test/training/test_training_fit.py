@@ -302,8 +302,12 @@ def test_every_fold_without_a_word(tiny_training: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("preset", ["cls", "seg"])
-def test_the_published_recipes_train(preset: str, tiny_training: Any, tmp_path: Path) -> None:
+def test_the_published_recipes_train(
+    preset: str, tiny_training: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both presets run; the classifier has no decoder, the segmentation no adapter and no head."""
+    # Scored in float32 also where the CPU has bfloat16.
+    monkeypatch.setattr("training.learn.out_of_fold.autocast_type", lambda _: (torch.float32, "as on any CPU"))
     more = [f"--split={tiny_training.paper_split}", "--faithful", preset, "--optimiser.epochs=1"]
     if preset == "seg":  # four blocks have no published taps, and the tower's grid is 2
         more += ["--heads.taps=even", "--heads.decoder_grid=2", "--adapter.rank=0"]
@@ -322,8 +326,7 @@ def assert_judged_but_not_exported(run: Path, cache: Cache, out: Path) -> None:
     ensemble = Ensemble.from_artifact(artifact, torch.device("cpu"), torch.float32)
     uuid, frames = str(member.scored.uuid[0]), int(member.scored.frame_counts[0])
     said = ask_members(ensemble, table_of(cache, [uuid]), np.arange(frames), 16)
-    # The run scored its cases in the type it trained in, which may be bfloat16.
-    np.testing.assert_allclose(said.presence[0], member.scored.presence_logit[:frames], atol=0.05)
+    np.testing.assert_allclose(said.presence[0], member.scored.presence_logit[:frames], atol=1e-3)
     words = ["--tower=t", "--tower_licence=l", "--training_data=d", "--training_data_licence=l"]
     with pytest.raises(AcouslicError, match="none of the runs has a mask decoder"):
         export([str(run), f"--out={out}", *words])
