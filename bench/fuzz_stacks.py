@@ -6,7 +6,7 @@ Half of the files are TIFFs, the others MetaImages, NIfTIs, NRRDs, PNGs and JPEG
 were changed, cut off, repeated or put in. Each reader has a process of its own, which is started anew where it dies.
 A fault is a file on which our reader
 
-- ends with anything but a stack or an AcouslicError, dies, needs more than 2 GB, or takes more than 20 s;
+- ends with anything but a stack or an AcouslicError, dies, needs more than 2 GB, or computes for more than 20 s;
 - gives a stack, although every library that knows the kind of file refuses it (tifffile or SimpleITK for a TIFF,
   SimpleITK for the rest).
 
@@ -16,6 +16,7 @@ files. 5,000 files take about three minutes on two cores.
 
 import argparse
 import json
+import math
 import random
 import select
 import subprocess
@@ -40,6 +41,8 @@ from acouslic.stack import read_stack
 FRAMES, ROWS, COLUMNS = 6, 24, 40
 BATCH_FILES = 200
 LONGEST_S = 20.0
+"""Of processor time, which other work on the machine does not make longer."""
+_LONGEST_WAIT_S = 10 * LONGEST_S
 MOST_BYTES = 2 << 30
 TIFF_FORMS = (
     {}, {"compression": "zlib"}, {"compression": "lzw", "rowsperstrip": 7}, {"compression": "packbits"},
@@ -99,6 +102,9 @@ def judge(paths: Iterable[Path], reader: str) -> None:
 
     resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES, MOST_BYTES))
     for path in paths:
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        most_s = math.ceil(usage.ru_utime + usage.ru_stime + LONGEST_S)
+        resource.setrlimit(resource.RLIMIT_CPU, (most_s, resource.RLIM_INFINITY))  # SIGXCPU ends the process
         verdict = "accepted"
         try:
             _READERS[reader](path)
@@ -126,10 +132,9 @@ _READERS = {"ours": read_stack, "simpleitk": _read_with_simpleitk, "tifffile": _
 
 
 def verdicts(paths: list[Path], reader: str) -> list[str]:
-    """What `judge` says of each path; `died` or `hung` where the process ended or did not answer."""
+    """What `judge` says of each path; `died` where the process ended, also because it computed for longer than
+    LONGEST_S; `hung` where it waited for something."""
     said: list[str] = []
-    # Only our own answers are judged by their time; a busy machine must not make a library's silence a refusal.
-    longest_s = LONGEST_S if reader == "ours" else 10 * LONGEST_S
     while len(said) < len(paths):
         names = "\n".join(map(str, paths[len(said) :]))
         command = [sys.executable, str(Path(__file__).resolve()), "--judge", reader]
@@ -141,8 +146,7 @@ def verdicts(paths: list[Path], reader: str) -> list[str]:
             child.stdin.write(names.encode())
             child.stdin.close()
             while len(said) < len(paths):
-                # The first answer waits for the imports as well.
-                ready = select.select([child.stdout], [], [], longest_s * (3 if not said else 1))[0]
+                ready = select.select([child.stdout], [], [], _LONGEST_WAIT_S)[0]
                 line = child.stdout.readline() if ready else b""
                 if not line:
                     said.append("died" if ready else "hung")
