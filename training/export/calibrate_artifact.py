@@ -56,7 +56,7 @@ def calibrate_artifact(
     if not any((member.label > 0).any() for member in scored):
         raise AcouslicError(f"none of the cases has an annotated frame: {cache.folder} cannot calibrate a model")
     calibrations = [calibrate_member(member) for member in scored]
-    plain = replace(manifest.selection, half_way=None)
+    plain = replace(manifest.selection, half_way=None, one_run_a_sweep=False)
     selection, cases = read_cases(judge_cases(scored, calibrations, plain), plain)
     mask_threshold = choose_mask_threshold(scored, cache)
     manifest = replace(
