@@ -306,10 +306,13 @@ def test_on_its_own_folds_a_model_gets_what_export_gave_it(
 
 
 def test_without_a_split_all_cases_are_judged(
-    copy: Path, tiny_training: Any, capsys: pytest.CaptureFixture[str]
+    copy: Path, tiny_training: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each of the seven once; half precision is measured anew, and whence the model comes stays as it was."""
+    """Each of the seven once; half precision is measured anew, and whence the model comes stays as it was. What earlier
+    cases said of runs does not stay where these say otherwise."""
     before = load_artifact(copy).manifest
+    before = change(copy, selection=replace(before.selection, one_run_a_sweep=True))
+    monkeypatch.setattr("training.judge.reading.has_one_run_a_sweep", lambda _: False)
     assert calibrate([str(copy), f"--cache={tiny_training.cache}", "--precision-frames=9"]) == 0
     after = load_artifact(copy).manifest
     said = capsys.readouterr().out
@@ -317,6 +320,7 @@ def test_without_a_split_all_cases_are_judged(
     assert "7 validation cases" in said
     assert after.half_precision.frames == 9
     assert after.provenance == before.provenance
+    assert not after.selection.one_run_a_sweep
 
 
 def test_cases_that_members_may_have_learned_from_are_refused(copy: Path, tiny_training: Any, tmp_path: Path) -> None:
