@@ -125,6 +125,10 @@ def test_a_run_leaves_its_record(finished_run: Path, tiny_training: Any) -> None
     assert list((finished_run / "tensorboard").glob("events.*"))
     names = {path.name for path in (finished_run / "member").iterdir()}
     assert names == {"adapter_config.json", "adapter_model.safetensors", "heads.safetensors", "member.json"}
+    # peft keeps them as a set, whose order differs from process to process.
+    targets = json.loads((finished_run / "member" / "adapter_config.json").read_text())["target_modules"]
+    assert targets == sorted(targets)
+    assert len(targets) > 1
     assert read_settings(finished_run / "settings.yaml").adapter.rank == 2
     checkpoint = torch.load(finished_run / "checkpoints" / "last.ckpt", weights_only=True)
     assert not any("resblocks.0." in name for name in checkpoint["state_dict"]), "the frozen tower is not in it"

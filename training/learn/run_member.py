@@ -1,6 +1,8 @@
 """Trains one member in one folder, from wherever it stopped, and writes what an export needs."""
 
+import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from acouslic.errors import AcouslicError
 from acouslic.write import write_json
 from algorithm.engine.device import choose_device, set_cpu_threads
 from algorithm.model.artifact import HEADS_FILE
+from algorithm.model.lora import ADAPTER_CONFIG_FILE
 from algorithm.model.networks import PreprocessingConfig, TowerConfig
 from training.frames.dataset import FrameTable, table_of
 from training.learn.keeping import StopRequest, ended_by
@@ -250,11 +253,20 @@ def _write_member(folder: RunFolder, network: FrameNetwork, loaded: LoadedTower,
     if isinstance(network.tower, peft.PeftModel):
         network.tower.save_pretrained(str(folder.member), save_embedding_layers=False)
         (folder.member / "README.md").unlink(missing_ok=True)  # an empty model card
+        _sort_sets(network.tower.peft_config["default"].to_dict(), folder.member / ADAPTER_CONFIG_FILE)
     heads = {name: tensor.contiguous() for name, tensor in network.heads.state_dict().items()}
     save_file(heads, folder.member / HEADS_FILE)
     write_json(folder.member / "member.json", asdict(network.member))
     if settings.tower.train_all:
         save_tower(folder.tower, loaded.config, loaded.preprocessing, _tower_state(network))
+
+
+def _sort_sets(config: Mapping[str, Any], path: Path) -> None:
+    """Sort what peft keeps as sets: it writes them in an order that differs from process to process, and a run that
+    was stopped and went on should write the same bytes."""
+    written = json.loads(path.read_text())
+    names = [name for name, value in config.items() if isinstance(value, set)]
+    write_json(path, written | {name: sorted(written[name]) for name in names})
 
 
 def save_tower(
