@@ -127,6 +127,7 @@ def said_of(members: Sequence[TrainedMember], answers: Sequence[dict[str, Answer
         uuid=case.uuid,
         subject=case.subject_id,
         label=case.labels,
+        sweeps=case.sweeps,
         plain=np.mean([probability_of(logit) for logit in presence], axis=0),
         presence=np.mean(
             [

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from acouslic.geometry import sweep_ranges
 from algorithm.judgement.select_frame import (
     Values,
     choose_candidates,
@@ -39,6 +38,8 @@ class SaidOfCase:
     subject: str
     label: NDArray[np.uint8]
     """(F,): 0, 1 optimal, 2 suboptimal."""
+    sweeps: Sequence[range]
+    """The frames of each."""
     plain: Values
     """(F,): mean of sigmoid(logit), not calibrated."""
     presence: Values
@@ -63,7 +64,7 @@ Reading = Callable[[Sequence[SaidOfCase]], Fitted]
 
 def plain(_: Sequence[SaidOfCase]) -> Fitted:
     """Positive from 0.5 on, the highest frame chosen."""
-    return lambda case: Called(case.plain >= 0.5, _best(case.plain))
+    return lambda case: Called(case.plain >= 0.5, _best(case.plain, case))
 
 
 def half_way(cases: Sequence[SaidOfCase], selection: SelectionConfig = SELECTION, *, one_run: bool = True) -> Fitted:
@@ -72,7 +73,7 @@ def half_way(cases: Sequence[SaidOfCase], selection: SelectionConfig = SELECTION
 
     def read(case: SaidOfCase) -> Called:
         frames = _judge(case, fitted).frames
-        return Called(frames.presence >= 0.5, _best(frames.quality))
+        return Called(frames.presence >= 0.5, _best(frames.quality, case))
 
     return read
 
@@ -90,14 +91,14 @@ def half_way_by_sweep(cases: Sequence[SaidOfCase], kept_share: float = 0.95) -> 
     distances = []
     for case in cases:
         of_sweeps = _distances(case)
-        annotated = [bool((case.label[sweep.start : sweep.stop] > 0).any()) for sweep in sweep_ranges(len(case.label))]
+        annotated = [bool((case.label[sweep.start : sweep.stop] > 0).any()) for sweep in case.sweeps]
         distances += [distance for distance, counts in zip(of_sweeps, annotated, strict=True) if counts]
     gate = float(np.quantile(distances, kept_share)) if distances else np.inf
 
     def read(case: SaidOfCase) -> Called:
         called = inside(case)
         positive = called.positive.copy()
-        for sweep, distance in zip(sweep_ranges(len(positive)), _distances(case), strict=True):
+        for sweep, distance in zip(case.sweeps, _distances(case), strict=True):
             if distance > gate:
                 positive[sweep.start : sweep.stop] = False
         return replace(called, positive=positive)
@@ -113,7 +114,7 @@ def calibrated(cases: Sequence[SaidOfCase]) -> Fitted:
 
     def smoothed(case: SaidOfCase) -> Values:
         shifted = probability_of(model.coef_[0, 0] * presence_logit(case.presence) + model.intercept_[0])
-        return smooth_in_sweeps(shifted, sweep_ranges(len(shifted)), SELECTION.smoothing_sigma_frames)
+        return smooth_in_sweeps(shifted, case.sweeps, SELECTION.smoothing_sigma_frames)
 
     _, threshold = best_f1(np.concatenate([smoothed(case) for case in cases]).astype(np.float32), label)
     return lambda case: Called(smoothed(case) >= threshold, _best_of(case, SELECTION.smoothing_sigma_frames))
@@ -123,7 +124,7 @@ def in_context(cases: Sequence[SaidOfCase]) -> Fitted:
     """A logistic model of the smoothed logit and the case's best, the threshold with the best F1 (until 0.1.0)."""
 
     def features(case: SaidOfCase) -> Values:
-        alone = smooth_in_sweeps(case.presence, sweep_ranges(len(case.label)), SELECTION.smoothing_sigma_frames)
+        alone = smooth_in_sweeps(case.presence, case.sweeps, SELECTION.smoothing_sigma_frames)
         logit = presence_logit(alone)
         return np.stack([logit, np.full(len(logit), logit.max())], axis=1)
 
@@ -142,7 +143,7 @@ def by_mask(_: Sequence[SaidOfCase]) -> Fitted:
 
     def read(case: SaidOfCase) -> Called:
         assert case.mask_area is not None
-        return Called(case.mask_area >= _MASK_RULE, _best(case.mask_area))
+        return Called(case.mask_area >= _MASK_RULE, _best(case.mask_area, case))
 
     return read
 
@@ -154,7 +155,7 @@ def own_threshold(_: Sequence[SaidOfCase]) -> Fitted:
         frames = _judge(case, SELECTION).frames
         alone = frames.presence_alone.astype(np.float32)
         _, threshold = best_f1(alone, case.label > 0)
-        return Called(alone >= threshold, _best(frames.quality))
+        return Called(alone >= threshold, _best(frames.quality, case))
 
     return read
 
@@ -176,22 +177,21 @@ READINGS: dict[str, Reading] = {
 
 
 def _judge(case: SaidOfCase, selection: SelectionConfig) -> CaseJudgement:
-    frames = judge_frames(case.presence, case.optimality, sweep_ranges(len(case.label)), selection)
-    return CaseJudgement(case.uuid, case.label, frames, case.presence > 0, sweep_ranges(len(case.label)))
+    frames = judge_frames(case.presence, case.optimality, case.sweeps, selection)
+    return CaseJudgement(case.uuid, case.label, frames, case.presence > 0, case.sweeps)
 
 
 def _best_of(case: SaidOfCase, sigma_frames: float) -> int:
-    return _best(_judge(case, replace(SELECTION, choice_sigma_frames=sigma_frames)).frames.quality)
+    return _best(_judge(case, replace(SELECTION, choice_sigma_frames=sigma_frames)).frames.quality, case)
 
 
-def _best(quality: Values) -> int:
-    return choose_candidates(quality, sweep_ranges(len(quality)), 1)[0]
+def _best(quality: Values, case: SaidOfCase) -> int:
+    return choose_candidates(quality, case.sweeps, 1)[0]
 
 
 def _distances(case: SaidOfCase) -> list[float]:
     """Of each sweep's top from the best sweep's, in units of the case's top - median."""
-    sweeps = sweep_ranges(len(case.label))
-    logit = presence_logit(smooth_in_sweeps(case.presence, sweeps, SELECTION.smoothing_sigma_frames))
+    logit = presence_logit(smooth_in_sweeps(case.presence, case.sweeps, SELECTION.smoothing_sigma_frames))
     top, median = top_and_median(logit, 8)
-    tops = [float(logit[sweep.start : sweep.stop].max()) for sweep in sweeps]
+    tops = [float(logit[sweep.start : sweep.stop].max()) for sweep in case.sweeps]
     return [(max(tops) - value) / max(1e-9, top - median) for value in tops]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from acouslic.errors import AcouslicError
+from acouslic.geometry import sweep_ranges
 from algorithm.judgement.select_frame import probability_of
 from bench import judgement
 from bench.figures.compared_readings import compare, draw_differences, measure
@@ -23,7 +24,9 @@ def draw_case(top: float, number: int, offset: float = 0.0) -> SaidOfCase:
     logit = top - 12.0 * np.abs(np.linspace(-1, 1, 140)) + offset
     label = (logit >= logit.max() - 3.0).astype(np.uint8)
     presence = probability_of(logit)
-    return SaidOfCase(f"case {number}", f"patient {number}", label, presence, presence, None, None)
+    return SaidOfCase(
+        f"case {number}", f"patient {number}", label, sweep_ranges(len(label)), presence, presence, None, None
+    )
 
 
 def draw_cases(seed: int, count: int = 12) -> list[SaidOfCase]:

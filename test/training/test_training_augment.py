@@ -15,6 +15,8 @@ NOTHING = {
     "speckle": 0.0,
     "shadow": 0.0,
     "clahe": 0.0,
+    "blur": 0.0,
+    "noise": 0.0,
 }
 
 
@@ -40,7 +42,7 @@ def show(
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     frames = torch.from_numpy(equalise_some(frames.numpy().copy(), settings, rng))
-    return apply_changes(frames, masks, draw_changes(settings, len(frames), rng))
+    return apply_changes(frames, masks, draw_changes(settings, len(frames), rng), settings)
 
 
 def test_nothing_asked_for_changes_nothing() -> None:
@@ -164,6 +166,51 @@ def test_changes_undo_what_they_say() -> None:
     x, y = (columns - 50) / 50.5, (rows - 50) / 50.5
     assert column["xx"] * x + column["xy"] * y + column["x0"] == pytest.approx(20 / 50.5, abs=0.02)
     assert column["yx"] * x + column["yy"] * y + column["y0"] == pytest.approx(-20 / 50.5, abs=0.02)
+
+
+def test_blur_is_a_gaussian_of_the_deviation_that_was_drawn() -> None:
+    """A line spreads with the variance that the changes say; what is black outside the fan stays black."""
+    settings = AugmentSettings(**(NOTHING | {"blur": 1.0}))
+    changes = draw_changes(settings, 8, np.random.default_rng(0))
+    deviations = changes[:, Change._fields.index("blur")] * 400
+    frames = torch.full((8, 400, 400), 40, dtype=torch.uint8)
+    frames[:, :, :50] = 0
+    frames[:, :, 200] = 240
+    shown, _ = apply_changes(frames, torch.zeros_like(frames), changes, settings)
+    assert not shown[:, :, :50].any()
+    profile = (shown[:, 200, 190:211].double() - 40).clamp_min(0)
+    at = torch.arange(-10, 11, dtype=torch.float64)
+    spread = ((profile * at**2).sum(1) / profile.sum(1)).sqrt()
+    # Less than half a pixel falls between the samples of the kernel.
+    wide = deviations > 0.5
+    assert wide.sum() >= 4
+    assert spread[wide].tolist() == pytest.approx(deviations[wide].tolist(), abs=0.1)
+    assert (spread[~wide] < 0.5).all()
+
+
+def test_noise_is_added_where_the_frame_is_not_black() -> None:
+    """Its deviation is the one that was drawn, on bright pixels and on dim ones alike, unlike that of speckle."""
+    settings = AugmentSettings(**(NOTHING | {"noise": 1.0}))
+    changes = draw_changes(settings, 4, np.random.default_rng(0))
+    deviations = changes[:, Change._fields.index("noise")] * 255
+    frames = torch.full((4, 96, 96), 90, dtype=torch.uint8)
+    frames[:, 48:], frames[:, :, :8] = 160, 0
+    shown, _ = apply_changes(frames, torch.zeros_like(frames), changes, settings)
+    assert not shown[:, :, :8].any()
+    for half in (shown[:, :48, 8:], shown[:, 48:, 8:]):
+        assert half.double().std((1, 2)).tolist() == pytest.approx(deviations.tolist(), rel=0.1, abs=0.3)
+
+
+def test_changes_that_are_not_asked_for_draw_no_numbers() -> None:
+    """A recipe without blur and noise has the other changes that it had before there were any."""
+    plain, both = (
+        draw_changes(AugmentSettings(**more), 16, np.random.default_rng(3))
+        for more in ({}, {"blur": 0.5, "noise": 0.5})
+    )
+    old = len(Change._fields) - 2
+    assert torch.equal(plain[:, :old], both[:, :old])
+    assert not plain[:, old:].any()
+    assert both[:, old:].any()
 
 
 def test_an_empty_batch_stays_empty() -> None:

@@ -16,7 +16,7 @@ from acouslic.errors import AcouslicError
 from algorithm.model.lora import merge, read_adapter
 from algorithm.model.networks import PreprocessingConfig, TowerConfig
 from algorithm.model.tower import Attention, Tower, linear_shapes, tower_from_state
-from training.learn.losses import mask_loss, optimality_loss, presence_loss, shared_mean
+from training.learn.losses import mask_loss, optimality_loss, presence_loss, ranking_loss, shared_mean
 from training.network.fast_layers import frozen_in, merged, speed_up
 from training.network.model import FrameNetwork, all_rows, build_network, count_trained, decoder_taps
 from training.network.tower_source import LoadedTower, fan_patches, hash_state
@@ -217,7 +217,19 @@ def test_presence_loss_by_hand() -> None:
     )
     focal = presence_loss(logit, positive, LossSettings(presence="focal"))
     assert focal.tolist() == pytest.approx([0.1733, 0.1733], abs=1e-4)
+    shares = presence_loss(torch.full((2,), 50.0), torch.tensor([0.5, 0.9]), LossSettings())
+    assert shares.tolist() == pytest.approx([25.0, 5.0], abs=1e-4)
     assert optimality_loss(logit, positive).tolist() == pytest.approx([0.6931, 0.6931], abs=1e-4)
+
+
+def test_ranking_loss_by_hand() -> None:
+    """ln(1 + e^-d) of each pair of one case, d by how much the annotated frame stands above the other; other cases
+    and batches without a pair count for nothing."""
+    logit = torch.tensor([2.0, 0.0, 1.0, 5.0, -3.0])
+    positive, case = torch.tensor([True, False, False, False, True]), torch.tensor([1, 1, 1, 2, 3])
+    expected = (np.log1p(np.exp(-2.0)) + np.log1p(np.exp(-1.0))) / 2
+    assert ranking_loss(logit, positive, case).item() == pytest.approx(expected, abs=1e-6)
+    assert ranking_loss(logit[3:], positive[3:], case[3:]).item() == 0
 
 
 def test_mask_loss_by_hand() -> None:

@@ -77,6 +77,17 @@ def test_all_frames_of_annotated_sweeps_as_published(table: FrameTable) -> None:
     assert sorted(rows.tolist()) == [*range(10), *range(30, 40)]
 
 
+def test_presence_is_taught_as_annotated_or_with_doubt_at_the_ends(table: FrameTable) -> None:
+    """Frames 3 to 5 of a sweep of ten; with two frames of doubt the ends lie between 2 and 3 and between 5 and 6, and a
+    sweep without annotation is not in doubt."""
+    assert table.presence_target(0.0).tolist() == (table.label > 0).tolist()
+    target = table.presence_target(2.0)[:30]
+    normal = {0.5: 0.5987, 1.5: 0.7734, 2.5: 0.8944}
+    assert target[[3, 4, 5]].tolist() == pytest.approx([normal[0.5], normal[1.5], normal[0.5]], abs=1e-4)
+    assert target[[2, 6, 0]].tolist() == pytest.approx([1 - normal[0.5], 1 - normal[0.5], 1 - normal[2.5]], abs=1e-4)
+    assert not target[10:].any()
+
+
 def test_tiny_masks_can_be_left_out(table: FrameTable) -> None:
     """A mask of one pixel is neither positive nor negative where more are asked for."""
     rows = plan(table, min_positive_pixels=2, negatives_per_positive=None)

@@ -26,6 +26,9 @@ _HALF_ANGLE = math.atan(0.5747)
 _TILES = (8, 8)
 _CLAHE_CLIP = (1.0, 3.0)
 _GAMMA, _GAIN = (0.7, 1.4), (0.75, 1.3)
+_MOST_BLUR, _MOST_NOISE = 0.005, 0.08
+_REACH = 3
+"""Of the blur, in deviations of the strongest."""
 
 Bytes = NDArray[np.uint8]
 Values = NDArray[np.floating[Any]]
@@ -51,6 +54,10 @@ class Change(NamedTuple):
     speckle: Values
     gamma: Values
     gain: Values
+    blur: Values
+    """Standard deviation of a Gaussian, as a share of the side."""
+    noise: Values
+    """Standard deviation of what is added where the frame is not black, of a range of 1."""
 
 
 def draw_changes(settings: AugmentSettings, count: int, rng: np.random.Generator) -> Tensor:
@@ -88,13 +95,18 @@ def draw_changes(settings: AugmentSettings, count: int, rng: np.random.Generator
         # Contrast multiplies and gamma bends: both keep black black, as the display's gain does.
         gamma=np.where(bent, between(*_GAMMA), 1.0),
         gain=np.where(bent, between(*_GAIN), 1.0),
+        # Drawn last and only where wanted: a recipe without them has the random numbers that it always had.
+        blur=some(settings.blur) * between(0.0, _MOST_BLUR) if settings.blur else np.zeros(count),
+        noise=some(settings.noise) * between(0.0, _MOST_NOISE) if settings.noise else np.zeros(count),
     )
     return torch.from_numpy(np.stack(columns, axis=1).astype(np.float32))
 
 
-def apply_changes(frames: Tensor, masks: Tensor, changes: Tensor) -> tuple[Tensor, Tensor]:
-    """Frames and masks uint8 (B, S, S), masks 0/1, to the same form, changed as `draw_changes` says; torch's random
-    state draws the grain of the speckle.
+def apply_changes(
+    frames: Tensor, masks: Tensor, changes: Tensor, settings: AugmentSettings | None = None
+) -> tuple[Tensor, Tensor]:
+    """Frames and masks uint8 (B, S, S), masks 0/1, to the same form, changed as `draw_changes` says of `settings`, by
+    default the recipe's own; torch's random state draws the grain of speckle and noise.
 
     Padding and the outside of the fan stay black, since nothing here adds light.
     """
@@ -104,6 +116,11 @@ def apply_changes(frames: Tensor, masks: Tensor, changes: Tensor) -> tuple[Tenso
     with torch.autocast(frames.device.type, enabled=False):
         column = dict(zip(Change._fields, changes[:, :, None, None, None].unbind(1), strict=True))
         grey = _change_beams(frames[:, None].float().div_(255), column)
+        if settings is not None and settings.blur:
+            grey = _blur(grey, column["blur"]) * (frames[:, None] > 0)
+        if settings is not None and settings.noise:
+            grain = torch.randn(grey.shape, device=grey.device).mul_(column["noise"])
+            grey = grey.add_(grain.mul_(frames[:, None] > 0)).clamp_(0, 1)
         grid = F.affine_grid(changes[:, :6].unflatten(1, (2, 3)), [len(frames), 1, *frames.shape[1:]], False)
         both = torch.cat([grey, masks[:, None].float()], dim=1)
         grey, moved = F.grid_sample(both, grid, "bilinear", "zeros", False).split(1, dim=1)
@@ -121,6 +138,19 @@ def _change_beams(grey: Tensor, column: dict[str, Tensor]) -> Tensor:
     grain = torch.randn(len(grey), 1, size, size, device=device)
     grain = F.avg_pool2d(grain, (1, 3), stride=1, padding=(0, 1))
     return grey.mul_(factor).mul_(1 + column["speckle"] * math.sqrt(3) * grain).clamp_(0, 1)
+
+
+def _blur(grey: Tensor, deviation: Tensor) -> Tensor:
+    """(B, 1, S, S) under a Gaussian whose deviation, a share of the side (B, 1, 1, 1), is each frame's own."""
+    side = grey.shape[-1]
+    reach = max(1, math.ceil(_REACH * _MOST_BLUR * side))
+    at = torch.arange(-reach, reach + 1, device=grey.device) / side
+    # A share that no float32 tells from 0 leaves the middle alone.
+    kernel = torch.exp(-0.5 * (at / deviation[:, :, 0].clamp_min(1e-6)) ** 2)
+    kernel = (kernel / kernel.sum(2, keepdim=True))[:, :, :, None]
+    for turned, padding in ((kernel, (reach, 0)), (kernel.transpose(2, 3), (0, reach))):
+        grey = F.conv2d(grey.transpose(0, 1), turned, padding=padding, groups=len(grey)).transpose(0, 1)
+    return grey
 
 
 def _beam_coordinates(size: int, device: torch.device) -> tuple[Tensor, Tensor]:

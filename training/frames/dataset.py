@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import ndtr
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -78,14 +79,29 @@ class FrameTable:
     @cached_property
     def distance_to_annotated(self) -> NDArray[np.int64]:
         """(N,): frames to the nearest annotated one of the same sweep; a large number where the sweep has none."""
+        return self._distance_to(self.label > 0)
+
+    def _distance_to(self, wanted: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """(N,): frames to the nearest one of `wanted` (N,) in the same sweep; a large number where it has none."""
         distance = np.full(len(self), np.iinfo(np.int32).max, np.int64)
-        for case, first in zip(self.cases, self.first_row[:-1], strict=True):
+        for case, first in zip(self.cases, self.first_row[:-1].tolist(), strict=True):
             for sweep in case.sweeps:
-                frames = np.arange(sweep.start, sweep.stop)
-                annotated = frames[case.labels[sweep.start : sweep.stop] > 0]
-                if len(annotated):
-                    distance[first + frames] = np.abs(frames[:, None] - annotated[None, :]).min(axis=1)
+                frames = np.arange(first + sweep.start, first + sweep.stop)
+                found = frames[wanted[frames]]
+                if len(found):
+                    distance[frames] = np.abs(frames[:, None] - found[None, :]).min(axis=1)
         return distance
+
+    def presence_target(self, soft_ends: float) -> NDArray[np.float32]:
+        """(N,): 1 for annotated frames and 0 for others; with `soft_ends` frames of doubt about where a run ends, the
+        share of such ends, normally distributed, that would take the frame in."""
+        annotated = self.label > 0
+        if soft_ends == 0:
+            return annotated.astype(np.float32)
+        # An end lies half-way between two frames.
+        inside = np.where(annotated, self._distance_to(~annotated), -self.distance_to_annotated)
+        depth = inside - np.copysign(0.5, inside)
+        return ndtr(depth / soft_ends).astype(np.float32)
 
     def read(self, rows: NDArray[np.int64]) -> FrameBatch:
         """The frames of some rows, in the order of `rows`."""

@@ -29,6 +29,7 @@ from training.learn.losses import (
     mask_loss,
     optimality_loss,
     presence_loss,
+    ranking_loss,
     shared_mean,
     summarise_masks,
 )
@@ -42,6 +43,9 @@ VALIDATION_BATCH = 64
 
 class FrameLearner(lightning.LightningModule):
     """Trains `network` on the frames of one table and validates it on those of another."""
+
+    presence_target: Tensor
+    case_of_row: Tensor
 
     def __init__(
         self,
@@ -58,6 +62,10 @@ class FrameLearner(lightning.LightningModule):
         self.preprocessing = preprocessing
         self.train_table = train_table
         self.validation_table = validation_table
+        # On the device, by row of the table: looking them up there makes nobody wait.
+        target = torch.from_numpy(train_table.presence_target(settings.loss.soft_ends))
+        self.register_buffer("presence_target", target, persistent=False)
+        self.register_buffer("case_of_row", torch.from_numpy(train_table.case), persistent=False)
         self.average = TrainedAverage(network, settings.optimiser.ema_decay)
         self.hard = HardNegatives(len(train_table))
         annotated_only = settings.sampling.sweeps == "annotated"
@@ -117,7 +125,7 @@ class FrameLearner(lightning.LightningModule):
     def training_step(self, batch: FrameBatch) -> Tensor:
         """The weighted sum of the losses of one batch."""
         torch.manual_seed(_step_seed(self.settings.seed, self.global_step, self._rank))
-        frames, masks = apply_changes(batch.frames, batch.masks, batch.changes)
+        frames, masks = apply_changes(batch.frames, batch.masks, batch.changes, self.settings.augment)
         loss, parts, presence = self._losses(frames, masks, batch)
         if presence is not None:
             self.hard.note(batch.rows, presence.detach().float().sigmoid())
@@ -137,8 +145,12 @@ class FrameLearner(lightning.LightningModule):
         total = images.new_zeros(())
         everything = torch.ones_like(positive)
         if output.presence is not None:
-            parts["presence"] = shared_mean(presence_loss(output.presence, positive, settings), everything)
+            target = self.presence_target[batch.rows]
+            parts["presence"] = shared_mean(presence_loss(output.presence, target, settings), everything)
             total = total + settings.presence_factor * parts["presence"]
+            if settings.ranking:
+                parts["ranking"] = ranking_loss(output.presence, positive, self.case_of_row[batch.rows])
+                total = total + settings.ranking * parts["ranking"]
         if output.optimality is not None:
             parts["optimality"] = shared_mean(optimality_loss(output.optimality, batch.label == 1), positive)
             total = total + settings.optimality_factor * parts["optimality"]

@@ -15,14 +15,23 @@ _FOCAL_GAMMA = 2.0
 _DICE_SMOOTHING = 1.0
 
 
-def presence_loss(logit: Tensor, positive: Tensor, settings: LossSettings) -> Tensor:
-    """Binary cross-entropy, or its focal form, of (B,) logits against (B,) bool; (B,) float32."""
-    target = positive.float()
+def presence_loss(logit: Tensor, target: Tensor, settings: LossSettings) -> Tensor:
+    """Binary cross-entropy, or its focal form, of (B,) logits against (B,) bool or shares in 0..1; (B,) float32."""
+    target = target.float()
     loss = F.binary_cross_entropy_with_logits(logit.float(), target, reduction="none")
     if settings.presence == "focal":
         right = torch.exp(-loss)
         loss = (1 - right) ** _FOCAL_GAMMA * loss
-    return loss * torch.where(positive, settings.positive_weight, 1.0)
+    return loss * (1.0 + (settings.positive_weight - 1.0) * target)
+
+
+def ranking_loss(logit: Tensor, positive: Tensor, case: Tensor) -> Tensor:
+    """How far frames of the same case stand in the wrong order: the mean of log(1 + exp(other - annotated)) over all
+    pairs of an annotated frame and another, of (B,) logits, (B,) bool and (B,) numbers of cases; scalar, 0 without a
+    pair. Each process has its own pairs."""
+    pair = positive[:, None] & ~positive[None, :] & (case[:, None] == case[None, :])
+    loss = F.softplus(logit.float()[None, :] - logit.float()[:, None])
+    return (loss * pair).sum() / pair.sum().clamp(min=1)
 
 
 def optimality_loss(logit: Tensor, optimal: Tensor) -> Tensor:

@@ -32,6 +32,10 @@ class TaughtTable(FrameTable):
         self.presence, self.optimality = presence, optimality
         self.label = (presence >= GIVEN_A_CHANCE).astype(np.uint8)
 
+    def presence_target(self, soft_ends: float) -> NDArray[np.float32]:  # noqa: ARG002  # no run has an end here
+        """(N,): what the teacher says."""
+        return self.presence.astype(np.float32)
+
     @property
     def mask_pixels(self) -> NDArray[np.int64]:
         """(N,): as large as can be. No mask is asked for, so none is too small."""
@@ -41,7 +45,6 @@ class TaughtTable(FrameTable):
 class StudentLearner(FrameLearner):
     """Trains a student on the frames of one taught table and looks at it on those of another."""
 
-    presence_target: Tensor
     optimality_target: Tensor
 
     def __init__(
@@ -53,10 +56,9 @@ class StudentLearner(FrameLearner):
         validation_table: TaughtTable,
     ) -> None:
         super().__init__(network, settings, preprocessing, train_table, validation_table)
-        for name in ("presence", "optimality"):
-            target = getattr(train_table, name)
-            tensor = torch.zeros(0) if target is None else torch.from_numpy(target.astype(np.float32))
-            self.register_buffer(f"{name}_target", tensor, persistent=False)
+        target = train_table.optimality
+        tensor = torch.zeros(0) if target is None else torch.from_numpy(target.astype(np.float32))
+        self.register_buffer("optimality_target", tensor, persistent=False)
 
     def _losses(
         self,

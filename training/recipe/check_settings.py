@@ -21,6 +21,8 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "augment.degrees": (0, 180),
     "augment.shift": (0, 1),
     "loss.positive_weight": (0, _ANY),
+    "loss.soft_ends": (0, _ANY),
+    "loss.ranking": (0, _ANY),
     "loss.presence_factor": (0, _ANY),
     "loss.optimality_factor": (0, _ANY),
     "loss.mask_factor": (0, _ANY),
@@ -38,7 +40,10 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "machine.threads": (1, _ANY),
 }
 _LIMITS.update(
-    {f"augment.{name}": (0, 1) for name in ("flip", "affine", "gain", "attenuation", "speckle", "shadow", "clahe")}
+    {
+        f"augment.{name}": (0, 1)
+        for name in ("flip", "affine", "gain", "attenuation", "speckle", "shadow", "clahe", "blur", "noise")
+    }
 )
 """Smallest and largest value of each number; None passes where a setting allows it."""
 

@@ -129,6 +129,8 @@ class AugmentSettings:
         speckle: multiplicative noise.
         shadow: dark wedges along the beam.
         clahe: contrast-limited adaptive histogram equalisation.
+        blur: a Gaussian of up to 0.5 % of the side, as of a softer scanner.
+        noise: added grain, with a deviation of up to 8 % of the range.
     """
 
     recipe: Literal["sweep", "published", "none"] = "sweep"
@@ -143,6 +145,8 @@ class AugmentSettings:
     speckle: float = 0.5
     shadow: float = 0.3
     clahe: float = 0.1
+    blur: float = 0.0
+    noise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -152,6 +156,9 @@ class LossSettings:
     Args:
         presence: `bce` or `focal` (Lin et al. 2017, gamma 2).
         positive_weight: factor on positive frames in the presence loss.
+        soft_ends: how far, in frames, the ends of annotated runs are in doubt: there presence is taught as a share
+            between 0 and 1; 0 takes the annotation as it is.
+        ranking: weight of a loss that wants each annotated frame above every other frame of its case in the batch.
         mask: `dice_bce` or `dice` for each frame; `dice_pooled` over the pixels of all frames, as published.
         mask_frames: the decoder learns from `annotated` frames or from `all` of a batch.
         presence_factor: weight of the presence loss.
@@ -161,6 +168,8 @@ class LossSettings:
 
     presence: Literal["bce", "focal"] = "bce"
     positive_weight: float = 1.0
+    soft_ends: float = 0.0
+    ranking: float = 0.0
     mask: Literal["dice_bce", "dice", "dice_pooled"] = "dice_bce"
     mask_frames: Literal["annotated", "all"] = "annotated"
     presence_factor: float = 1.0

@@ -1,0 +1,154 @@
+"""What one setting of training is worth: runs that differ in it alone, on the same folds with the same seeds.
+
+    python bench/ablation.py --cache CACHE --split SPLIT --out FOLDER [--folds 1 2 3] [--seeds 1 2 3]
+                             --variant "softer ends=--loss.soft_ends 2" --variant ... -- COMMON SETTINGS OF `fit`
+
+The first row is the run with the common settings, every further one adds a variant's. Each run learns without its fold
+and is judged on it, every frame, nested: a reading is fitted on the other folds' cases where there are several folds.
+Figures are pooled over folds; those of the seeds are listed one by one. Differences are to the first row, paired by
+case and seed, with an interval by subject. Runs are kept in FOLDER, and what is there is not run again. The last line
+is JSON.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from sklearn.metrics import average_precision_score
+
+from acouslic.errors import AcouslicError
+from bench.figures.frame_choice import frame_worth
+from bench.figures.readings import READINGS, Called, SaidOfCase
+from bench.figures.table import table
+from bench.judgement import answers_of_run, read_out_of_fold_cases, said_of
+from bench.setting.command import exit_with
+from evaluation.metrics import intervals
+from evaluation.metrics.frame_f1 import ConfusionCounts, confusion_counts
+from evaluation.metrics.intervals import Interval
+from training.export.trained_member import read_member
+from training.fit import main as fit
+from training.learn.run_folder import RunFolder
+from training.release.cache import Cache
+
+_COMMON = "as it is"
+_PLAIN, _EXPORTED, _BEST = "plain, 0.5", "half-way, as exported", "each case's best threshold"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the runs of one variant and one seed said of all folds' cases, in one order for all variants."""
+
+    cases: list[SaidOfCase]
+    called: dict[str, list[Called]]
+    """By reading."""
+
+    @property
+    def average_precision(self) -> float:
+        """Over all frames, plain."""
+        label = np.concatenate([case.label > 0 for case in self.cases])
+        return float(average_precision_score(label, np.concatenate([case.plain for case in self.cases])))
+
+    def counts(self, reading: str) -> list[ConfusionCounts]:
+        """Of each case."""
+        pairs = zip(self.cases, self.called[reading], strict=True)
+        return [confusion_counts(case.label > 0, called.positive) for case, called in pairs]
+
+    def f1(self, reading: str) -> float:
+        """Over all frames."""
+        return sum(self.counts(reading), ConfusionCounts()).f1 or 0.0
+
+    def worth(self) -> np.ndarray:
+        """Of each case's highest frame, by the challenge's WFSS; float (cases,)."""
+        pairs = zip(self.cases, self.called[_PLAIN], strict=True)
+        return np.array([frame_worth(case.label, called.chosen) for case, called in pairs])
+
+
+def judge_runs(runs: Sequence[RunFolder], cache: Cache) -> Judged:
+    """Runs on different folds of one split, each on the cases that it did not learn from."""
+    members = [read_member(run) for run in runs]
+    answers = [answers_of_run(member.scored) for member in members]
+    cases = {uuid: said_of(members, answers, cache.case(uuid)) for found in answers for uuid in found}
+    folds = [list(found) for found in answers]
+    readings = [_PLAIN, _BEST] if len(runs) == 1 else [_PLAIN, _EXPORTED, _BEST]
+    called = {name: read_out_of_fold_cases(cases, folds, READINGS[name]) for name in readings}
+    return Judged(list(cases.values()), called)
+
+
+def difference(base: Sequence[Judged], other: Sequence[Judged], reading: str) -> Interval | None:
+    """Of F1 over all frames, seeds together, whole subjects being what varies."""
+    counts = [[count for judged in side for count in judged.counts(reading)] for side in (base, other)]
+    subjects = [case.subject for judged in base for case in judged.cases]
+    return intervals.paired_f1_interval(counts[0], counts[1], intervals.units_of(subjects))
+
+
+def describe(found: dict[str, list[Judged]]) -> tuple[str, dict[str, object]]:
+    """The table, and the same as plain numbers."""
+    base = found[_COMMON]
+    readings = list(base[0].called)
+    header = ["", "average precision", *(f"F1, {name}" for name in readings), *(f"difference, {n}" for n in readings)]
+    rows, record = [], {}
+    for name, seeds in found.items():
+        figures: dict[str, list[float]] = {"average precision": [one.average_precision for one in seeds]}
+        figures |= {f"F1, {reading}": [one.f1(reading) for one in seeds] for reading in readings}
+        figures["WFSS"] = [float(one.worth().mean()) for one in seeds]
+        differences = {reading: difference(base, seeds, reading) for reading in readings}
+        rows.append([name, *(_listed(values) for values in figures.values()), *map(_signed, differences.values())])
+        record[name] = figures | {
+            f"difference, {reading}": None if one is None else one.metrics() for reading, one in differences.items()
+        }
+    header.insert(2 + len(readings), "WFSS")
+    return table(header, rows), record
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command."""
+    words = sys.argv[1:] if arguments is None else arguments
+    split_at = words.index("--") if "--" in words else len(words)
+    options = _parser().parse_args(words[:split_at])
+    variants = {_COMMON: list[str]()}
+    for given in options.variant:
+        name, found, settings = given.partition("=")
+        if not found or not name or name in variants:
+            raise AcouslicError(f"--variant takes NAME=SETTINGS, each name once, not {given!r}")
+        variants[name] = shlex.split(settings)
+    cache = Cache(options.cache)
+    found: dict[str, list[Judged]] = {}
+    for name, settings in variants.items():
+        for seed in options.seeds:
+            runs = [options.out / name.replace(" ", "_") / f"seed_{seed}" / f"fold_{fold}" for fold in options.folds]
+            for fold, run in zip(options.folds, runs, strict=True):
+                where = [f"--cache={options.cache}", f"--split={options.split}", f"--fold={fold}", f"--out={run}"]
+                fit([*where, f"--seed={seed}", *words[split_at + 1 :], *settings])
+            found.setdefault(name, []).append(judge_runs([RunFolder(run) for run in runs], cache))
+    text, record = describe(found)
+    print(f"{len(found[_COMMON][0].cases)} cases, seeds {options.seeds}, folds {options.folds}\n{text}")
+    print(json.dumps(record))
+    return 0
+
+
+def _listed(values: Sequence[float]) -> str:
+    return f"{' '.join(f'{value:.3f}' for value in values)}; {np.mean(values):.3f}"
+
+
+def _signed(interval: Interval | None) -> str:
+    return "-" if interval is None else f"{interval.estimate:+.3f} ({interval.lower:+.3f} to {interval.upper:+.3f})"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--split", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--folds", type=int, nargs="+", default=[1])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--variant", action="append", default=[], metavar="NAME=SETTINGS")
+    return parser
+
+
+if __name__ == "__main__":
+    exit_with(main)
