@@ -1,7 +1,7 @@
 """What a head of the whole case is worth, on cases that neither the members nor the head have learned from.
 
     python bench/case_head.py score MODEL --cache CACHE --out SCORES [--stride 4]
-    python bench/case_head.py judge SCORES... [--on NAME=SCORES ...] [--seeds 1 2 3]
+    python bench/case_head.py judge SCORES... [--on NAME=SCORES ...] [--seeds 1 2 3] [--trials N]
 
 `score` asks an artifact about cases that none of its members has learned from, and keeps what each says of every so
 manyth frame. `judge` takes such folders and makes what `training head` makes, once a seed: five groups of subjects,
@@ -13,7 +13,7 @@ last line is JSON.
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -35,14 +35,18 @@ from training.export.add_case_head import groups_of_subjects
 from training.frames.dataset import table_of
 from training.judge.ask_members import ask_members
 from training.judge.calibrate import CaseJudgement, fit_temperature
-from training.judge.case_head import CaseExample, calibrated_logit, fit_case_head, review, review_nested
+from training.judge.case_head import CaseExample, HeadRecipe, calibrated_logit, fit_case_head, review, review_nested
 from training.judge.head_gain import describe_gain, measure_gain
+from training.judge.head_search import search_recipe
 from training.judge.nested_reading import read_nested
 from training.judge.reading import fit_half_way, has_one_run_a_sweep, read_again
 from training.learn.frame_metrics import count_frames
 from training.release.cache import Cache
 
 _BATCH_FRAMES = 32
+
+RecipeFinder = Callable[[Sequence[CaseExample], Mapping[str, int], int], HeadRecipe]
+"""From the cases that a head learns from, their groups and the seed to how it learns."""
 
 
 @dataclass(frozen=True)
@@ -156,10 +160,11 @@ class Setting:
         return judged
 
 
-def compare_nested(cases: Sequence[KeptCase], setting: Setting, config: CaseHeadConfig, seed: int) -> dict[str, object]:
+def compare_nested(cases: Sequence[KeptCase], setting: Setting, find: RecipeFinder, seed: int) -> dict[str, object]:
     """Each case by a head and a reading that have not seen its patient."""
     subjects = {case.uuid: case.subject for case in cases}
-    reviewed = review_nested(setting.examples(cases), groups_of_subjects(subjects), config, seed)
+    groups = groups_of_subjects(subjects)
+    reviewed = review_nested(setting.examples(cases), groups, seed, lambda some: find(some, groups, seed))
     without, with_head = setting.judge(cases, None), setting.judge(cases, reviewed)
     selection = setting.reading(without)
     read = read_nested(without, subjects, selection)
@@ -173,7 +178,7 @@ def compare_on(
     cases: Sequence[KeptCase],
     learned: Sequence[KeptCase],
     setting: Setting,
-    config: CaseHeadConfig,
+    find: RecipeFinder,
     seed: int,
 ) -> dict[str, object]:
     """Other cases, by a head that learned from all of `learned`, and by readings fitted on those."""
@@ -181,9 +186,9 @@ def compare_on(
     if {case.subject for case in cases} & {case.subject for case in learned}:
         raise AcouslicError(f"{name}: a subject of these cases is among those that the head learns from")
     examples = setting.examples(learned)
-    head = fit_case_head(examples, config, seed)
-    of_learned = {case.uuid: subjects[case.uuid] for case in learned}
-    nested = review_nested(examples, groups_of_subjects(of_learned), config, seed)
+    groups = groups_of_subjects({case.uuid: subjects[case.uuid] for case in learned})
+    head = fit_case_head(examples, find(examples, groups, seed), seed)
+    nested = review_nested(examples, groups, seed, lambda some: find(some, groups, seed))
     selection = setting.reading(setting.judge(learned, None))
     half_way, with_nested = (fit_half_way(setting.judge(learned, found)) for found in (None, nested))
     judged = setting.judge(cases, None), setting.judge(cases, review(head, setting.examples(cases)))
@@ -235,6 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     judge.add_argument("--on", action="append", default=[], metavar="NAME=SCORES", help="other patients")
     judge.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     judge.add_argument("--components", type=int, default=CaseHeadConfig.components)
+    judge.add_argument("--trials", type=int, default=0, help="recipes that Optuna tries for each head")
     options = parser.parse_args(arguments)
     set_cpu_threads()
     if options.command == "score":
@@ -246,10 +252,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise AcouslicError(f"--on: expected scores of stride {stride} too")
     setting = Setting.of(cases, stride)
     sigma = CaseHeadConfig.neighbour_sigma_frames / stride
-    config = CaseHeadConfig(components=options.components, neighbour_sigma_frames=sigma)
-    found = [compare_nested(cases, setting, config, seed) for seed in options.seeds]
+    recipe = HeadRecipe(CaseHeadConfig(components=options.components, neighbour_sigma_frames=sigma))
+
+    def find(some: Sequence[CaseExample], groups: Mapping[str, int], seed: int) -> HeadRecipe:
+        return search_recipe(some, groups, options.trials, seed) if options.trials else recipe
+
+    found = [compare_nested(cases, setting, find, seed) for seed in options.seeds]
     for name, (of_others, _) in others.items():
-        found += [compare_on(name, of_others, cases, setting, config, seed) for seed in options.seeds]
+        found += [compare_on(name, of_others, cases, setting, find, seed) for seed in options.seeds]
     for one in found:
         print(", ".join(f"{name} {value}" for name, value in one.items()))
     print(json.dumps(found))

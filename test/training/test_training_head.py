@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,15 @@ from training.export.calibrate_artifact import calibrate_artifact
 from training.export.distil import main as distil
 from training.export.precision import measure_artifact
 from training.judge.calibrate import CaseJudgement
-from training.judge.case_head import CaseExample, fit_case_head, review, review_nested
+from training.judge.case_head import CaseExample, HeadRecipe, fit_case_head, review, review_nested
 from training.judge.head_gain import describe_gain, is_won, measure_gain
+from training.judge.head_search import judge_recipe, search_recipe
 from training.judge.unseen_cases import ask_about, cases_of_members
 from training.release.cache import Cache
 
 CPU = torch.device("cpu")
 SMALL = CaseHeadConfig(components=4, hidden=8, neighbour_sigma_frames=2.0)
+RECIPE = HeadRecipe(SMALL)
 WIDTH = 12
 
 
@@ -65,12 +67,12 @@ def examples() -> list[CaseExample]:
 @pytest.fixture(scope="module")
 def head(examples: list[CaseExample]) -> CaseHead:
     """Learned from them."""
-    return fit_case_head(examples, SMALL, seed=1)
+    return fit_case_head(examples, RECIPE, seed=1)
 
 
 def test_what_is_true_of_a_case_is_learned(examples: list[CaseExample]) -> None:
     """On cases that it has not learned from, the head tells the planes from the rest far better than the logit."""
-    reviewed = review_nested(examples, {case.uuid: k % 3 for k, case in enumerate(examples)}, SMALL, seed=1)
+    reviewed = review_nested(examples, {case.uuid: k % 3 for k, case in enumerate(examples)}, 1, lambda _: RECIPE)
 
     def right(case: CaseExample, presence: np.ndarray) -> float:
         return float(((presence >= 0.5) == (case.label > 0)).mean())
@@ -86,17 +88,40 @@ def test_a_nested_review_never_learned_from_the_group(examples: list[CaseExample
     groups = {case.uuid: k % 3 for k, case in enumerate(examples)}
     one = examples[4]
     changed = CaseExample(**(vars(one) | {"label": np.roll(one.label, 40)}))
-    before = review_nested(examples, groups, SMALL, seed=1)
-    after = review_nested([*examples[:4], changed, *examples[5:]], groups, SMALL, seed=1)
+    before = review_nested(examples, groups, 1, lambda _: RECIPE)
+    after = review_nested([*examples[:4], changed, *examples[5:]], groups, 1, lambda _: RECIPE)
     for case in examples:
         same = np.array_equal(before[case.uuid], after[case.uuid])
         assert same == (groups[case.uuid] == groups[one.uuid])
 
 
+def test_a_searched_recipe_is_at_least_as_good_as_the_default(
+    examples: list[CaseExample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Judged as the search judges, twice the same; and it never sees the group that it is judged on."""
+    monkeypatch.setattr("training.judge.case_head._STEPS", 10)  # how well a head learns is tested above
+    groups = {case.uuid: k % 3 for k, case in enumerate(examples)}
+    seen: list[set[str]] = []
+
+    def find(cases: Sequence[CaseExample]) -> HeadRecipe:
+        seen.append({case.uuid for case in cases})
+        return search_recipe(cases, groups, 3, seed=1)
+
+    review_nested(examples, groups, 1, find)
+    for group, uuids in enumerate(seen):
+        assert uuids == {uuid for uuid, number in groups.items() if number != group}
+    others = [case for case in examples if groups[case.uuid] != 0]
+    found = search_recipe(others, groups, 3, seed=1)
+    assert found == search_recipe(others, groups, 3, seed=1)
+    by_default, searched = (judge_recipe(others, groups, recipe, 1) for recipe in (HeadRecipe(), found))
+    assert searched >= by_default
+    assert search_recipe(others, groups, 1, seed=1) == HeadRecipe()
+
+
 def test_training_twice_gives_the_same_bits(examples: list[CaseExample], head: CaseHead) -> None:
     """The seed decides everything, whatever was drawn before; another seed gives another head."""
     torch.manual_seed(99)
-    again, other = fit_case_head(examples, SMALL, seed=1), fit_case_head(examples, SMALL, seed=2)
+    again, other = fit_case_head(examples, RECIPE, seed=1), fit_case_head(examples, RECIPE, seed=2)
     for name, tensor in head.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name])
     assert not torch.equal(head.change.weight, other.change.weight)

@@ -1,6 +1,7 @@
 """A head for a finished model that judges frames with their whole case in view, kept only where it wins.
 
-    python -m training head MODEL --cache CACHE --out NEW [--split SPLIT] [--device cpu|cuda] [--seed N] [--anyway]
+    python -m training head MODEL --cache CACHE --out NEW [--split SPLIT] [--trials N] [--device cpu|cuda] [--seed N]
+                            [--anyway]
 
 The head learns from what the members say of cases that they did not learn from: the validation part of the paper's
 split, or all folds of the split that the model's own members were trained on, each case by the member that validated on
@@ -9,8 +10,9 @@ it; without --split all cases of the cache, which none of the members may have l
 It is judged nested: five groups of subjects, each judged by a head that learned from the other four, and by a half-way
 reading fitted without the case's patient. Where F1 over all frames rises, and the lower end of the rise's interval is
 not below -0.01, NEW is the model with a head that learned from all groups, and with the reading fitted for it. Else
-nothing is written. The frame is chosen as before. A model with a head scores every frame by all members: it cannot be
-gated.
+nothing is written. With --trials Optuna searches how large a head should be and how it should learn, anew for each of
+them, on the cases that it learns from. The frame is chosen as before. A model with a head scores every frame by all
+members: it cannot be gated.
 """
 
 import argparse
@@ -26,13 +28,13 @@ from acouslic.write import check_writable
 from algorithm.engine.device import choose_device, set_cpu_threads
 from algorithm.model.artifact import Artifact, load_artifact, write_artifact
 from algorithm.model.manifest import Manifest
-from algorithm.model.networks import CaseHeadConfig
 from training.export.model_card import write_card_beside
 from training.export.precision import FRAMES, describe, measure_artifact
 from training.judge.ask_members import Answers
 from training.judge.calibrate import Calibration, judge_cases
-from training.judge.case_head import CaseExample, calibrated_logit, fit_case_head, review_nested
+from training.judge.case_head import CaseExample, HeadRecipe, calibrated_logit, fit_case_head, review_nested
 from training.judge.head_gain import describe_gain, is_won, measure_gain
+from training.judge.head_search import search_recipe
 from training.judge.nested_reading import read_nested
 from training.judge.reading import choose_thresholds, describe_reading, fit_half_way, read_again
 from training.judge.teacher import black_frames
@@ -52,6 +54,7 @@ def add_case_head(
     out: Path,
     *,
     seed: int = 1,
+    trials: int = 0,
     anyway: bool = False,
     command: str = "",
 ) -> Manifest:
@@ -67,8 +70,12 @@ def add_case_head(
     _refuse_unfit(artifact, cache, subjects)
     answers = ask_about(artifact, cache, uuids, device)
     examples = case_examples(answers, manifest, cache, uuids)
-    config = CaseHeadConfig()
-    reviewed = review_nested(examples, groups_of_subjects(subjects), config, seed)
+    groups = groups_of_subjects(subjects)
+
+    def recipe_for(cases: Sequence[CaseExample]) -> HeadRecipe:
+        return search_recipe(cases, groups, trials, seed) if trials else HeadRecipe()
+
+    reviewed = review_nested(examples, groups, seed, recipe_for)
     scored = of_members(answers, cache, uuids)
     calibrations = [Calibration(one.presence_temperature, one.optimality_temperature) for one in manifest.members]
     plain = replace(manifest.selection, half_way=None)
@@ -84,11 +91,12 @@ def add_case_head(
     cases = [read_again(case, selection) for case in with_head]
     thresholds = choose_thresholds(cases, manifest.thresholds.mask)
     print(describe_reading(selection, thresholds, len(cases)), flush=True)
-    state = fit_case_head(examples, config, seed).state_dict()
+    recipe = recipe_for(examples)
+    state = fit_case_head(examples, recipe, seed).state_dict()
     made = made_with(command or "python -m training head")
     manifest = replace(
         manifest,
-        case_head=replace(config, gain=gain),
+        case_head=replace(recipe.config, gain=gain),
         selection=selection,
         thresholds=thresholds,
         provenance=replace(manifest.provenance, made_by=f"{manifest.provenance.made_by}; its case head: {made}"),
@@ -154,10 +162,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--split", type=Path, help="take its validation cases; without it all of the cache")
     parser.add_argument("--device", choices=("cpu", "cuda"))
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--trials", type=int, default=0, help="recipes that Optuna tries for each head (none)")
     parser.add_argument("--anyway", action="store_true", help="write the model also where the head does not win")
     options = parser.parse_args(arguments)
     if options.out.resolve() == options.model.resolve():
         raise AcouslicError(f"{options.out} is the model itself, which stays as it is: name another --out")
+    if options.trials < 0:
+        raise AcouslicError(f"--trials must be 0 or more, not {options.trials}")
     check_writable(options.out.absolute().parent)
     set_cpu_threads()
     device, _ = choose_device(options.device)
@@ -168,6 +179,7 @@ def main(arguments: list[str]) -> int:
         device,
         options.out,
         seed=options.seed,
+        trials=options.trials,
         anyway=options.anyway,
         command=shlex.join(["python", "-m", "training", "head", *arguments]),
     )

@@ -5,8 +5,8 @@ and the mean over members is the case's: a head that has seen one member's embed
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -22,8 +22,16 @@ _NETWORKS = 5
 _STEPS = 500
 _CASES_A_STEP = 8
 _LEARNING_RATE = 3e-3
-_WEIGHT_DECAY = 1.0
-_DROPOUT = 0.1
+
+
+@dataclass(frozen=True)
+class HeadRecipe:
+    """What decides how a head learns, and how large it is."""
+
+    config: CaseHeadConfig = field(default_factory=CaseHeadConfig)
+    weight_decay: float = 1.0
+    dropout: float = 0.1
+    """Share of the features that a step does not see."""
 
 
 @dataclass(frozen=True)
@@ -48,20 +56,21 @@ def calibrated_logit(logit: NDArray[np.float32], temperature: float) -> Tensor:
     return torch.from_numpy(presence_logit(probability).astype(np.float32))
 
 
-def fit_case_head(examples: Sequence[CaseExample], config: CaseHeadConfig, seed: int) -> CaseHead:
+def fit_case_head(examples: Sequence[CaseExample], recipe: HeadRecipe, seed: int) -> CaseHead:
     """The head that these cases teach: principal components of the centred embeddings, and on them the mean of five
     small networks, each with its share of the hidden units and random numbers of its own.
 
     What one network says depends on its seed; the mean hardly does. Since only the last layer's outputs are averaged,
     the five together are one network with all hidden units. The same examples and seed give the same bits.
     """
+    config = recipe.config
     head = CaseHead(config, examples[0].embedding.shape[1]).requires_grad_(False)
     head.projection.weight.copy_(_principal_components(examples, config.components))
     with torch.no_grad():
         features = [head.features(case.embedding, case.logit, case.seen, case.sweeps) for case in examples]
     networks = min(_NETWORKS, config.hidden)
     for k, units in enumerate(torch.arange(config.hidden).tensor_split(networks)):
-        hidden, change = _fit_network(examples, features, len(units), seed * _NETWORKS + k)
+        hidden, change = _fit_network(examples, features, len(units), recipe, seed * _NETWORKS + k)
         head.hidden.weight[units], head.hidden.bias[units] = hidden.weight, hidden.bias
         head.change.weight[:, units] = change.weight / networks
         head.change.bias.add_(change.bias / networks)
@@ -69,7 +78,7 @@ def fit_case_head(examples: Sequence[CaseExample], config: CaseHeadConfig, seed:
 
 
 def _fit_network(
-    examples: Sequence[CaseExample], features: Sequence[Tensor], units: int, seed: int
+    examples: Sequence[CaseExample], features: Sequence[Tensor], units: int, recipe: HeadRecipe, seed: int
 ) -> tuple[nn.Linear, nn.Linear]:
     """One network on the features of each case, (F, features): 500 steps of AdamW on the cross-entropy of presence,
     each case with the same weight; it begins by changing nothing. Returns its two layers."""
@@ -81,7 +90,7 @@ def _fit_network(
     nn.init.zeros_(output.bias)
     targets = [torch.from_numpy(case.label > 0).float() for case in examples]
     optimiser = torch.optim.AdamW(
-        [*hidden.parameters(), *output.parameters()], lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY
+        [*hidden.parameters(), *output.parameters()], lr=_LEARNING_RATE, weight_decay=recipe.weight_decay
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _LEARNING_RATE, total_steps=_STEPS)
     epochs = math.ceil(_STEPS / math.ceil(len(examples) / _CASES_A_STEP))
@@ -90,8 +99,8 @@ def _fit_network(
     for batch in batches[:_STEPS]:
         chosen = batch.tolist()
         shown = torch.cat([features[k] for k in chosen])
-        kept = torch.rand(shown.shape, generator=generator) >= _DROPOUT
-        change = output(F.gelu(hidden(shown * kept / (1 - _DROPOUT))))[:, 0]
+        kept = torch.rand(shown.shape, generator=generator) >= recipe.dropout
+        change = output(F.gelu(hidden(shown * kept / (1 - recipe.dropout))))[:, 0]
         logit = torch.cat([examples[k].logit for k in chosen]) + change
         weight = torch.cat([torch.full_like(targets[k], 1 / len(targets[k])) for k in chosen])
         target = torch.cat([targets[k] for k in chosen])
@@ -118,12 +127,17 @@ def review(head: CaseHead, examples: Sequence[CaseExample]) -> dict[str, Values]
 
 
 def review_nested(
-    examples: Sequence[CaseExample], groups: Mapping[str, int], config: CaseHeadConfig, seed: int
+    examples: Sequence[CaseExample],
+    groups: Mapping[str, int],
+    seed: int,
+    recipe_for: Callable[[Sequence[CaseExample]], HeadRecipe] = lambda _: HeadRecipe(),
 ) -> dict[str, Values]:
-    """`review` of every case by a head that has not learned from its group; `groups` is by uuid, two at least."""
+    """`review` of every case by a head that has not learned from its group; `groups` is by uuid, two at least.
+    `recipe_for` says how a head learns from some cases, and sees no others."""
     found: dict[str, Values] = {}
-    for group in sorted(set(groups.values())):
-        head = fit_case_head([case for case in examples if groups[case.uuid] != group], config, seed)
+    for group in sorted({groups[case.uuid] for case in examples}):
+        others = [case for case in examples if groups[case.uuid] != group]
+        head = fit_case_head(others, recipe_for(others), seed)
         found |= review(head, [case for case in examples if groups[case.uuid] == group])
     return found
 
