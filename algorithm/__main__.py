@@ -167,6 +167,7 @@ def _run_one_case(
     """Exec mode. What can fail early does so before torch is imported, and the stack decodes meanwhile."""
     from acouslic.sockets import find_sweep_input
     from algorithm.frames.frame_stream import FrameStream
+    from algorithm.model.file_hashes import begin_hashing
     from algorithm.model.manifest import read_manifest
     from algorithm.process.timing import process_age_s
     from algorithm.result.outputs import prepare_output, removed_on_failure
@@ -175,6 +176,7 @@ def _run_one_case(
         prepare_output(output_dir)
         sweep = find_sweep_input(input_dir)
         read_manifest(model_dir)
+        begin_hashing(model_dir)
         with contextlib.closing(FrameStream(sweep.path, stills=False)) as stream:
             _ = stream.header
 

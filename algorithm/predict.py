@@ -15,6 +15,7 @@ from acouslic.sockets import SweepInput
 from acouslic.write import check_writable
 from algorithm.case_list import find_sweeps
 from algorithm.frames.frame_stream import FrameStream
+from algorithm.model.file_hashes import begin_hashing
 from algorithm.page.case_page import write_case_page
 from algorithm.page.cohort_page import write_index
 from algorithm.process.devices import visible_gpus
@@ -193,6 +194,7 @@ def _one_after_another(
     sweeps: Sequence[SweepInput], settings: PredictSettings, maker: Maker, table: ResultTable, interrupts: Interrupts
 ) -> None:
     """On one device, in this process."""
+    begin_hashing(settings.model_dir)
     with interrupts.held():
         from algorithm.pipeline import Pipeline
 

@@ -14,7 +14,6 @@ so that loading costs about what reading the files costs.
 
 import dataclasses
 import gzip
-import hashlib
 import os
 import shutil
 import stat
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 from acouslic.errors import AcouslicError
 from acouslic.printable import printable
 from acouslic.strict_json import reason, shown
+from algorithm.model.file_hashes import hash_file
 from algorithm.model.heads import CaseHead, Heads
 from algorithm.model.lora import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, LoraAdapter, read_adapter, write_adapter
 from algorithm.model.manifest import (
@@ -193,12 +193,6 @@ def pack_artifact(folder: Path, tar_path: Path) -> None:
         partial.rename(tar_path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def hash_file(path: Path) -> str:
-    """The sha256 of a file, as hexadecimal digits."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _member_files(k: int, member: MemberConfig) -> list[str]:

@@ -19,7 +19,8 @@ from algorithm.engine.ensemble import Ensemble
 from algorithm.frames.frame_stream import FrameStream
 from algorithm.frames.preprocess import normalise
 from algorithm.frames.resized_frames import ResizedFrames
-from algorithm.model.artifact import HEADS_FILE, hash_file, load_artifact
+from algorithm.model.artifact import HEADS_FILE, load_artifact
+from algorithm.model.file_hashes import hash_file
 from algorithm.model.manifest import MANIFEST_FILE, FileRecord, manifest_to_json
 
 FRAMES_LOOKED_AT = 24

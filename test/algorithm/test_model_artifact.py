@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from acouslic.errors import AcouslicError
-from algorithm.model.artifact import hash_file, load_artifact, pack_artifact, write_artifact
+from algorithm.model.artifact import load_artifact, pack_artifact, write_artifact
+from algorithm.model.file_hashes import hash_file
 from algorithm.model.manifest import HalfWay
 from algorithm.model.networks import TowerConfig
 from bench.setting.random_artifact import write_random_artifact

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from acouslic.errors import AcouslicError
 from algorithm.engine.ensemble import Ensemble
 from algorithm.engine.stacked_tower import StackedTower
-from algorithm.model.artifact import hash_file, load_artifact
+from algorithm.model.artifact import load_artifact
+from algorithm.model.file_hashes import hash_file
 from algorithm.model.manifest import ScoringConfig
 from algorithm.model.networks import Agreement, StudentConfig
 from algorithm.model.student import student_from_state

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from acouslic.errors import AcouslicError
 from algorithm.judgement.review import load_case_head
 from algorithm.judgement.select_frame import FrameJudgement, judge_frames, smooth_in_sweeps
-from algorithm.model.artifact import hash_file, load_artifact, write_artifact
+from algorithm.model.artifact import load_artifact, write_artifact
+from algorithm.model.file_hashes import hash_file
 from algorithm.model.heads import CaseHead
 from algorithm.model.manifest import SelectionConfig, read_manifest
 from algorithm.model.networks import CaseHeadConfig

@@ -25,7 +25,8 @@ import torch
 from acouslic.errors import AcouslicError
 from acouslic.write import check_writable
 from algorithm.engine.device import set_cpu_threads
-from algorithm.model.artifact import Artifact, hash_file, load_artifact, write_artifact
+from algorithm.model.artifact import Artifact, load_artifact, write_artifact
+from algorithm.model.file_hashes import hash_file
 from algorithm.model.manifest import MANIFEST_FILE, Manifest, ScoringConfig
 from algorithm.model.networks import StudentConfig
 from algorithm.model.student import Student, student_from_state

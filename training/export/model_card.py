@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from acouslic.errors import AcouslicError
 from acouslic.write import write_text
-from algorithm.model.artifact import hash_file
+from algorithm.model.file_hashes import hash_file
 from algorithm.model.manifest import MANIFEST_FILE, read_manifest
 
 _TEMPLATE = "model_card.md.jinja"

@@ -9,7 +9,8 @@ import argparse
 from pathlib import Path
 
 from acouslic.errors import AcouslicError
-from algorithm.model.artifact import hash_file, pack_artifact
+from algorithm.model.artifact import pack_artifact
+from algorithm.model.file_hashes import hash_file
 
 
 def main(arguments: list[str]) -> int:
