@@ -1,10 +1,15 @@
 """The program: `python -m algorithm` (one case, as the platform's exec mode), `... serve`, `... predict SWEEP ...`."""
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Until our own handler stands, an interrupt ends the program without a word, as the other signals do.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import contextlib
 import logging
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence

@@ -1,8 +1,13 @@
 """`python -m training COMMAND ...`: from the raw release to a submitted artifact."""
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # As in algorithm/__main__.py.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import importlib
 import os
-import signal
 import sys
 
 from acouslic.errors import AcouslicError

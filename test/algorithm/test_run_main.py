@@ -372,6 +372,23 @@ def test_the_real_process(platform_case, speckle, tiny_model, repository):
     assert timings["peak_rss_bytes"] > 50e6
 
 
+@pytest.mark.parametrize("package", ["algorithm", "training"])
+def test_an_interrupt_before_the_program_has_begun_ends_it_without_a_word(package, repository):
+    """Ctrl-C while the first modules are imported: the signal itself, and no traceback."""
+    code = (
+        "import os, runpy, signal, sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name in ('acouslic.streams', 'algorithm.process.interrupts'):\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        f"runpy.run_module('{package}', run_name='__main__', alter_sys=True)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == -signal.SIGINT
+    assert ended.stderr == ""
+
+
 def test_help_and_bad_arguments_do_not_import_torch(repository):
     """They answer at once; torch alone takes more than a second."""
     code = (
