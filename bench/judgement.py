@@ -68,17 +68,24 @@ def answers_to_set(
     members: Sequence[TrainedMember], cases: Sequence[CachedCase], cache: Cache, scores: Path, stride: int, masks: bool
 ) -> list[dict[str, Answer]]:
     """What each run says of the cases of a set, by uuid; asked once, then read from `scores`."""
+    return [_answers_of_member(member, cases, cache, scores, stride, masks) for member in members]
+
+
+def _answers_of_member(
+    member: TrainedMember, cases: Sequence[CachedCase], cache: Cache, scores: Path, stride: int, masks: bool
+) -> dict[str, Answer]:
+    """Of one run. Each is asked by itself: another one beside it changes nothing of what is kept."""
     kept: dict[str, Path] = {}
     for case in cases:
-        asked = json.dumps([[member.record for member in members], case.uuid, stride, masks], sort_keys=True)
+        asked = json.dumps([member.record, case.uuid, stride, masks], sort_keys=True)
         kept[case.uuid] = scores / f"{hashlib.sha256(asked.encode()).hexdigest()[:16]}.npz"
     missing = [case for case in cases if not kept[case.uuid].is_file()]
     if missing:
         scores.mkdir(parents=True, exist_ok=True)
         device, _ = choose_device(None)
         dtype, _ = choose_precision(device, HalfPrecision())
-        loaded = shared_tower(members, cache, MovedTower())
-        ensemble = Ensemble.from_artifact(artifact_of(members, loaded), device, dtype)
+        loaded = shared_tower([member], cache, MovedTower())
+        ensemble = Ensemble.from_artifact(artifact_of([member], loaded), device, dtype)
         for number, case in enumerate(missing, start=1):
             frames = table_of(cache, [case.uuid])
             rows = gate_frames(case.sweeps, stride)
@@ -87,21 +94,20 @@ def answers_to_set(
             np.savez_compressed(
                 part,
                 rows=rows,
-                embedding=answers.embedding.astype(np.float16),
-                **{name: getattr(answers, name) for name in ("presence", "optimality", "mask_area")},
+                embedding=answers.embedding[0].astype(np.float16),
+                **{name: getattr(answers, name)[0] for name in ("presence", "optimality", "mask_area")},
             )
             part.rename(kept[case.uuid])
             print(f"{cache.folder.name}: scored {number} of {len(missing)} cases", flush=True)
-    found: list[dict[str, Answer]] = [{} for _ in members]
+    found = {}
     for case in cases:
         with np.load(kept[case.uuid], allow_pickle=False) as content:
-            for k, of_run in enumerate(found):
-                of_run[case.uuid] = Answer(
-                    *(
-                        _all_frames(content[name][k], content["rows"], case.sweeps)
-                        for name in ("presence", "optimality", "mask_area")
-                    )
+            found[case.uuid] = Answer(
+                *(
+                    _all_frames(content[name], content["rows"], case.sweeps)
+                    for name in ("presence", "optimality", "mask_area")
                 )
+            )
     return found
 
 
