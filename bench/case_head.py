@@ -125,8 +125,8 @@ class Setting:
 
     @property
     def selection(self) -> SelectionConfig:
-        """The exported smoothing, in kept frames."""
-        return SelectionConfig(smoothing_sigma_frames=SelectionConfig.smoothing_sigma_frames / self.stride)
+        """As exported: the smoothing takes the same share of a sweep, however many of its frames were kept."""
+        return SelectionConfig()
 
     def reading(self, learned: Sequence[CaseJudgement]) -> SelectionConfig:
         """How frames are read after these cases, but for the half-way reading."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from acouslic.geometry import FRAMES_PER_SWEEP
 from algorithm.model.manifest import HalfWay, SelectionConfig
 
 Values = NDArray[np.float64]
@@ -73,15 +74,16 @@ def read_presence(
 def smooth_in_sweeps(probability: Values, sweeps: Sequence[range], sigma_frames: float) -> Values:
     """Gaussian mean along each sweep, never across its ends: (F,) in 0..1 to (F,) in 0..1.
 
-    At the ends of a sweep only the frames that exist are weighted, so a constant stays that constant. `sigma_frames`
-    0 is no smoothing. Frames outside all sweeps are left as they are.
+    `sigma_frames` is meant for a sweep of 140 frames; in one with more or fewer it takes the same share of the way over
+    the belly. At the ends of a sweep only the frames that exist are weighted, so a constant stays that constant. 0 is
+    no smoothing. Frames outside all sweeps are left as they are.
     """
     smoothed = np.array(probability, dtype=np.float64)
     if sigma_frames == 0:
         return smoothed
-    reach = int(np.ceil(_KERNEL_SIGMAS * sigma_frames))
-    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma_frames) ** 2)
-    for sweep in sweeps:
+    for sweep in filter(len, sweeps):
+        kernel = _kernel(sigma_frames * len(sweep) / FRAMES_PER_SWEEP)
+        reach = len(kernel) // 2
         values = np.asarray(probability[sweep.start : sweep.stop], dtype=np.float64)
         weighted = np.convolve(values, kernel)[reach : reach + len(values)]
         weights = np.convolve(np.ones(len(values)), kernel)[reach : reach + len(values)]
@@ -181,6 +183,12 @@ def choose_candidates(quality: Values, sweeps: Sequence[range], count: int) -> l
 def positive_runs(positive: NDArray[np.bool_], sweep: range) -> list[range]:
     """The unbroken runs of True within one sweep, as ranges of frame indices, in order."""
     return [run for run in _equal_runs(positive, sweep) if positive[run.start]]
+
+
+def _kernel(sigma_frames: float) -> Values:
+    """Weights of the frames around one, which is in the middle."""
+    reach = int(np.ceil(_KERNEL_SIGMAS * sigma_frames))
+    return np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma_frames) ** 2)
 
 
 def _equal_runs(values: NDArray, sweep: range) -> list[range]:

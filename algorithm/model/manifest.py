@@ -114,7 +114,8 @@ class SelectionConfig:
     """How the frame is chosen and outlined. `select_frame.py` and `segment.py` follow it."""
 
     smoothing_sigma_frames: Annotated[float, Meta(ge=0, le=10_000)] = 2.0
-    """Gaussian smoothing of probabilities along a sweep, from which frames are called positive; 0 is none."""
+    """Gaussian smoothing of probabilities along a sweep of 140 frames, and the same share of any other, from which
+    frames are called positive; 0 is none."""
     choice_sigma_frames: Annotated[float, Meta(ge=0, le=10_000)] = 4.0
     """The same, from which the frame is chosen: wider, because its neighbours show nearly the same plane."""
     half_way: HalfWay | None = None

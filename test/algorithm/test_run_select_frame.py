@@ -31,27 +31,37 @@ def test_smoothing_stays_within_its_sweep():
 
 
 def test_smoothing_by_hand():
-    """Sigma 1: the neighbour of a lone peak gets exp(-1/2) over the sum of the weights; sigma 0 changes nothing."""
-    probability = np.zeros(21)
+    """Sigma 1 of 140 frames: the neighbour of a lone peak gets exp(-1/2) over the sum of the weights; sigma 0 changes
+    nothing."""
+    probability = np.zeros(140)
     probability[10] = 1.0
     weights = np.exp(-0.5 * np.arange(-4, 5) ** 2.0)
-    smoothed = smooth_in_sweeps(probability, [range(21)], 1.0)
+    smoothed = smooth_in_sweeps(probability, [range(140)], 1.0)
     assert smoothed[10] == pytest.approx(1 / weights.sum())
     assert smoothed[11] == smoothed[9] == pytest.approx(np.exp(-0.5) / weights.sum())
     assert smoothed[15] == 0
     # At the sweep's first frame only half of the kernel exists, so its weights are shared among those frames.
-    probability = np.zeros(21)
+    probability = np.zeros(140)
     probability[0] = 1.0
-    assert smooth_in_sweeps(probability, [range(21)], 1.0)[0] == pytest.approx(1 / weights[4:].sum())
-    assert np.array_equal(smooth_in_sweeps(probability, [range(21)], 0), probability)
+    assert smooth_in_sweeps(probability, [range(140)], 1.0)[0] == pytest.approx(1 / weights[4:].sum())
+    assert np.array_equal(smooth_in_sweeps(probability, [range(140)], 0), probability)
 
 
 def test_smoothing_a_sweep_shorter_than_the_kernel():
-    """Two frames, sigma 2: each is the mean weighted 1 to exp(-1/8)."""
+    """Two frames, sigma 140, which is 2 in so short a sweep: each is the mean weighted 1 to exp(-1/8)."""
     weight = np.exp(-0.125)
     expected = [1 / (1 + weight), weight / (1 + weight)]
-    assert smooth_in_sweeps(np.array([1.0, 0.0]), [range(2)], 2.0) == pytest.approx(expected)
+    assert smooth_in_sweeps(np.array([1.0, 0.0]), [range(2)], 140.0) == pytest.approx(expected)
     assert smooth_in_sweeps(np.array([]), [], 2.0).shape == (0,)
+    assert smooth_in_sweeps(np.array([0.4]), [range(0), range(1)], 2.0).tolist() == [0.4]
+
+
+def test_smoothing_takes_the_same_share_of_every_sweep():
+    """A probe that crosses the belly in 280 frames shows each plane twice as long as in 140, and is smoothed as far."""
+    probability = np.random.default_rng(0).random(140)
+    smoothed = smooth_in_sweeps(probability, [range(140)], 4.0)
+    twice = smooth_in_sweeps(np.repeat(probability, 2), [range(280)], 4.0)
+    assert twice.reshape(140, 2).mean(1) == pytest.approx(smoothed, abs=2e-3)
 
 
 def test_quality_is_the_expected_credit():
