@@ -235,7 +235,7 @@ class Pipeline:
         if blank.all():
             (guess,) = choose_candidates(judged.presence, sweeps, 1)
             return Outline(guess, np.zeros((header.rows, header.columns), dtype=bool), None, None, None)
-        # Smoothing lends a black frame its neighbours' probability, but it cannot be outlined.
+        # A black frame cannot be outlined, even where nothing is above 0.
         candidates = choose_candidates(np.where(blank, -1.0, judged.quality), sweeps, selection.candidates)
         candidates = [index for index in candidates if not blank[index]]
         return outline_best(self.ensemble, resized.frames, candidates, fov, header.spacing_mm, sweeps)

@@ -35,7 +35,7 @@ class FrameJudgement:
     optimality: Values | None
     """(F,) in 0..1: smoothed within sweeps; None without such a head."""
     quality: Values
-    """(F,) in 0..1: `frame_quality` of presence and optimality smoothed more widely. Which frame is best is read
+    """(F,) in 0..1: `frame_quality` of presence and optimality, smoothed for the choice. Which frame is best is read
     here."""
 
 
@@ -72,23 +72,25 @@ def read_presence(
 
 
 def smooth_in_sweeps(probability: Values, sweeps: Sequence[range], sigma_frames: float) -> Values:
-    """Gaussian mean along each sweep, never across its ends: (F,) in 0..1 to (F,) in 0..1.
+    """Gaussian mean of logits along each sweep, never across its ends: (F,) in 0..1 to (F,) in 0..1.
 
     `sigma_frames` is meant for a sweep of 140 frames; in one with more or fewer it takes the same share of the way over
-    the belly. At the ends of a sweep only the frames that exist are weighted, so a constant stays that constant. 0 is
-    no smoothing. Frames outside all sweeps are left as they are.
+    the belly. Only frames of which something was said are weighted, so a constant stays that constant, also at the ends
+    of a sweep; one of exactly 0 stays 0 and lends its neighbours nothing. Sigma 0 is no smoothing. Frames outside all
+    sweeps are left as they are.
     """
     smoothed = np.array(probability, dtype=np.float64)
     if sigma_frames == 0:
         return smoothed
     for sweep in filter(len, sweeps):
+        part = slice(sweep.start, sweep.stop)
+        said = smoothed[part] > 0
         kernel = _kernel(sigma_frames * len(sweep) / FRAMES_PER_SWEEP)
-        reach = len(kernel) // 2
-        values = np.asarray(probability[sweep.start : sweep.stop], dtype=np.float64)
-        weighted = np.convolve(values, kernel)[reach : reach + len(values)]
-        weights = np.convolve(np.ones(len(values)), kernel)[reach : reach + len(values)]
-        smoothed[sweep.start : sweep.stop] = weighted / weights
-    return np.clip(smoothed, 0.0, 1.0)
+        total = _weighted(np.where(said, presence_logit(smoothed[part]), 0.0), kernel)
+        weight = _weighted(said.astype(np.float64), kernel)
+        # A frame's own weight is 1.
+        smoothed[part] = np.where(said, probability_of(total / np.maximum(weight, 1.0)), 0.0)
+    return smoothed
 
 
 def read_half_way(presence: Values, case: Values, half_way: HalfWay | None) -> Values:
@@ -144,10 +146,10 @@ def probability_of(logit: Values) -> Values:
 
 
 def frame_quality(presence: Values, optimality: Values | None, suboptimal_credit: float) -> Values:
-    """What choosing each frame is expected to score: presence x (credit + (1 - credit) x optimality), (F,) in 0..1.
+    """How good a choice each frame is: presence x (credit + (1 - credit) x optimality), (F,) in 0..1.
 
-    `suboptimal_credit` is what a suboptimal frame scores where an optimal one exists (0.6 in the challenge's WFSS).
-    Without optimality, quality is presence.
+    A `suboptimal_credit` of 0.6, what a suboptimal frame scores in the challenge where an optimal one exists, makes it
+    the expected WFSS; 1 leaves optimality out. Without optimality, quality is presence.
     """
     if optimality is None:
         return presence
@@ -183,6 +185,12 @@ def choose_candidates(quality: Values, sweeps: Sequence[range], count: int) -> l
 def positive_runs(positive: NDArray[np.bool_], sweep: range) -> list[range]:
     """The unbroken runs of True within one sweep, as ranges of frame indices, in order."""
     return [run for run in _equal_runs(positive, sweep) if positive[run.start]]
+
+
+def _weighted(values: Values, kernel: Values) -> Values:
+    """The sum of the values (n,) around each, weighted; nothing lies beyond the ends."""
+    reach = len(kernel) // 2
+    return np.convolve(values, kernel)[reach : reach + len(values)]
 
 
 def _kernel(sigma_frames: float) -> Values:

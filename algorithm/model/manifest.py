@@ -114,18 +114,19 @@ class SelectionConfig:
     """How the frame is chosen and outlined. `select_frame.py` and `segment.py` follow it."""
 
     smoothing_sigma_frames: Annotated[float, Meta(ge=0, le=10_000)] = 2.0
-    """Gaussian smoothing of probabilities along a sweep of 140 frames, and the same share of any other, from which
-    frames are called positive; 0 is none."""
-    choice_sigma_frames: Annotated[float, Meta(ge=0, le=10_000)] = 4.0
-    """The same, from which the frame is chosen: wider, because its neighbours show nearly the same plane."""
+    """Gaussian smoothing of logits along a sweep of 140 frames, and the same share of any other, from which frames are
+    called positive; 0 is none."""
+    choice_sigma_frames: Annotated[float, Meta(ge=0, le=10_000)] = 2.0
+    """The same, from which the frame is chosen."""
     half_way: HalfWay | None = None
     """None calls frames positive without a look at the rest of their case."""
     one_run_a_sweep: bool = False
     """Only the strongest of a sweep's runs of positive frames stays positive: a probe that passes once over the belly
     meets the abdomen once. `training export` sets it where the annotated sweeps have one run each."""
-    suboptimal_credit: Share = 0.6
-    """What a suboptimal frame is worth where an optimal one exists: quality = presence x (credit + (1 - credit) x
-    optimality), the expected WFSS of the frame."""
+    suboptimal_credit: Share = 1.0
+    """How far the choice leaves optimality out: quality = presence x (credit + (1 - credit) x optimality). 0.6, what a
+    suboptimal frame is worth in the challenge, makes it the expected WFSS of the frame; but where members were trained
+    on real pixels, presence alone chose better (training/RESULTS.md)."""
     candidates: Annotated[int, Meta(ge=1, le=10_000)] = 5
     """How many of the best frames, apart from each other, are outlined in turn until a mask has an ellipse."""
     neighbour_frames: Annotated[int, Meta(ge=0, le=1000)] = 2

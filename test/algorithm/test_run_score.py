@@ -131,17 +131,17 @@ def test_the_gate_finds_ambiguous_what_is_so_in_its_case():
 
 def test_the_best_that_sets_the_scale_for_the_gate_is_the_smoothed_one():
     """A lone bright frame among dark ones is no plane: smoothed it is nothing, and the plateau stays doubtful."""
-    levels = np.zeros(140, dtype=np.int64)
+    levels = np.full(140, 5, dtype=np.int64)
     levels[80:120] = round(255 * 0.6)
-    levels[[10, 130]] = [255, 0]
-    half_way = HalfWay(0.2, top_frames=1)
+    levels[10] = 255
+    half_way = HalfWay(0.1, top_frames=1)
     selection = dataclasses.replace(MANIFEST.selection, smoothing_sigma_frames=2.0, half_way=half_way)
     ensemble = GreyEnsemble(dataclasses.replace(MANIFEST, selection=selection))
     config = ScoringConfig(
         mode="gated", stride=1, margin_frames=0, refine_ratio=1.0, refine_presence=(0.4, 0.6), max_refined_fraction=1.0
     )
-    # The gate says 0.5 on the plateau. With the plateau as the best the threshold is logit(0.5), and it is read as
-    # 0.5; with the lone frame it would be 0.4 x logit(0.9), and it would be read as 0.29.
+    # The gate says 0.5 on the plateau. With the plateau as the best the threshold lies a little below logit(0.5), and it
+    # is read as 0.55; with the lone frame it would lie near 0.4 x logit(0.9), and it would be read as 0.31.
     refined = score_case(ensemble, grey_frames(levels), config).refined
     assert refined[82:118].all()
 

@@ -22,38 +22,51 @@ TWO_SWEEPS = [range(20), range(20, 40)]
 
 def test_smoothing_stays_within_its_sweep():
     """A peak in the last frame of sweep 1 does not leak into sweep 2, and a constant stays the constant."""
-    probability = np.zeros(40)
-    probability[19] = 1.0
-    smoothed = smooth_in_sweeps(probability, TWO_SWEEPS, 2.0)
-    assert (smoothed[20:] == 0).all()
-    assert smoothed[18] > 0
+    probability = np.full(40, 0.1)
+    probability[19] = 0.9
+    smoothed = smooth_in_sweeps(probability, TWO_SWEEPS, 14.0)
+    assert np.allclose(smoothed[20:], 0.1)
+    assert smoothed[18] > 0.15
     assert np.allclose(smooth_in_sweeps(np.full(40, 0.7), TWO_SWEEPS, 3.0), 0.7)
 
 
 def test_smoothing_by_hand():
-    """Sigma 1 of 140 frames: the neighbour of a lone peak gets exp(-1/2) over the sum of the weights; sigma 0 changes
-    nothing."""
-    probability = np.zeros(140)
-    probability[10] = 1.0
+    """Sigma 1 of 140 frames, logits of 0 around a lone one of 3: its neighbour has 3 exp(-1/2) over the sum of the
+    weights; sigma 0 changes nothing."""
+    logit = np.zeros(140)
+    logit[10] = 3.0
     weights = np.exp(-0.5 * np.arange(-4, 5) ** 2.0)
-    smoothed = smooth_in_sweeps(probability, [range(140)], 1.0)
-    assert smoothed[10] == pytest.approx(1 / weights.sum())
-    assert smoothed[11] == smoothed[9] == pytest.approx(np.exp(-0.5) / weights.sum())
-    assert smoothed[15] == 0
+    smoothed = presence_logit(smooth_in_sweeps(probability_of(logit), [range(140)], 1.0))
+    assert smoothed[10] == pytest.approx(3 / weights.sum())
+    assert smoothed[[9, 11]] == pytest.approx(3 * np.exp(-0.5) / weights.sum())
+    assert smoothed[15] == pytest.approx(0, abs=1e-12)
     # At the sweep's first frame only half of the kernel exists, so its weights are shared among those frames.
-    probability = np.zeros(140)
-    probability[0] = 1.0
-    assert smooth_in_sweeps(probability, [range(140)], 1.0)[0] == pytest.approx(1 / weights[4:].sum())
-    assert np.array_equal(smooth_in_sweeps(probability, [range(140)], 0), probability)
+    logit = np.zeros(140)
+    logit[0] = 3.0
+    smoothed = presence_logit(smooth_in_sweeps(probability_of(logit), [range(140)], 1.0))
+    assert smoothed[0] == pytest.approx(3 / weights[4:].sum())
+    assert np.array_equal(smooth_in_sweeps(probability_of(logit), [range(140)], 0), probability_of(logit))
+
+
+def test_a_frame_of_which_nothing_was_said_lends_nothing():
+    """Black frames have exactly 0: they stay so, and their neighbours are as if the sweep ended there."""
+    probability = np.random.default_rng(0).uniform(0.2, 0.9, 140)
+    black = probability.copy()
+    black[100:] = 0.0
+    smoothed = smooth_in_sweeps(black, [range(140)], 2.0)
+    assert (smoothed[100:] == 0).all()
+    wide = smooth_in_sweeps(probability[:100], [range(100)], 2.0 * 140 / 100)
+    assert smoothed[:100] == pytest.approx(wide)
 
 
 def test_smoothing_a_sweep_shorter_than_the_kernel():
-    """Two frames, sigma 140, which is 2 in so short a sweep: each is the mean weighted 1 to exp(-1/8)."""
+    """Two frames, sigma 140, which is 2 in so short a sweep: each logit is the mean weighted 1 to exp(-1/8)."""
     weight = np.exp(-0.125)
     expected = [1 / (1 + weight), weight / (1 + weight)]
-    assert smooth_in_sweeps(np.array([1.0, 0.0]), [range(2)], 140.0) == pytest.approx(expected)
+    found = presence_logit(smooth_in_sweeps(probability_of(np.array([1.0, 0.0])), [range(2)], 140.0))
+    assert found == pytest.approx(expected)
     assert smooth_in_sweeps(np.array([]), [], 2.0).shape == (0,)
-    assert smooth_in_sweeps(np.array([0.4]), [range(0), range(1)], 2.0).tolist() == [0.4]
+    assert smooth_in_sweeps(np.array([0.4]), [range(0), range(1)], 2.0) == pytest.approx([0.4])
 
 
 def test_smoothing_takes_the_same_share_of_every_sweep():
@@ -136,13 +149,18 @@ def test_no_frame_overtakes_another_and_nothing_stays_nothing():
 def test_the_reading_changes_what_is_called_positive_and_not_what_is_best():
     """Logits ln 4 and 0, top ln 4, median ln 4 / 2, depth 1/2: threshold 3 ln 4 / 8. Quality is of the frames alone."""
     selection = SelectionConfig(
-        smoothing_sigma_frames=0.0, choice_sigma_frames=0.0, half_way=HalfWay(depth=0.5, top_frames=1)
+        smoothing_sigma_frames=0.0,
+        choice_sigma_frames=0.0,
+        half_way=HalfWay(depth=0.5, top_frames=1),
+        suboptimal_credit=0.6,
     )
     presence, optimality = np.array([0.5, 0.8]), np.array([1.0, 0.5])
     judged = judge_frames(presence, optimality, [range(2)], selection)
     expected = probability_of(presence_logit(presence) - 3 * np.log(4) / 8)
     assert judged.presence == pytest.approx(expected)
     assert judged.quality == pytest.approx([0.5, 0.8 * 0.8])
+    by_presence = judge_frames(presence, optimality, [range(2)], SelectionConfig(smoothing_sigma_frames=0.0))
+    assert np.array_equal(by_presence.quality, judge_frames(presence, None, [range(2)], SelectionConfig()).quality)
     assert judged.presence_alone.tolist() == [0.5, 0.8]
     plain = judge_frames(np.linspace(0.1, 0.9, 40), None, TWO_SWEEPS, SelectionConfig())
     assert plain.presence is plain.presence_alone
@@ -182,13 +200,13 @@ def test_one_run_is_kept_of_what_is_read_and_the_choice_is_as_before():
     assert np.array_equal(before.presence_alone, after.presence_alone)
 
 
-def test_the_frame_is_chosen_on_a_wider_smoothing_than_frames_are_judged_on():
+def test_the_frame_may_be_chosen_on_a_wider_smoothing_than_frames_are_judged_on():
     """A lone sharp peak of 0.95 loses to a plateau of 0.5, though it is called positive more surely."""
     presence = np.full(140, 0.01)
     presence[20:23] = 0.95
     presence[70:100] = 0.5
     optimality = np.full(140, 0.5)
-    selection = SelectionConfig(smoothing_sigma_frames=1.0, choice_sigma_frames=6.0)
+    selection = SelectionConfig(smoothing_sigma_frames=1.0, choice_sigma_frames=6.0, suboptimal_credit=0.6)
     judged = judge_frames(presence, optimality, [range(140)], selection)
     assert judged.presence.argmax() == 21
     assert 75 <= choose_candidates(judged.quality, [range(140)], 1)[0] <= 95

@@ -30,8 +30,10 @@ def test_a_blank_frame_is_never_chosen_and_lends_nothing():
 def test_optimality_decides_between_frames_of_like_presence():
     """0.8 x (0.6 + 0.4 x 1) beats 0.9 x (0.6 + 0.4 x 0)."""
     presence, optimality = np.array([0.9, 0.8]), np.array([0.0, 1.0])
-    settings = SelectionConfig(smoothing_sigma_frames=0.0, choice_sigma_frames=0.0)
+    settings = SelectionConfig(smoothing_sigma_frames=0.0, choice_sigma_frames=0.0, suboptimal_credit=0.6)
     assert choose_frame(presence, optimality, np.zeros(2, bool), settings).frame_index == 1
+    left_out = SelectionConfig(smoothing_sigma_frames=0.0, choice_sigma_frames=0.0)
+    assert choose_frame(presence, optimality, np.zeros(2, bool), left_out).frame_index == 0
     assert choose_frame(presence, None, np.zeros(2, bool), settings).frame_index == 0
 
 
