@@ -13,7 +13,8 @@ SIGKILL comes at a random moment of that time and a little after. Counted as fau
 - serve: an answer 201 without the whole result, or an end later than 5 s after SIGTERM;
 - fit: a last line that does not say what is kept, or a folder from which the same command does not come to the same
   files, scores and weights, to the bit, as undisturbed. A run is stopped again and again, as a preempted job is, until
-  one start of it comes to the end, or ten did not.
+  one start of it comes to the end, or ten did not. Four starts of five are forked from a process that has imported
+  torch, so that most are stopped while they train.
 
 The stacks are generated and tiny, so that a run takes seconds. The last line is a JSON object with `faults`.
 """
@@ -44,9 +45,11 @@ from bench.setting.stopped_run import (
     SIGNALS,
     Ended,
     Mode,
+    Run,
     check_words,
     files_below,
     hear_interrupts,
+    start_process,
     stopped_run,
 )
 from bench.setting.stopped_training import StoppedTraining
@@ -62,6 +65,9 @@ _AFTER = 1.1
 """Moments are drawn from so much of the time that a run takes."""
 _STARTS_OF_A_RUN = 10
 _SAID_EVERY = 25
+_FRESH_EVERY = 5
+"""Of the starts of `fit`, those that import torch themselves; the others are forked, or nearly all would be stopped
+while they import."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,22 +113,19 @@ class Setting:
             return kill_servers(self, count)
         training = StoppedTraining(self.root, self.variables()) if name == "fit" else None
         mode = training.mode() if training else {"exec": self.exec_mode, "predict": self.predict_mode}[name]()
-        start = time.monotonic()
-        subprocess.run(
-            mode.command(self.root / "whole"),
-            env=self.variables() | mode.environment(self.root / "whole"),
-            stdout=subprocess.DEVNULL,
-            check=True,
-        )
-        whole_s = time.monotonic() - start
+
+        def start(output: Path, number: int) -> Run:
+            forked = training is not None and number % _FRESH_EVERY
+            return training.start(output) if training and forked else start_process(mode, self.variables(), output)
+
+        whole_s = [_whole_s(start(self.root / folder, number)) for number, folder in enumerate(("fresh", "whole"))]
         endings: Counter[str] = Counter()
         found = []
         starts = 0
         for number in range(count):
             output = self.root / name
-            ended = stopped_run(
-                mode, self.variables(), output, random.choice(SIGNALS), random.random() * _AFTER * whole_s
-            )
+            delay_s = random.random() * _AFTER * whole_s[number % _FRESH_EVERY > 0]
+            ended = stopped_run(start(output, number), output, random.choice(SIGNALS), delay_s)
             endings[_ending(ended.code)] += 1
             what = signal.Signals(ended.number).name
             faults = mode.check(ended)
@@ -156,6 +159,15 @@ class Setting:
             check_predict,
             lambda _: {},
         )
+
+
+def _whole_s(run: Run) -> float:
+    """Seconds until an undisturbed run has ended, as it has to: with exit code 0."""
+    start = time.monotonic()
+    _, stderr = run.communicate()
+    if run.returncode:
+        raise SystemExit(f"an undisturbed run failed: {stderr}")
+    return time.monotonic() - start
 
 
 def check_exec(ended: Ended) -> list[str]:

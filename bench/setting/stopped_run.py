@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 SIGNALS = (signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 """Drawn from; SIGTERM is what platforms and clusters send."""
@@ -36,9 +37,29 @@ class Mode:
     environment: Callable[[Path], dict[str, str]]
 
 
-def stopped_run(mode: Mode, variables: dict[str, str], output: Path, number: int, delay_s: float) -> Ended:
-    """Start, wait, stop, and wait for the end."""
-    process = subprocess.Popen(
+class Run(Protocol):
+    """What stopping needs of a process."""
+
+    @property
+    def returncode(self) -> int:
+        """Once it has ended; of a signal the number, negative."""
+
+    def wait(self, timeout: float) -> object:
+        """Raises TimeoutExpired where it goes on for longer."""
+
+    def send_signal(self, number: int) -> None:
+        """Nothing where it has ended."""
+
+    def communicate(self, timeout: float | None = None) -> tuple[object, str]:
+        """Wait for the end; the second is what stood on stderr. Raises TimeoutExpired."""
+
+    def kill(self) -> None:
+        """At once."""
+
+
+def start_process(mode: Mode, variables: dict[str, str], output: Path) -> Run:
+    """A process of its own."""
+    return subprocess.Popen(
         mode.command(output),
         env=variables | mode.environment(output),
         stdout=subprocess.DEVNULL,
@@ -47,6 +68,10 @@ def stopped_run(mode: Mode, variables: dict[str, str], output: Path, number: int
         start_new_session=True,
         preexec_fn=hear_interrupts,
     )
+
+
+def stopped_run(process: Run, output: Path, number: int, delay_s: float) -> Ended:
+    """Wait, stop, and wait for the end."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(delay_s)
     stopped_at = time.monotonic()

@@ -1,11 +1,14 @@
 """A small training that is stopped at random moments: what it says, and that it goes on to the same member."""
 
+import contextlib
 import json
+import os
+import select
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -31,18 +34,25 @@ class StoppedTraining:
         steps = ["--machine.threads=1", "--optimiser.batch_size=8", "--optimiser.epochs=2", "--augment.clahe=0"]
         machine = ["--machine.accelerator=cpu", "--machine.precision=32-true"]
         tower = [f"--tower.config={root / 'tower.json'}", "--tower.random_init=true"]
+        self._zygote = Zygote(variables, root)
         self._words = [f"--cache={cache}", f"--split={split}", "--fold=1", *machine, *sizes, *steps, *tower]
+
+    def start(self, output: Path) -> "ForkedRun":
+        """A run in a process that has imported what it needs."""
+        return self._zygote.start(self._fit(output))
 
     def mode(self) -> Mode:
         """The command, and what must hold when it was stopped."""
-        return Mode(lambda output: [*_training("fit"), *self._words, f"--out={output}"], check_fit, lambda _: {})
+        return Mode(lambda output: [*_training("fit"), *self._fit(output)[1:]], check_fit, lambda _: {})
 
     def check_result(self, output: Path, whole: Path) -> list[str]:
         """The same command again, which must finish with what the undisturbed run has in `whole`, to the bit."""
-        ended = self._try("fit", *self._words, f"--out={output}")
-        if ended.returncode:
-            return [f"it does not go on: {ended.stderr}"]
-        return compare_runs(output, whole)
+        run = self.start(output)
+        _, stderr = run.communicate()
+        return [f"it does not go on: {stderr}"] if run.returncode else compare_runs(output, whole)
+
+    def _fit(self, output: Path) -> list[str]:
+        return ["fit", *self._words, f"--out={output}"]
 
     def _run(self, *words: str) -> None:
         ended = self._try(*words)
@@ -57,6 +67,63 @@ class StoppedTraining:
             stderr=subprocess.PIPE,
             text=True,
         )
+
+
+class Zygote:
+    """The process that forks runs; see `training_zygote.py`."""
+
+    def __init__(self, variables: dict[str, str], folder: Path) -> None:
+        command = [sys.executable, "-m", "bench.setting.training_zygote"]
+        self._process = subprocess.Popen(
+            command, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        self._stderr = folder / "stderr.txt"
+
+    def start(self, words: list[str]) -> "ForkedRun":
+        """A run of `python -m training` with these words; the one before it has ended."""
+        self._stderr.write_text("")
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps({"words": words, "stderr": str(self._stderr)}) + "\n")
+        self._process.stdin.flush()
+        return ForkedRun(int(self._process.stdout.readline()), self._process.stdout, self._stderr)
+
+
+class ForkedRun:
+    """A child of the zygote, with what `stopped_run` needs of a process."""
+
+    def __init__(self, number: int, answers: IO[str], stderr: Path) -> None:
+        self._number, self._answers, self._stderr = number, answers, stderr
+        self._code: int | None = None
+
+    @property
+    def returncode(self) -> int:
+        """Once it has ended; of a signal the number, negative."""
+        assert self._code is not None
+        return self._code
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit code. Raises TimeoutExpired where it goes on for longer."""
+        if self._code is None:
+            if not select.select([self._answers], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired("a forked run", timeout or 0.0)
+            self._code = int(self._answers.readline())
+        return self._code
+
+    def send_signal(self, number: int) -> None:
+        """Nothing where it has ended."""
+        if self._code is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._number, number)
+
+    def kill(self) -> None:
+        """At once."""
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, timeout: float | None = None) -> tuple[None, str]:
+        """Wait for the end; the second is what stood on stderr."""
+        self.wait(timeout)
+        return None, self._stderr.read_text()
 
 
 def check_fit(ended: Ended) -> list[str]:

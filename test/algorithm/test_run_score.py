@@ -131,7 +131,7 @@ def test_the_gate_finds_ambiguous_what_is_so_in_its_case():
 
 def test_the_best_that_sets_the_scale_for_the_gate_is_the_smoothed_one():
     """A lone bright frame among dark ones is no plane: smoothed it is nothing, and the plateau stays doubtful."""
-    levels = np.full(140, 5, dtype=np.int64)
+    levels = np.full(140, 30, dtype=np.int64)
     levels[80:120] = round(255 * 0.6)
     levels[10] = 255
     half_way = HalfWay(0.1, top_frames=1)
@@ -140,8 +140,8 @@ def test_the_best_that_sets_the_scale_for_the_gate_is_the_smoothed_one():
     config = ScoringConfig(
         mode="gated", stride=1, margin_frames=0, refine_ratio=1.0, refine_presence=(0.4, 0.6), max_refined_fraction=1.0
     )
-    # The gate says 0.5 on the plateau. With the plateau as the best the threshold lies a little below logit(0.5), and it
-    # is read as 0.55; with the lone frame it would lie near 0.4 x logit(0.9), and it would be read as 0.31.
+    # The gate says 0.5 on the plateau. With the plateau as the best the threshold lies a little below logit(0.5), and
+    # it is read as 0.55; with the lone frame it would lie near 0.4 x logit(0.9), and it would be read as 0.31.
     refined = score_case(ensemble, grey_frames(levels), config).refined
     assert refined[82:118].all()
 
