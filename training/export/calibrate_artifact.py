@@ -19,7 +19,7 @@ from acouslic.errors import AcouslicError
 from acouslic.write import check_writable, write_text
 from algorithm.engine.device import choose_device, set_cpu_threads
 from algorithm.model.artifact import load_artifact
-from algorithm.model.manifest import MANIFEST_FILE, HalfPrecision, Manifest, manifest_to_json
+from algorithm.model.manifest import MANIFEST_FILE, HalfPrecision, Manifest, SelectionConfig, manifest_to_json
 from training.export.precision import FRAMES, describe, measure_artifact
 from training.judge.calibrate import calibrate_member, judge_cases
 from training.judge.mask_threshold import choose_mask_threshold
@@ -56,7 +56,7 @@ def calibrate_artifact(
     if not any((member.label > 0).any() for member in scored):
         raise AcouslicError(f"none of the cases has an annotated frame: {cache.folder} cannot calibrate a model")
     calibrations = [calibrate_member(member) for member in scored]
-    plain = replace(manifest.selection, half_way=None, one_run_a_sweep=False)
+    plain = _newly_read(manifest.selection)
     selection, cases = read_cases(judge_cases(scored, calibrations, plain), plain)
     mask_threshold = choose_mask_threshold(scored, cache)
     manifest = replace(
@@ -79,6 +79,13 @@ def calibrate_artifact(
         print(describe(measured), flush=True)
     write_text(folder / MANIFEST_FILE, manifest_to_json(manifest))
     return manifest
+
+
+def _newly_read(selection: SelectionConfig) -> SelectionConfig:
+    """`selection` as a new artifact would read and choose frames, before anything is fitted; what concerns outlines and
+    unsuitable cases stays."""
+    stays = ("candidates", "neighbour_frames", "when_unsuitable", "mask_shape")
+    return SelectionConfig(**{name: getattr(selection, name) for name in stays})
 
 
 def main(arguments: list[str]) -> int:
