@@ -39,7 +39,7 @@ from training.judge.case_head import CaseExample, HeadRecipe, calibrated_logit, 
 from training.judge.head_gain import describe_gain, measure_gain
 from training.judge.head_search import search_recipe
 from training.judge.nested_reading import read_nested
-from training.judge.reading import fit_half_way, has_one_run_a_sweep, read_again
+from training.judge.reading import fit_half_way, fit_most_frames, has_one_run_a_sweep, read_again
 from training.learn.frame_metrics import count_frames
 from training.release.cache import Cache
 
@@ -130,7 +130,9 @@ class Setting:
 
     def reading(self, learned: Sequence[CaseJudgement]) -> SelectionConfig:
         """How frames are read after these cases, but for the half-way reading."""
-        return replace(self.selection, one_run_a_sweep=has_one_run_a_sweep(learned))
+        return replace(
+            self.selection, one_run_a_sweep=has_one_run_a_sweep(learned), most_positive_frames=fit_most_frames(learned)
+        )
 
     def examples(self, cases: Sequence[KeptCase]) -> list[CaseExample]:
         """As a head takes them, one for each member."""

@@ -25,7 +25,7 @@ from algorithm.model.manifest import SelectionConfig
 from training.export.trained_member import TrainedMember, read_member
 from training.judge.calibrate import CaseJudgement, judge_cases
 from training.judge.nested_reading import read_nested
-from training.judge.reading import has_one_run_a_sweep
+from training.judge.reading import fit_most_frames, has_one_run_a_sweep
 from training.judge.worst_frames import draw_worst_frames, find_worst_frames
 from training.learn.run_folder import find_runs
 from training.release.cache import Cache
@@ -88,7 +88,9 @@ def main(arguments: list[str]) -> int:
     cache = Cache(options.cache or Path(members[0].record["cache"]))
     scored = [member.scored for member in members]
     judged = judge_cases(scored, [member.calibration for member in members], SelectionConfig())
-    selection = SelectionConfig(one_run_a_sweep=has_one_run_a_sweep(judged))
+    selection = SelectionConfig(
+        one_run_a_sweep=has_one_run_a_sweep(judged), most_positive_frames=fit_most_frames(judged)
+    )
     cases = read_nested(judged, {case.uuid: cache.case(case.uuid).subject_id for case in judged}, selection)
     write_scores(options.out / SCORES_FILE, members, cases, cache)
     encoded, picture = cv2.imencode(

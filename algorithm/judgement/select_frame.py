@@ -30,8 +30,8 @@ class FrameJudgement:
     presence_alone: Values
     """(F,) in 0..1: smoothed within sweeps. Whether the chosen frame is good enough is read here."""
     presence: Values
-    """(F,) in 0..1: against the case's best frames and one run a sweep, where the artifact says so; else
-    `presence_alone`. Which frames are called positive is read here, from 0.5 on."""
+    """(F,) in 0..1: against the case's best frames, no more than are likely and one run a sweep, where the artifact
+    says so; else `presence_alone`. Which frames are called positive is read here, from 0.5 on."""
     optimality: Values | None
     """(F,) in 0..1: smoothed within sweeps; None without such a head."""
     quality: Values
@@ -68,6 +68,8 @@ def read_presence(
     """Smoothed presence (F,) in 0..1 as `selection` reads it in its case; `seen` (F,) are the frames that show
     anything."""
     read = read_half_way(alone, alone[seen], selection.half_way)
+    if selection.most_positive_frames is not None:
+        read = keep_likeliest(read, most_frames(sweeps, selection.most_positive_frames))
     return keep_strongest_runs(read, sweeps) if selection.one_run_a_sweep else read
 
 
@@ -118,6 +120,22 @@ def half_way_threshold(logit: Values, half_way: HalfWay) -> float:
 def top_and_median(logit: Values, top_frames: int) -> tuple[float, float]:
     """The mean of the `top_frames` highest of (n,) logits, or of all where there are fewer, and the median of all."""
     return float(np.sort(logit)[-top_frames:].mean()), float(np.median(logit))
+
+
+def most_frames(sweeps: Sequence[range], of_140: float) -> int:
+    """How many frames of these sweeps show what `of_140` do where a sweep has 140; at least 1."""
+    lengths = [len(sweep) for sweep in sweeps if len(sweep)]
+    return max(1, round(of_140 * float(np.mean(lengths)) / FRAMES_PER_SWEEP)) if lengths else 1
+
+
+def keep_likeliest(presence: Values, most: int) -> Values:
+    """Presence (F,) in 0..1 with at most `most` positive frames, the likeliest, of equal ones the earlier. The others
+    are halved, which takes them below 0.5."""
+    kept = np.array(presence)
+    positive = np.flatnonzero(presence >= 0.5)
+    others = positive[np.argsort(-presence[positive], kind="stable")[most:]]
+    kept[others] = np.minimum(kept[others] / 2, _BELOW_HALF)
+    return kept
 
 
 def keep_strongest_runs(presence: Values, sweeps: Sequence[range]) -> Values:

@@ -28,8 +28,9 @@ from algorithm.model.networks import (
 )
 from algorithm.model.typed_json import convert, read_object, read_typed_file, refuse_other_fields
 
-SCHEMA_VERSION = 5
-"""4 added the student and the case head, 5 `selection.one_run_a_sweep`. Older manifests are read as ones without."""
+SCHEMA_VERSION = 6
+"""4 added the student and the case head, 5 `selection.one_run_a_sweep`, 6 `selection.most_positive_frames`. Older
+manifests are read as ones without."""
 MANIFEST_FILE = "manifest.json"
 TOWER_FILE = "tower.safetensors"
 STUDENT_FILE = "student.safetensors"
@@ -123,6 +124,9 @@ class SelectionConfig:
     one_run_a_sweep: bool = False
     """Only the strongest of a sweep's runs of positive frames stays positive: a probe that passes once over the belly
     meets the abdomen once. `training export` sets it where the annotated sweeps have one run each."""
+    most_positive_frames: Annotated[int, Meta(ge=1, le=100_000)] | None = None
+    """More frames than this, in sweeps of 140, are not called positive in a case, but the likeliest of them: a network
+    that is sure of a whole sweep is wrong. `training export` sets it from the validation cases; None is any number."""
     suboptimal_credit: Share = 1.0
     """How far the choice leaves optimality out: quality = presence x (credit + (1 - credit) x optimality). 0.6, what a
     suboptimal frame is worth in the challenge, makes it the expected WFSS of the frame; but where members were trained
@@ -271,7 +275,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _as_current(found: dict[str, object]) -> dict[str, object]:
-    """A manifest of schema 3 or 4 with the fields that came later; anything else, and one that states such a field
+    """A manifest of schema 3 to 5 with the fields that came later; anything else, and one that states such a field
     already, as it is."""
     version, selection = found.get("schema_version"), found.get("selection")
     if type(version) is not int:
@@ -279,7 +283,10 @@ def _as_current(found: dict[str, object]) -> dict[str, object]:
     if version == 3 and not {"student", "case_head"} & found.keys():
         version, found = 4, found | {"student": None, "case_head": None}
     if version == 4 and isinstance(selection, dict) and "one_run_a_sweep" not in selection:
-        version, found = 5, found | {"selection": selection | {"one_run_a_sweep": False}}
+        selection = selection | {"one_run_a_sweep": False}
+        version, found = 5, found | {"selection": selection}
+    if version == 5 and isinstance(selection, dict) and "most_positive_frames" not in selection:
+        version, found = 6, found | {"selection": selection | {"most_positive_frames": None}}
     return found | {"schema_version": version}
 
 

@@ -67,9 +67,11 @@ def plain(_: Sequence[SaidOfCase]) -> Fitted:
     return lambda case: Called(case.plain >= 0.5, _best(case.plain, case))
 
 
-def half_way(cases: Sequence[SaidOfCase], selection: SelectionConfig = SELECTION, *, one_run: bool = True) -> Fitted:
+def half_way(
+    cases: Sequence[SaidOfCase], selection: SelectionConfig = SELECTION, *, one_run: bool = True, most: bool = True
+) -> Fitted:
     """As exported; `selection` with other smoothings for the rows that show what they do."""
-    fitted, _ = read_cases([_judge(case, selection) for case in cases], selection, one_run=one_run)
+    fitted, _ = read_cases([_judge(case, selection) for case in cases], selection, one_run=one_run, most=most)
 
     def read(case: SaidOfCase) -> Called:
         frames = _judge(case, fitted).frames
@@ -87,7 +89,7 @@ def half_way_by_sweep(cases: Sequence[SaidOfCase], kept_share: float = 0.95) -> 
     """Half-way, every run, inside a conformal gate: a sweep counts only if its top lies within g of the top of the
     case's best sweep, in units of top - median; g is the quantile over annotated sweeps that keeps `kept_share` of
     them."""
-    inside = half_way(cases, one_run=False)
+    inside = half_way(cases, one_run=False, most=False)
     distances = []
     for case in cases:
         of_sweeps = _distances(case)
@@ -164,7 +166,8 @@ READINGS: dict[str, Reading] = {
     "plain, 0.5": plain,
     "half-way, as exported": half_way,
     "smoothed, 0.5": absolute,
-    "half-way, every run": lambda cases: half_way(cases, one_run=False),
+    "half-way, every run": lambda cases: half_way(cases, one_run=False, most=False),
+    "half-way, one run, any number": lambda cases: half_way(cases, most=False),
     "smoothed, 0.5, one run a sweep": lambda cases: absolute(cases, replace(SELECTION, one_run_a_sweep=True)),
     "half-way, smoothed by 1": lambda cases: half_way(cases, replace(SELECTION, smoothing_sigma_frames=1.0)),
     "half-way, chosen on 4": lambda cases: half_way(cases, replace(SELECTION, choice_sigma_frames=4.0)),

@@ -152,15 +152,17 @@ def test_unlisted_file_refused(artifact):
         load_artifact(artifact)
 
 
-def test_a_manifest_of_schema_4_reads_every_run(artifact):
-    """It is read as it was meant; one that says schema 4 and states the later field is not."""
+def test_a_manifest_of_schema_4_or_5_reads_every_run_and_any_number_of_frames(artifact):
+    """It is read as it was meant; one that says schema 4 or 5 and states a later field is not."""
     expected = load_artifact(artifact).manifest
-    change_manifest(artifact, lambda m: m.update(schema_version=4))
-    with pytest.raises(AcouslicError, match="schema_version is 4, this program reads 5"):
-        load_artifact(artifact)
-    change_manifest(artifact, lambda m: m["selection"].pop("one_run_a_sweep"))
+    for version, later in ((5, "most_positive_frames"), (4, "one_run_a_sweep")):
+        change_manifest(artifact, lambda m, version=version: m.update(schema_version=version))
+        with pytest.raises(AcouslicError, match=f"schema_version is {version}, this program reads 6"):
+            load_artifact(artifact)
+        change_manifest(artifact, lambda m, later=later: m["selection"].pop(later))
+        assert load_artifact(artifact).manifest == expected
     assert not expected.selection.one_run_a_sweep
-    assert load_artifact(artifact).manifest == expected
+    assert expected.selection.most_positive_frames is None
 
 
 def test_unknown_schema_and_field_refused(artifact):
@@ -168,8 +170,8 @@ def test_unknown_schema_and_field_refused(artifact):
     change_manifest(artifact, lambda m: m["tower"].update(register_tokens=4))
     with pytest.raises(AcouslicError, match="unknown field 'register_tokens' in tower"):
         load_artifact(artifact)
-    change_manifest(artifact, lambda m: m.update(schema_version=6))
-    with pytest.raises(AcouslicError, match="schema_version is 6"):
+    change_manifest(artifact, lambda m: m.update(schema_version=7))
+    with pytest.raises(AcouslicError, match="schema_version is 7"):
         load_artifact(artifact)
 
 

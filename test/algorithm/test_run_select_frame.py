@@ -8,7 +8,9 @@ from algorithm.judgement.select_frame import (
     frame_quality,
     half_way_threshold,
     judge_frames,
+    keep_likeliest,
     keep_strongest_runs,
+    most_frames,
     positive_runs,
     presence_logit,
     probability_of,
@@ -185,6 +187,23 @@ def test_one_run_a_sweep_by_hand():
     assert equal[1] == 0.0
     assert 0.49 < equal[2] < 0.5
     assert (keep_strongest_runs(np.array([]), []) == []).all()
+
+
+def test_no_more_frames_than_are_likely_stay_positive():
+    """The likeliest stay, of equal ones the earlier; the others fall below 0.5 and keep their order. In sweeps of 70
+    frames a limit of 4 is 2."""
+    presence = np.array([0.9, 0.6, 0.95, 0.6, 0.4, 1.0])
+    assert keep_likeliest(presence, 3).tolist() == [0.9, 0.3, 0.95, 0.3, 0.4, 1.0]
+    assert keep_likeliest(presence, 4).tolist() == [0.9, 0.6, 0.95, 0.3, 0.4, 1.0]
+    assert np.array_equal(keep_likeliest(presence, 5), presence)
+    assert most_frames([range(140), range(140, 280)], 4) == 4
+    assert most_frames([range(70), range(70, 140), range(140, 140)], 4) == 2
+    assert most_frames([range(3)], 4) == most_frames([], 4) == 1
+    selection = SelectionConfig(smoothing_sigma_frames=0, choice_sigma_frames=0, most_positive_frames=4)
+    sure = np.linspace(0.6, 0.9, 140)
+    judged = judge_frames(sure, None, [range(70), range(70, 140)], selection)
+    assert np.flatnonzero(judged.presence >= 0.5).tolist() == [138, 139]
+    assert np.array_equal(judged.presence_alone, sure)
 
 
 def test_one_run_is_kept_of_what_is_read_and_the_choice_is_as_before():

@@ -201,9 +201,13 @@ def test_the_reading_is_fitted_given_or_left_out(runs: Path, tmp_path: Path, mon
     a sweep is taken from the cases, unless it is left out."""
     monkeypatch.setattr("training.judge.reading.fit_half_way", lambda _: HalfWay(0.4))
     monkeypatch.setattr("training.judge.reading.has_one_run_a_sweep", lambda _: True)
-    given = ["--selection.half_way.depth=0.2", "--selection.half_way.top_frames=3"]
+    given = [
+        f"--selection.{name}" for name in ("half_way.depth=0.2", "half_way.top_frames=3", "most_positive_frames=9")
+    ]
     manifests = {}
-    ways: dict[str, list[str]] = {"fitted": [], "given": given, "none": ["--fit_half_way=false", "--fit_one_run=false"]}
+    monkeypatch.setattr("training.judge.reading.fit_most_frames", lambda _: 70)
+    none = ["--fit_half_way=false", "--fit_one_run=false", "--fit_most_frames=false"]
+    ways: dict[str, list[str]] = {"fitted": [], "given": given, "none": none}
     for name, words in ways.items():
         assert main([str(runs), f"--out={tmp_path / name}", *WORDS, *words]) == 0
         manifests[name] = load_artifact(tmp_path / name).manifest
@@ -211,6 +215,7 @@ def test_the_reading_is_fitted_given_or_left_out(runs: Path, tmp_path: Path, mon
     assert manifests["given"].selection.half_way == HalfWay(0.2, 3)
     assert manifests["none"].selection.half_way is None
     assert [manifest.selection.one_run_a_sweep for manifest in manifests.values()] == [True, True, False]
+    assert [manifest.selection.most_positive_frames for manifest in manifests.values()] == [70, 9, None]
     assert {manifest.thresholds.presence for manifest in manifests.values()} == {0.5}
     assert manifests["fitted"].thresholds.suitable == manifests["none"].thresholds.suitable
 

@@ -220,7 +220,7 @@ def test_a_reading_that_was_given_is_kept() -> None:
     """Settings of the command line go before what would be fitted."""
     selection = SelectionConfig(half_way=HalfWay(0.9, 3))
     kept, cases = read_cases(judge_cases([draw_patients(9, seed=5)], [Calibration()], PLAIN), selection)
-    assert kept == replace(selection, one_run_a_sweep=True)
+    assert kept == replace(selection, one_run_a_sweep=True, most_positive_frames=kept.most_positive_frames)
     assert "depth 0.9" in describe_reading(kept, choose_thresholds(cases, 0.5), len(cases))
 
 
@@ -240,7 +240,7 @@ def test_one_run_a_sweep_is_taken_from_the_annotation() -> None:
         return draw_scores([f"{k}" for k in range(len(runs))], logit.ravel(), label.ravel())
 
     def judged(runs: list[list[int]]) -> tuple[SelectionConfig, list[CaseJudgement]]:
-        return read_cases(judge_cases([cases(runs)], [Calibration()], PLAIN), PLAIN, half_way=False)
+        return read_cases(judge_cases([cases(runs)], [Calibration()], PLAIN), PLAIN, half_way=False, most=False)
 
     selection, read = judged([[10]] * 10)
     assert selection == replace(PLAIN, one_run_a_sweep=True)
@@ -250,6 +250,28 @@ def test_one_run_a_sweep_is_taken_from_the_annotation() -> None:
     assert not judged([[10]] * 4 + [[]] * 6)[0].one_run_a_sweep
     unasked, _ = read_cases(judge_cases([cases([[10]] * 10)], [Calibration()], PLAIN), PLAIN, one_run=False)
     assert not unasked.one_run_a_sweep
+
+
+def test_how_many_frames_are_likely_is_taken_from_the_annotation() -> None:
+    """Twice the most of any case, in sweeps of 140: 8 of a case of one sweep of 60 are 2 x 8 x 140 / 60, rounded up. A
+    case in which the members are sure of everything keeps its likeliest frames; four annotated cases set no limit."""
+    label = np.zeros((6, 60), np.uint8)
+    logit = np.full((6, 60), -4.0, np.float32)
+    for row in range(5):
+        label[row, 10 : 14 + row], logit[row, 10 : 14 + row] = 1, 4.0
+    logit[5] = 3.0 + np.linspace(0, 1, 60, dtype=np.float32)
+    selections = []
+    for annotated in (5, 4):
+        known = label * (np.arange(6) < annotated)[:, None].astype(np.uint8)
+        scored = draw_scores([*"abcdef"], logit.ravel(), known.ravel())
+        judged = judge_cases([scored], [Calibration()], PLAIN)
+        selection, read = read_cases(judged, PLAIN, half_way=False, one_run=False)
+        selections.append(selection.most_positive_frames)
+        if annotated == 5:
+            assert np.flatnonzero(read[5].frames.presence >= 0.5).tolist() == list(range(44, 60))
+            assert np.flatnonzero(read[4].frames.presence >= 0.5).tolist() == list(range(10, 18))
+            assert "at most 38 frames a case" in describe_reading(selection, choose_thresholds(read, 0.5), len(read))
+    assert selections == [38, None]
 
 
 def test_half_way_does_no_harm_where_cases_do_not_differ() -> None:

@@ -61,6 +61,7 @@ class ExportSettings:
         fit_half_way: let each case set the scale for its frames, as chosen on the validation cases; a half-way reading
             given in `selection` is taken as it is.
         fit_one_run: let one run of frames a sweep be positive where the validation cases are annotated so.
+        fit_most_frames: let no more frames be positive in a case than twice the most that a validation case has.
         precision_frames: half precision is measured on about so many validation frames, at least one a member; 0 is
             none. Five ViT-L/14 members on 128 take a quarter of an hour on two cores, seconds on a GPU.
         whole_cases: what half precision changes in the answers is measured on so many validation cases, in the types
@@ -80,6 +81,7 @@ class ExportSettings:
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     fit_half_way: bool = True
     fit_one_run: bool = True
+    fit_most_frames: bool = True
     precision_frames: int = FRAMES
     whole_cases: int = 0
     device: Literal["cpu", "cuda"] | None = None
@@ -117,7 +119,13 @@ def export_runs(
     mask_threshold = choose_mask_threshold(scored, cache)
     selection = settings.selection
     cases = judge_cases(scored, [member.calibration for member in members], selection)
-    selection, cases = read_cases(cases, selection, half_way=settings.fit_half_way, one_run=settings.fit_one_run)
+    selection, cases = read_cases(
+        cases,
+        selection,
+        half_way=settings.fit_half_way,
+        one_run=settings.fit_one_run,
+        most=settings.fit_most_frames,
+    )
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         name=settings.name,
