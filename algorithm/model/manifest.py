@@ -114,10 +114,10 @@ class HalfWay:
 class SelectionConfig:
     """How the frame is chosen and outlined. `select_frame.py` and `segment.py` follow it."""
 
-    smoothing_sigma_frames: Annotated[float, Meta(ge=0, le=10_000)] = 2.0
+    smoothing_sigma_frames: Annotated[float, Meta(ge=0, le=10_000)] = 1.5
     """Gaussian smoothing of logits along a sweep of 140 frames, and the same share of any other, from which frames are
     called positive; 0 is none."""
-    choice_sigma_frames: Annotated[float, Meta(ge=0, le=10_000)] = 2.0
+    choice_sigma_frames: Annotated[float, Meta(ge=0, le=10_000)] = 1.5
     """The same, from which the frame is chosen."""
     half_way: HalfWay | None = None
     """None calls frames positive without a look at the rest of their case."""

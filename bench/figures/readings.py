@@ -170,6 +170,7 @@ READINGS: dict[str, Reading] = {
     "half-way, one run, any number": lambda cases: half_way(cases, most=False),
     "smoothed, 0.5, one run a sweep": lambda cases: absolute(cases, replace(SELECTION, one_run_a_sweep=True)),
     "half-way, smoothed by 1": lambda cases: half_way(cases, replace(SELECTION, smoothing_sigma_frames=1.0)),
+    "half-way, smoothed by 2": lambda cases: half_way(cases, replace(SELECTION, smoothing_sigma_frames=2.0)),
     "half-way, chosen on 4": lambda cases: half_way(cases, replace(SELECTION, choice_sigma_frames=4.0)),
     "half-way, chosen with optimality": lambda cases: half_way(cases, replace(SELECTION, suboptimal_credit=0.6)),
     "half-way, gate by sweep": half_way_by_sweep,

@@ -261,8 +261,8 @@ def test_a_missing_or_damaged_model(platform_case, speckle, tiny_model, run_algo
 
     other = shutil.copytree(tiny_model, tmp_path / "other")
     manifest = json.loads((other / "manifest.json").read_text())
-    (other / "manifest.json").write_text(json.dumps(manifest | {"schema_version": 6}))
-    assert_refused(run_algorithm(**environment(platform_case, other)), platform_case, "schema_version is 6")
+    (other / "manifest.json").write_text(json.dumps(manifest | {"schema_version": 7}))
+    assert_refused(run_algorithm(**environment(platform_case, other)), platform_case, "schema_version is 7")
 
     damaged = shutil.copytree(tiny_model, tmp_path / "damaged")
     content = bytearray((damaged / "tower.safetensors").read_bytes())

@@ -166,7 +166,7 @@ def test_the_reading_changes_what_is_called_positive_and_not_what_is_best():
     assert judged.presence_alone.tolist() == [0.5, 0.8]
     plain = judge_frames(np.linspace(0.1, 0.9, 40), None, TWO_SWEEPS, SelectionConfig())
     assert plain.presence is plain.presence_alone
-    assert np.array_equal(plain.presence, smooth_in_sweeps(np.linspace(0.1, 0.9, 40), TWO_SWEEPS, 2.0))
+    assert np.array_equal(plain.presence, smooth_in_sweeps(np.linspace(0.1, 0.9, 40), TWO_SWEEPS, 1.5))
 
 
 def test_one_run_a_sweep_by_hand():
