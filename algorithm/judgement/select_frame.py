@@ -134,7 +134,7 @@ def keep_likeliest(presence: Values, most: int) -> Values:
     kept = np.array(presence)
     positive = np.flatnonzero(presence >= 0.5)
     others = positive[np.argsort(-presence[positive], kind="stable")[most:]]
-    kept[others] = np.minimum(kept[others] / 2, _BELOW_HALF)
+    kept[others] = _below_half(kept[others])
     return kept
 
 
@@ -148,8 +148,13 @@ def keep_strongest_runs(presence: Values, sweeps: Sequence[range]) -> Values:
         strongest = max(runs, key=lambda run: logit[run.start : run.stop].sum(), default=None)
         for run in runs:
             if run != strongest:
-                kept[run.start : run.stop] = np.minimum(kept[run.start : run.stop] / 2, _BELOW_HALF)
+                kept[run.start : run.stop] = _below_half(kept[run.start : run.stop])
     return kept
+
+
+def _below_half(presence: Values) -> Values:
+    """Positive frames (n,) that do not stay so, in their order."""
+    return np.minimum(presence / 2, _BELOW_HALF)
 
 
 def presence_logit(probability: Values) -> Values:
