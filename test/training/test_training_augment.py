@@ -161,7 +161,7 @@ def test_changes_undo_what_they_say() -> None:
     column = dict(zip(Change._fields, changes[0].tolist(), strict=True))
     frames = torch.zeros(1, 101, 101, dtype=torch.uint8)
     frames[0, 28:33, 68:73] = 255  # about (x, y) = (0.4, -0.4)
-    shown, _ = apply_changes(frames, torch.zeros_like(frames), changes)
+    shown, _ = apply_changes(frames, torch.zeros_like(frames), changes, settings)
     rows, columns = torch.nonzero(shown[0] > 128).float().mean(0).tolist()
     x, y = (columns - 50) / 50.5, (rows - 50) / 50.5
     assert column["xx"] * x + column["xy"] * y + column["x0"] == pytest.approx(20 / 50.5, abs=0.02)

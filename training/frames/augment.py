@@ -102,11 +102,9 @@ def draw_changes(settings: AugmentSettings, count: int, rng: np.random.Generator
     return torch.from_numpy(np.stack(columns, axis=1).astype(np.float32))
 
 
-def apply_changes(
-    frames: Tensor, masks: Tensor, changes: Tensor, settings: AugmentSettings | None = None
-) -> tuple[Tensor, Tensor]:
-    """Frames and masks uint8 (B, S, S), masks 0/1, to the same form, changed as `draw_changes` says of `settings`, by
-    default the recipe's own; torch's random state draws the grain of speckle and noise.
+def apply_changes(frames: Tensor, masks: Tensor, changes: Tensor, settings: AugmentSettings) -> tuple[Tensor, Tensor]:
+    """Frames and masks uint8 (B, S, S), masks 0/1, to the same form, changed as `draw_changes` says of `settings`;
+    torch's random state draws the grain of speckle and noise.
 
     Padding and the outside of the fan stay black, since nothing here adds light.
     """
@@ -116,9 +114,9 @@ def apply_changes(
     with torch.autocast(frames.device.type, enabled=False):
         column = dict(zip(Change._fields, changes[:, :, None, None, None].unbind(1), strict=True))
         grey = _change_beams(frames[:, None].float().div_(255), column)
-        if settings is not None and settings.blur:
+        if settings.blur:
             grey = _blur(grey, column["blur"]) * (frames[:, None] > 0)
-        if settings is not None and settings.noise:
+        if settings.noise:
             grain = torch.randn(grey.shape, device=grey.device).mul_(column["noise"])
             grey = grey.add_(grain.mul_(frames[:, None] > 0)).clamp_(0, 1)
         grid = F.affine_grid(changes[:, :6].unflatten(1, (2, 3)), [len(frames), 1, *frames.shape[1:]], False)

@@ -2,7 +2,7 @@
 
 Each trial is a recipe, judged nested by groups of subjects: the average precision of all frames, each as a head sees it
 that has not learned from its group. The first trial is the default, so that what is found is never worse there. Members
-are not asked again: a trial takes seconds.
+are not asked again.
 """
 
 from collections.abc import Mapping, Sequence
