@@ -174,6 +174,7 @@ def _run_one_case(
     from algorithm.frames.frame_stream import FrameStream
     from algorithm.model.file_hashes import begin_hashing
     from algorithm.model.manifest import read_manifest
+    from algorithm.process.collector import uncollected
     from algorithm.process.timing import process_age_s
     from algorithm.result.outputs import prepare_output, removed_on_failure
 
@@ -185,7 +186,7 @@ def _run_one_case(
         with contextlib.closing(FrameStream(sweep.path, stills=False)) as stream:
             _ = stream.header
 
-            with interrupts.held():
+            with interrupts.held(), uncollected():
                 from algorithm.pipeline import Pipeline
 
             age_s = process_age_s()

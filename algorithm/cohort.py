@@ -24,6 +24,7 @@ from acouslic.errors import AcouslicError
 from acouslic.sockets import SweepInput
 from algorithm.frames.frame_stream import FrameStream
 from algorithm.predict import PredictSettings, analyse_case
+from algorithm.process.collector import uncollected
 from algorithm.process.cores import usable_cores
 from algorithm.process.devices import Node, Share, divide, visible_gpus
 from algorithm.process.interrupts import Interrupts
@@ -70,7 +71,8 @@ class CohortWorker:
         node = socket.gethostname()
         if not (self._settings.output_dir / self._token).is_file():
             raise AcouslicError(f"{node} does not see {self._settings.output_dir}: every machine must mount it")
-        from algorithm.pipeline import Pipeline
+        with uncollected():
+            from algorithm.pipeline import Pipeline
 
         self._pipeline = Pipeline.load(
             self._settings.model_dir, device=self._settings.device, batch_frames=self._settings.batch_frames

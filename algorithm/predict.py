@@ -18,6 +18,7 @@ from algorithm.frames.frame_stream import FrameStream
 from algorithm.model.file_hashes import begin_hashing
 from algorithm.page.case_page import write_case_page
 from algorithm.page.cohort_page import write_index
+from algorithm.process.collector import uncollected
 from algorithm.process.devices import visible_gpus
 from algorithm.process.interrupts import Interrupts
 from algorithm.process.messages import complain, explain
@@ -195,7 +196,7 @@ def _one_after_another(
 ) -> None:
     """On one device, in this process."""
     begin_hashing(settings.model_dir)
-    with interrupts.held():
+    with interrupts.held(), uncollected():
         from algorithm.pipeline import Pipeline
 
     pipeline = Pipeline.load(

@@ -27,6 +27,7 @@ from acouslic.sockets import find_sweep_input
 from algorithm.frames.frame_stream import FrameStream
 from algorithm.model.file_hashes import begin_hashing
 from algorithm.model.manifest import read_manifest
+from algorithm.process.collector import uncollected
 from algorithm.process.messages import complain, explain, log_line
 from algorithm.process.stand_in import StandIn
 from algorithm.process.timing import process_age_s
@@ -112,7 +113,8 @@ class Service:
     @staticmethod
     def _load(model_dir: Path, device: str | None, batch_frames: int | None) -> "Pipeline":
         begin_hashing(model_dir)
-        from algorithm.pipeline import Pipeline
+        with uncollected():
+            from algorithm.pipeline import Pipeline
 
         pipeline = Pipeline.load(model_dir, device=device, batch_frames=batch_frames, import_s=process_age_s())
         _import_first_used()

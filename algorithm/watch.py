@@ -19,6 +19,7 @@ from acouslic.sockets import FRAME_NUMBER_FILE, SweepInput
 from acouslic.write import check_writable
 from algorithm.case_list import check_case_name, stacks_in_folder, sweep_of_file
 from algorithm.predict import PredictSettings, analyse_case
+from algorithm.process.collector import uncollected
 from algorithm.process.interrupts import Interrupts
 from algorithm.process.messages import complain
 from algorithm.process.timing import process_age_s
@@ -60,7 +61,7 @@ def watch(input_dir: Path, settings: PredictSettings, rhythm: Rhythm, interrupts
     check_writable(settings.output_dir)
     if not settings.verbose:
         logging.getLogger("algorithm.case").setLevel(logging.WARNING)
-    with interrupts.held():
+    with interrupts.held(), uncollected():
         from algorithm.pipeline import Pipeline
 
     pipeline = Pipeline.load(

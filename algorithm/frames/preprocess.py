@@ -5,7 +5,10 @@ interpolation, rounded and clamped to whole grey levels, as OpenCV's INTER_CUBIC
 lie at half-integers (`align_corners` off) in both directions, so that masks come back without a shift.
 """
 
+import cv2
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,10 +28,18 @@ def resize_frames(frames: Tensor, image_size: int, config: PreprocessingConfig) 
     """Frames as square images: uint8 (B, rows, columns) to uint8 (B, image_size, image_size), on the frames' device.
 
     Any shape, portrait, landscape or square, larger or smaller than the result. Each frame's result depends on that
-    frame alone. Within one grey level of `cv2.resize(padded, interpolation=cv2.INTER_CUBIC)` unless `config.antialias`.
+    frame alone. Unless `config.antialias`, it is `cv2.resize(padded, interpolation=cv2.INTER_CUBIC)`: on a CPU that
+    itself, eight times as fast as torch there (bench/LOG.md, 61), on a GPU to within one grey level.
     No frames: an empty tensor.
     """
     _check_stack(frames)
+    if frames.device.type == "cpu" and not config.antialias:
+        return torch.from_numpy(_resize_by_opencv(frames.numpy(), image_size))
+    return resize_by_torch(frames, image_size, config)
+
+
+def resize_by_torch(frames: Tensor, image_size: int, config: PreprocessingConfig) -> Tensor:
+    """`resize_frames` in float32 on any device, and with antialiasing."""
     result = torch.empty((len(frames), image_size, image_size), dtype=torch.uint8, device=frames.device)
     for start in range(0, len(frames), CHUNK_FRAMES):
         chunk = _pad_to_square(frames[start : start + CHUNK_FRAMES])[:, None].to(torch.float32)
@@ -64,6 +75,17 @@ def labels_to_square(labels: Tensor, size: int) -> Tensor:
     _check_stack(labels)
     square = _pad_to_square(labels)[:, None]
     return F.interpolate(square, size=(size, size), mode="nearest-exact")[:, 0]
+
+
+def _resize_by_opencv(frames: NDArray[np.uint8], image_size: int) -> NDArray[np.uint8]:
+    rows, columns = frames.shape[1:]
+    side, top, left = square_offsets(rows, columns)
+    square = np.zeros((side, side), np.uint8)
+    result = np.empty((len(frames), image_size, image_size), np.uint8)
+    for frame, resized in zip(frames, result, strict=True):
+        square[top : top + rows, left : left + columns] = frame
+        cv2.resize(square, (image_size, image_size), dst=resized, interpolation=cv2.INTER_CUBIC)
+    return result
 
 
 def _pad_to_square(frames: Tensor) -> Tensor:
