@@ -4,7 +4,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -18,6 +18,7 @@ from acouslic.stack import StackHeader
 from algorithm.engine.batches import choose_batch_frames
 from algorithm.engine.device import choose_device, choose_precision, keep_exact_sums, set_cpu_threads
 from algorithm.engine.ensemble import Ensemble
+from algorithm.engine.outline_start import OutlineStart
 from algorithm.frames.frame_source import FrameSource
 from algorithm.frames.frame_stream import FrameStream
 from algorithm.frames.resized_frames import ResizedFrames
@@ -27,7 +28,7 @@ from algorithm.judgement.score import FrameScores, score_case
 from algorithm.judgement.select_frame import FrameJudgement, choose_candidates, judge_frames
 from algorithm.model.artifact import load_artifact
 from algorithm.model.heads import CaseHead
-from algorithm.process.memory import is_out_of_memory
+from algorithm.process.memory import is_out_of_memory, keep_freed_memory
 from algorithm.process.timing import RunTimings, peak_rss_bytes
 from algorithm.result.growth import GestationalAge, judge_growth
 from algorithm.result.measure import Outline, outline_best
@@ -63,6 +64,7 @@ class Pipeline:
         for cannot be used, or where its memory does not hold the model.
         """
         start = time.monotonic()
+        keep_freed_memory()
         threads, threads_reason = set_cpu_threads()
         keep_exact_sums()
         # Creating a GPU's context takes about as long as reading the weights.
@@ -175,7 +177,7 @@ class Pipeline:
         notes = [*([] if header.spacing_note is None else [header.spacing_note]), *header.notes]
         field = see_field(resized.brightest, manifest.tower)
         notes.extend(field.notes)
-        outline = self._outline(resized, header, judged, blank, field.fov)
+        outline = self._outline(resized, header, judged, blank, field.fov, scores.outline_starts)
         suitable = field.unseen <= MOST_UNSEEN
         if blank.all():
             suitable = False
@@ -227,7 +229,13 @@ class Pipeline:
         return judge_frames(presence, scores.optimality_probability, sweeps, selection, reviewed)
 
     def _outline(
-        self, resized: ResizedFrames, header: StackHeader, judged: FrameJudgement, blank: np.ndarray, fov: np.ndarray
+        self,
+        resized: ResizedFrames,
+        header: StackHeader,
+        judged: FrameJudgement,
+        blank: np.ndarray,
+        fov: np.ndarray,
+        starts: Mapping[int, OutlineStart],
     ) -> Outline:
         """The best frame that can be outlined; of black frames only, the best guess with an empty mask."""
         selection = self.ensemble.manifest.selection
@@ -238,7 +246,7 @@ class Pipeline:
         # A black frame cannot be outlined, even where nothing is above 0.
         candidates = choose_candidates(np.where(blank, -1.0, judged.quality), sweeps, selection.candidates)
         candidates = [index for index in candidates if not blank[index]]
-        return outline_best(self.ensemble, resized.frames, candidates, fov, header.spacing_mm, sweeps)
+        return outline_best(self.ensemble, resized.frames, candidates, fov, header.spacing_mm, sweeps, starts)
 
     def _log(self, result: CaseResult, reused_frames: int, timings: RunTimings) -> None:
         for note in result.notes:

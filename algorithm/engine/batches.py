@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from acouslic.errors import AcouslicError
 from algorithm.engine.ensemble import GateScores, MemberScores
+from algorithm.engine.outline_start import OutlineStart
 from algorithm.frames.preprocess import normalise
 from algorithm.model.manifest import Manifest
 from algorithm.model.networks import TowerConfig
@@ -58,8 +60,8 @@ class Scorer(Protocol):
     def trunk(self, images: Tensor) -> Tensor | None:
         """What `score` and `gate` begin with on (batch, 3, S, S), a tensor (batch, ...); None: nothing."""
 
-    def score(self, images: Tensor, trunk: Tensor | None = None) -> MemberScores:
-        """All members on (batch, 3, S, S), from their trunk on where it is given."""
+    def score(self, images: Tensor, trunk: Tensor | None = None, *, keep: bool = False) -> MemberScores:
+        """All members on (batch, 3, S, S), from their trunk on where it is given; `keep` what an outline needs too."""
 
     def gate(self, images: Tensor, trunk: Tensor | None = None) -> GateScores:
         """The gate of the manifest's scoring section, likewise."""
@@ -131,6 +133,9 @@ class Batches:
         self.first_batch_at = 0.0
         self.reused = 0
         """How many frames were scored from the trunk that the gate had run."""
+        self.starts: dict[int, OutlineStart] = {}
+        """Of some frames, by index: what their outlines begin with."""
+        self._outlined: Collection[int] = ()
         self._trunks = KeptTrunks()
         self._clock = _DeviceClock(frames.device)
         self._first_batch: float | torch.cuda.Event | None = None
@@ -143,8 +148,12 @@ class Batches:
         """The gate as an ensemble of one; see `score`. One that works `on_trunk` leaves the frames' trunks behind."""
         return self._run(self._gate_and_keep if on_trunk else self._gate_alone, indices, progress)
 
-    def score(self, indices: NDArray[np.int64], progress: Callable[[float], None]) -> BatchScores:
-        """All members on the frames at `indices`, ascending."""
+    def score(
+        self, indices: NDArray[np.int64], progress: Callable[[float], None], *, outlined: Collection[int] = ()
+    ) -> BatchScores:
+        """All members on the frames at `indices`. `starts` gets what is known of the batches that hold one of those in
+        `outlined`, for whom the gate has left no trunk."""
+        self._outlined = outlined
         self._trunks.keep_only(set(indices.tolist()))
         return self._run(self._score_from_trunks, indices, progress)
 
@@ -159,9 +168,17 @@ class Batches:
         return _as_one_member(self.ensemble.gate(images))
 
     def _score_from_trunks(self, indices: Sequence[int], images: Tensor) -> MemberScores:
+        if not set(indices).isdisjoint(self._outlined):
+            return self._score_and_keep(indices, images)
         scores = self.ensemble.score(images, self._trunks.of(indices, images, self.ensemble.trunk))
         self.reused += self._trunks.drop(indices)
         return scores
+
+    def _score_and_keep(self, indices: Sequence[int], images: Tensor) -> MemberScores:
+        scores = self.ensemble.score(images, keep=True)
+        if scores.start is not None:
+            self.starts |= {index: scores.start.of_frame(number) for number, index in enumerate(indices)}
+        return replace(scores, start=None)
 
     def _run(
         self,

@@ -16,8 +16,10 @@ from torch.nn import functional as F
 
 from acouslic.errors import AcouslicError
 from algorithm.engine.merged_weights import MergedWeights, Row
+from algorithm.engine.outline_start import OutlineStart
 from algorithm.engine.stacked_tower import StackedOutput, StackedTower
 from algorithm.model.artifact import Artifact
+from algorithm.model.decoder import fold_normalisation
 from algorithm.model.heads import Heads, presence_from_mask
 from algorithm.model.manifest import Manifest
 from algorithm.model.networks import DecoderConfig
@@ -39,6 +41,8 @@ class MemberScores:
     """(members with an optimality head, batch): is it an optimal one. No row where no member has the head."""
     embedding: Tensor | None = None
     """(members, batch, output_dim); None where no case head wants it."""
+    start: OutlineStart | None = None
+    """What `segment` goes on from, where it was asked for."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,10 @@ class Ensemble:
             with without_weights():
                 head = Heads(config, manifest.tower)
             head.load_state_dict({name: tensor.clone() for name, tensor in member.heads.items()}, assign=True)
-            heads.append(head.to(device, torch.float32).eval().requires_grad_(False))
+            head = head.to(device, torch.float32).eval().requires_grad_(False)
+            if head.decoder is not None:
+                fold_normalisation(head.decoder)
+            heads.append(head)
         student = None
         if scoring.mode == "gated" and scoring.gate == "student":
             assert manifest.student is not None
@@ -169,20 +176,25 @@ class Ensemble:
         return self.tower.run_trunk(images)
 
     @torch.inference_mode()
-    def score(self, images: Tensor, trunk: Tensor | None = None) -> MemberScores:
+    def score(self, images: Tensor, trunk: Tensor | None = None, *, keep: bool = False) -> MemberScores:
         """Every member's judgement of normalised images (batch, 3, image_size, image_size) on the ensemble's device.
 
-        `trunk` is what `trunk` said of the same images, where that is known already.
+        `trunk` is what `trunk` said of the same images, where that is known already. `keep` keeps what `segment` needs
+        again, which takes the trunk's work and no decoder that judges frames: else there is nothing kept.
         Raises as torch does where the batch is too large for the device (`memory.is_out_of_memory`).
         """
-        output = self._run(images, list(range(self.members)), self._taps(self.mask_judges), trunk=trunk)
+        keep = keep and trunk is None and not self.mask_judges and bool(self.decoder_members)
+        taps = self._taps_before_last() if keep else self._taps(self.mask_judges)
+        output = self._run(images, list(range(self.members)), taps, trunk=trunk, keep=keep)
         embedding = output.embedding
         assert embedding is not None
         presence = self._presence_of_members(images, output)
         optimality = embedding.new_empty(0, len(images))
         if self.optimality is not None:
             optimality = self.optimality.probability(_pick(embedding, self.optimality_members))
-        return MemberScores(presence, optimality, embedding if self.manifest.case_head is not None else None)
+        wanted = embedding if self.manifest.case_head is not None else None
+        start = OutlineStart(output.before_last, output.taps) if keep else None
+        return MemberScores(presence, optimality, wanted, start)
 
     @torch.inference_mode()
     def gate(self, images: Tensor, trunk: Tensor | None = None) -> GateScores:
@@ -206,14 +218,18 @@ class Ensemble:
         return self._gate_member(images, trunk, scoring.gate_member)
 
     @torch.inference_mode()
-    def segment(self, images: Tensor) -> Tensor:
+    def segment(self, images: Tensor, start: OutlineStart | None = None) -> Tensor:
         """Mask probabilities (members with a decoder, batch, side, side), float32, side 16 x the largest grid_size.
 
-        Images as for `score`. Masks of members with a smaller grid are resized bilinearly.
+        Images as for `score`, `start` what that has kept of them. Masks of members with a smaller grid are resized
+        bilinearly.
         """
         rows = self.decoder_members
-        output = self._run(images, rows, self._taps(rows), embed=False)
-        masks = [self._mask(k, images, taps) for k, taps in zip(rows, output.taps, strict=True)]
+        if start is None:
+            taps_of_rows = self._run(images, rows, self._taps(rows), embed=False).taps
+        else:
+            taps_of_rows = self._finish(start)
+        masks = [self._mask(k, images, taps) for k, taps in zip(rows, taps_of_rows, strict=True)]
         side = max(mask.shape[-1] for mask in masks)
         return torch.stack(
             [
@@ -223,18 +239,35 @@ class Ensemble:
         )
 
     def _run(
-        self, images: Tensor, rows: list[int], taps: list[int], *, embed: bool = True, trunk: Tensor | None = None
+        self,
+        images: Tensor,
+        rows: list[int],
+        taps: list[int],
+        *,
+        embed: bool = True,
+        trunk: Tensor | None = None,
+        keep: bool = False,
     ) -> StackedOutput:
         """These members on a batch, all at once where it is small and memory holds that, else one after another."""
         if len(images) < self.batched_below and rows == list(range(rows[0], rows[-1] + 1)):
             try:
-                return self.tower.run(images, rows, taps=taps, order="batched", embed=embed, trunk=trunk)
+                return self.tower.run(images, rows, taps=taps, order="batched", embed=embed, trunk=trunk, keep=keep)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-        return self.tower.run(images, rows, taps=taps, order="sequential", embed=embed, trunk=trunk)
+        return self.tower.run(images, rows, taps=taps, order="sequential", embed=embed, trunk=trunk, keep=keep)
+
+    def _finish(self, start: OutlineStart) -> list[dict[int, Tensor]]:
+        """What each decoder reads of its tower, by block, where all but the last block has been run."""
+        rows, last = self.decoder_members, self.manifest.tower.layers
+        found = {k: dict(start.taps[k]) for k in rows}
+        reading = [k for k in rows if last in self._decoder_config(k).taps]
+        ends = self.tower.finish([start.before_last[k] for k in reading], reading)
+        for k, end in zip(reading, ends, strict=True):
+            found[k][last] = end
+        return [found[k] for k in rows]
 
     def _linear_heads(self, name: Literal["presence", "optimality"], members: list[int]) -> LinearHeads | None:
         """The linear heads of `members`, divided by their temperatures; None without any."""
@@ -256,6 +289,10 @@ class Ensemble:
     def _taps(self, members: list[int]) -> list[int]:
         """The blocks that the decoders of `members` read."""
         return sorted({number for k in members for number in self._decoder_config(k).taps})
+
+    def _taps_before_last(self) -> list[int]:
+        """The blocks that decoders read, but for the last one."""
+        return [number for number in self._taps(self.decoder_members) if number != self.manifest.tower.layers]
 
     def _mask(self, k: int, images: Tensor, taps: dict[int, Tensor]) -> Tensor:
         """Member k's mask probabilities (batch, side, side)."""

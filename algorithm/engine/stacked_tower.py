@@ -31,6 +31,8 @@ class StackedOutput:
     """(rows, batch, output_dim) float32; None where only taps were asked for."""
     taps: list[dict[int, Tensor]]
     """One a row: block number to (batch, 1 + grid x grid, width), as `tower.TowerOutput.taps`."""
+    before_last: Sequence[Tensor] = ()
+    """One a row: the residual stream before the last block (batch, tokens, width), where it was asked for."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class _Step:
     ends_block: bool
     adapted: bool
     apply: Callable[[_State, slice], _State]
+    begins_block: bool = False
 
 
 class StackedBlock:
@@ -86,7 +89,7 @@ class StackedBlock:
 
     def steps(self) -> list[_Step]:
         """The block's operations in order."""
-        steps = [_Step(self.number, False, False, self._normalise_attention)]
+        steps = [_Step(self.number, False, False, self._normalise_attention, begins_block=True)]
         for group, linear in self.projections:
             steps.append(_Step(self.number, False, linear.adapted, self._projection(group, linear)))
         steps.append(_Step(self.number, False, False, self._attend))
@@ -192,11 +195,13 @@ class StackedTower:
         order: RowOrder = "sequential",
         embed: bool = True,
         trunk: Tensor | None = None,
+        keep: bool = False,
     ) -> StackedOutput:
         """Embeddings and taps of `rows` for normalised images (batch, 3, image_size, image_size).
 
         Batched order needs rows in sequence; the result's rows are in the order asked for. Without `embed` nothing
         after the last tap is computed. `trunk` is what `run_trunk` gave for the images: with it no tap may lie there.
+        `keep` gives what `finish` goes on from.
         """
         class_token_only = self.config.pool == "tok" and self.config.layers not in taps
         steps = self.steps if embed else [step for step in self.steps if step.block <= max(taps)]
@@ -208,7 +213,8 @@ class StackedTower:
             x = trunk[None]
             shared_steps = [step for step in shared_steps if step.block > self.trunk_blocks]
         shared: dict[int, Tensor] = {}
-        state = self._advance(_State(x, class_token_only), shared_steps, slice(0, 1), taps, shared)
+        kept: list[Tensor] | None = [] if keep else None
+        state = self._advance(_State(x, class_token_only), shared_steps, slice(0, 1), taps, shared, kept)
         if order == "batched":
             chosen = slice(rows[0], rows[-1] + 1)
             assert list(rows) == list(range(chosen.start, chosen.stop))
@@ -218,7 +224,7 @@ class StackedTower:
         embeddings, tapped = [], []
         for chosen in runs:
             own: dict[int, Tensor] = {}
-            ended = self._advance(state, tail, chosen, taps, own)
+            ended = self._advance(state, tail, chosen, taps, own, kept)
             if embed:
                 embeddings.append(self._pool(ended.stream()))
             for index in range(chosen.stop - chosen.start if tail else 1):
@@ -227,7 +233,23 @@ class StackedTower:
         if not tail:
             tapped = tapped * len(rows)
         embedding = torch.cat(embeddings).expand(len(rows), -1, -1) if embed else None
-        return StackedOutput(embedding, tapped)
+        before_last = [stream for of_rows in kept or [] for stream in of_rows]
+        if len(before_last) == 1:
+            before_last *= len(rows)
+        return StackedOutput(embedding, tapped, before_last)
+
+    def finish(self, before_last: Sequence[Tensor], rows: Sequence[int]) -> list[Tensor]:
+        """The last block's output for all tokens, (batch, 1 + grid x grid, width) a row of `rows`, from what `run` has
+        kept of each."""
+        last = self.config.layers
+        steps = [step for step in self.steps if step.block == last]
+        outputs = []
+        for stream, row in zip(before_last, rows, strict=True):
+            tapped: dict[int, Tensor] = {}
+            state = _State(stream[None], class_token_only=False)
+            self._advance(state, steps, slice(row, row + 1), (last,), tapped)
+            outputs.append(tapped[last][0])
+        return outputs
 
     def run_trunk(self, images: Tensor) -> Tensor:
         """Tokens (batch, 1 + kept patches, width) after the last block that is the same for all rows."""
@@ -249,10 +271,20 @@ class StackedTower:
         return tokens[None]
 
     def _advance(
-        self, state: _State, steps: Sequence[_Step], rows: slice, taps: Sequence[int], tapped: dict[int, Tensor]
+        self,
+        state: _State,
+        steps: Sequence[_Step],
+        rows: slice,
+        taps: Sequence[int],
+        tapped: dict[int, Tensor],
+        kept: list[Tensor] | None = None,
     ) -> _State:
-        """Run `steps` for `rows`, putting the outputs of the blocks in `taps` into `tapped`."""
+        """Run `steps` for `rows`, putting the outputs of the blocks in `taps` into `tapped`, and the residual stream
+        before the last block into `kept`."""
         for step in steps:
+            if kept is not None and step.begins_block and step.block == self.config.layers:
+                state = replace(state, x=state.stream(), pending=None)
+                kept.append(state.x)
             state = step.apply(state, rows)
             if step.ends_block and step.block in taps:
                 tapped[step.block] = self._to_full_grid(state.stream())

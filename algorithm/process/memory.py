@@ -1,6 +1,14 @@
-"""How the program knows that memory ran out. No torch: without it no process can have run out of torch's memory."""
+"""Main memory: what is freed stays with the process, and how it knows that there is no more.
 
+No torch: without it no process can have run out of torch's memory.
+"""
+
+import contextlib
+import ctypes
 import sys
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+"""What glibc's `mallopt` calls them."""
 
 _OUT_OF_MEMORY = (
     "can't allocate memory",
@@ -13,6 +21,16 @@ _OUT_OF_MEMORY = (
 """What torch's CPU allocator, the driver and the GPU's libraries say, for want of a class of their own. The library of
 products says that it is not initialised where there is no room for its workspace, that of convolutions that it found no
 way where there is room for none."""
+
+
+def keep_freed_memory() -> None:
+    """Let glibc's `malloc` keep what is freed, for the next tensor of that size: the system clears every page that it
+    gives, which takes a decoder as long as its convolutions do (bench/LOG.md, 64). Another C library does as it likes.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, ctypes.c_int(-1))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,6 +1,6 @@
 """Outlines the best candidate frame that can be outlined, and says how sure its circumference is."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,12 +12,15 @@ from torch import Tensor
 
 from acouslic.ellipse import Ellipse, circumference_mm
 from acouslic.geometry import index_of_sweep, sweep_ranges
+from algorithm.engine.outline_start import OutlineStart, join
 from algorithm.frames.preprocess import mask_to_frame, normalise
 from algorithm.model.manifest import Manifest
 from algorithm.process.memory import is_out_of_memory
 from algorithm.result.segment import Mask, clean_mask
 
 INTERVAL_PERCENTILES = (2.5, 97.5)
+_TOGETHER = 4
+"""Candidates that are outlined at once where the first has no ellipse."""
 
 
 class Segmenter(Protocol):
@@ -31,8 +34,9 @@ class Segmenter(Protocol):
     def dtype(self) -> torch.dtype:
         """Of the images it takes."""
 
-    def segment(self, images: Tensor) -> Tensor:
-        """(batch, 3, S, S) to mask probabilities (members with a decoder, batch, G, G), float32."""
+    def segment(self, images: Tensor, start: OutlineStart | None = None) -> Tensor:
+        """(batch, 3, S, S) to mask probabilities (members with a decoder, batch, G, G), float32; from `start` on where
+        scoring has kept it."""
 
 
 @dataclass(frozen=True)
@@ -56,29 +60,32 @@ def outline_best(
     fov: Mask,
     spacing_mm: tuple[float, float],
     sweeps: Sequence[range] | None = None,
+    starts: Mapping[int, OutlineStart] | None = None,
 ) -> Outline:
     """The first of `candidates` (frame indices, at least one) whose mask has an ellipse, outlined and measured.
 
     `frames` are the case's square images, uint8 (F, S, S), `fov` (rows, columns) is the field of view of a frame and
-    `spacing_mm` its (row, column) spacing; `sweeps` are the frames of each sweep, by default as the challenge has them.
+    `spacing_mm` its (row, column) spacing; `sweeps` are the frames of each sweep, by default as the challenge has them,
+    and `starts` what scoring has kept of some frames, by index.
     Where no candidate has an ellipse, the first is returned without one.
     """
     selection = ensemble.manifest.selection
     sweeps = sweep_ranges(len(frames)) if sweeps is None else sweeps
-    outlines = []
-    for frame_index in candidates:
-        (probability,) = _segment(ensemble, frames, [frame_index], fov)
+    starts = starts or {}
+    first_mask = None
+    for frame_index, probability in _segment_in_turn(ensemble, frames, candidates, fov, starts):
         mask, ellipse = _clean(probability.mean(0), ensemble, fov)
         if ellipse is not None:
             value_mm = circumference_mm(ellipse, spacing_mm)
             sweep = sweeps[index_of_sweep(frame_index, sweeps)]
             reach = selection.neighbour_frames
             near = range(max(sweep.start, frame_index - reach), min(sweep.stop, frame_index + reach + 1))
-            others = _segment(ensemble, frames, [index for index in near if index != frame_index], fov)
+            others = _segment(ensemble, frames, [index for index in near if index != frame_index], fov, starts)
             interval_mm = _interval(ensemble, [probability, *others], fov, spacing_mm, value_mm)
             return Outline(frame_index, mask, ellipse, value_mm, interval_mm)
-        outlines.append(Outline(frame_index, mask, None, None, None))
-    return outlines[0]
+        first_mask = mask if first_mask is None else first_mask
+    assert first_mask is not None
+    return Outline(candidates[0], first_mask, None, None, None)
 
 
 def interval_around(value: float, measured: Sequence[float]) -> tuple[float, float]:
@@ -103,30 +110,65 @@ def _interval(
     return interval_around(value_mm, measured_mm)
 
 
-def _segment(ensemble: Segmenter, frames: Tensor, frame_indices: Sequence[int], fov: Mask) -> list[NDArray[np.float32]]:
+def _segment_in_turn(
+    ensemble: Segmenter,
+    frames: Tensor,
+    candidates: Sequence[int],
+    fov: Mask,
+    starts: Mapping[int, OutlineStart],
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Each candidate with its decoders' probabilities. The first nearly always has an ellipse, so it is asked alone;
+    where it has none the others seldom have, so they are asked together, a few at a time."""
+    groups = [candidates[:1]]
+    groups += [candidates[start : start + _TOGETHER] for start in range(1, len(candidates), _TOGETHER)]
+    for group in groups:
+        yield from zip(group, _segment(ensemble, frames, group, fov, starts), strict=True)
+
+
+def _segment(
+    ensemble: Segmenter,
+    frames: Tensor,
+    frame_indices: Sequence[int],
+    fov: Mask,
+    starts: Mapping[int, OutlineStart],
+) -> list[NDArray[np.float32]]:
     """Each decoder's probabilities on the frames themselves, (members, rows, columns) a frame; no frames: none.
 
-    All frames at once, or one by one where memory does not hold them.
+    All frames at once that have a start, and all others, or one by one where memory does not hold them.
     """
-    if not frame_indices:
-        return []
-    try:
-        return _segment_together(ensemble, frames, frame_indices, fov)
-    except RuntimeError as error:
-        if len(frame_indices) == 1 or not is_out_of_memory(error):
-            raise
-    if frames.device.type == "cuda":
-        torch.cuda.empty_cache()
-    return [_segment_together(ensemble, frames, [index], fov)[0] for index in frame_indices]
+    found: dict[int, NDArray[np.float32]] = {}
+    for begun in (True, False):
+        indices = [index for index in frame_indices if (index in starts) == begun]
+        if not indices:
+            continue
+        try:
+            masks = _segment_together(ensemble, frames, indices, fov, starts)
+        except RuntimeError as error:
+            if len(indices) == 1 or not is_out_of_memory(error):
+                raise
+            if frames.device.type == "cuda":
+                torch.cuda.empty_cache()
+            masks = [_segment_together(ensemble, frames, [index], fov, starts)[0] for index in indices]
+        found |= zip(indices, masks, strict=True)
+    return [found[index] for index in frame_indices]
 
 
 def _segment_together(
-    ensemble: Segmenter, frames: Tensor, frame_indices: Sequence[int], fov: Mask
+    ensemble: Segmenter,
+    frames: Tensor,
+    frame_indices: Sequence[int],
+    fov: Mask,
+    starts: Mapping[int, OutlineStart],
 ) -> list[NDArray[np.float32]]:
+    """Frames that all have a start, or none of them."""
     with torch.inference_mode():
         chosen = frames.index_select(0, torch.tensor(frame_indices, device=frames.device))
         images = normalise(chosen, ensemble.manifest.preprocessing, ensemble.dtype)
-        of_frames = ensemble.segment(images).unbind(1)
+        if frame_indices[0] in starts:
+            masks = ensemble.segment(images, join([starts[index] for index in frame_indices]))
+        else:
+            masks = ensemble.segment(images)
+        of_frames = masks.unbind(1)
         on_frames = torch.stack([mask_to_frame(members, *fov.shape) for members in of_frames])
         return list(on_frames.cpu().numpy())
 

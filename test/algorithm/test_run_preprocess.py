@@ -30,8 +30,8 @@ def pad(frame, side, top, left):
     [(562, 744, 224), (744, 562, 224), (61, 40, 28), (50, 50, 28), (20, 30, 56), (1, 1, 14), (224, 224, 224)],
 )
 def test_resize_equals_opencv_cubic_on_the_padded_frame(rows, columns, size):
-    """On a CPU the same pixels, and torch's own resize, which a GPU takes, within one grey level: for noise (the hardest
-    case: overshoot is clamped) of any shape."""
+    """On a CPU the same pixels, and torch's own resize, which a GPU takes, within one grey level: for noise (the
+    hardest case: overshoot is clamped) of any shape."""
     frames = np.random.default_rng(3).integers(0, 256, (3, rows, columns), dtype=np.uint8)
     offsets = square_offsets(rows, columns)
     expected = np.stack(
