@@ -1,6 +1,8 @@
 """Runs frames through a network in batches that fit the memory, and keeps the gate's work for frames seen again."""
 
+import itertools
 import logging
+import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
@@ -14,12 +16,17 @@ from torch import Tensor
 from acouslic.errors import AcouslicError
 from algorithm.engine.ensemble import GateScores, MemberScores
 from algorithm.engine.outline_start import OutlineStart
+from algorithm.engine.side_by_side import run_side_by_side
 from algorithm.frames.preprocess import normalise
 from algorithm.model.manifest import Manifest
 from algorithm.model.networks import TowerConfig
 from algorithm.process.memory import is_out_of_memory
 
 CPU_BATCH_FRAMES = 8
+"""On a CPU with two cores or one."""
+_FRAMES_A_CORE = 4
+_MOST_CPU_FRAMES = 64
+"""On any number of cores, for the memory's sake."""
 FIRST_BATCH_FRAMES = 2
 """A run's first batch is small: a person who waits soon sees that it works, and how fast."""
 MAX_BATCH_FRAMES = 128
@@ -68,12 +75,13 @@ class Scorer(Protocol):
 
 
 def choose_batch_frames(tower: TowerConfig, members: int, device: torch.device, dtype: torch.dtype) -> int:
-    """Frames a batch: a power of two that a GPU's free memory holds with room to spare, 8 on a CPU.
+    """Frames a batch: a power of two that a GPU's free memory holds with room to spare; on a CPU 4 for each core, at
+    least 8 and at most 64.
 
     A power of two, so that small changes of free memory do not change a result in its last digits.
     """
     if device.type != "cuda":
-        return CPU_BATCH_FRAMES
+        return max(CPU_BATCH_FRAMES, min(_MOST_CPU_FRAMES, _FRAMES_A_CORE * torch.get_num_threads()))
     tokens = 1 + tower.grid_size**2
     per_token = 8 * tower.width + 2 * tower.mlp_width
     frame_bytes = members * tokens * per_token * dtype.itemsize + 12 * tower.image_size**2
@@ -136,6 +144,8 @@ class Batches:
         self.starts: dict[int, OutlineStart] = {}
         """Of some frames, by index: what their outlines begin with."""
         self._outlined: Collection[int] = ()
+        self._one_at_a_time = threading.Lock()
+        """For what parts of a batch, which run side by side, note down."""
         self._trunks = KeptTrunks()
         self._clock = _DeviceClock(frames.device)
         self._first_batch: float | torch.cuda.Event | None = None
@@ -161,7 +171,8 @@ class Batches:
         trunk = self.ensemble.trunk(images)
         scores = self.ensemble.gate(images, trunk)
         if trunk is not None:
-            self._trunks.keep(indices, trunk)
+            with self._one_at_a_time:
+                self._trunks.keep(indices, trunk)
         return _as_one_member(scores)
 
     def _gate_alone(self, _: Sequence[int], images: Tensor) -> MemberScores:
@@ -171,7 +182,8 @@ class Batches:
         if not set(indices).isdisjoint(self._outlined):
             return self._score_and_keep(indices, images)
         scores = self.ensemble.score(images, self._trunks.of(indices, images, self.ensemble.trunk))
-        self.reused += self._trunks.drop(indices)
+        with self._one_at_a_time:
+            self.reused += self._trunks.drop(indices)
         return scores
 
     def _score_and_keep(self, indices: Sequence[int], images: Tensor) -> MemberScores:
@@ -219,13 +231,17 @@ class Batches:
         self, network: Callable[[Sequence[int], Tensor], MemberScores], indices: Sequence[int], at: Tensor
     ) -> MemberScores | None:
         """One batch, or None where memory ran out. The failed batch's tensors are free once this has returned."""
-        try:
-            self._wait_for(indices[-1] + 1)
+
+        def judge(part: slice) -> MemberScores:
             with torch.inference_mode():
-                images = normalise(
-                    self.frames.index_select(0, at), self.ensemble.manifest.preprocessing, self.ensemble.dtype
-                )
-                return network(indices, images)
+                frames = self.frames.index_select(0, at[part])
+                images = normalise(frames, self.ensemble.manifest.preprocessing, self.ensemble.dtype)
+                return network(indices[part], images)
+
+        try:
+            self._wait_for(max(indices) + 1)
+            parts = _divide(len(indices), torch.get_num_threads() if self.frames.device.type == "cpu" else 1)
+            return _together(run_side_by_side(judge, parts))
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -241,6 +257,26 @@ class Batches:
         log.info("out of memory on %s: going on with batches of %d", self.frames.device, self._batch_frames)
         if self.frames.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _divide(count: int, threads: int) -> list[slice]:
+    """`count` frames in as many parts as there are threads, the larger ones first; fewer frames are one part."""
+    if count < threads:
+        return [slice(0, count)]
+    each, more = divmod(count, threads)
+    ends = list(itertools.accumulate([each + 1] * more + [each] * (threads - more), initial=0))
+    return [slice(start, stop) for start, stop in itertools.pairwise(ends)]
+
+
+def _together(parts: Sequence[MemberScores]) -> MemberScores:
+    """The parts of a batch as one."""
+    if len(parts) == 1:
+        return parts[0]
+    with torch.inference_mode():
+        presence = torch.cat([part.presence_probability for part in parts], 1)
+        optimality = torch.cat([part.optimality_probability for part in parts], 1)
+        embeddings = [part.embedding for part in parts if part.embedding is not None]
+        return MemberScores(presence, optimality, torch.cat(embeddings, 1) if embeddings else None)
 
 
 def _as_one_member(scores: GateScores) -> MemberScores:

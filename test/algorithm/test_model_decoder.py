@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from algorithm.model.decoder import Decoder
+from algorithm.model.decoder import Decoder, fold_normalisation
 from algorithm.model.heads import Heads, presence_from_mask
 from algorithm.model.networks import DecoderConfig, MemberConfig, TowerConfig
 
@@ -50,6 +50,22 @@ def test_doubling_and_mixing_are_one_product():
     for layout in (torch.contiguous_format, torch.channels_last):
         found = decoder.decoder12_upsampler(x.contiguous(memory_format=layout))
         torch.testing.assert_close(found, decoder.decoder12_upsampler.block(x), rtol=1e-5, atol=1e-6)
+
+
+@torch.inference_mode()
+def test_folded_normalisation_is_the_same_function():
+    """No batch normalisation is left, and the logits are the same."""
+    decoder, images, taps = live_decoder()
+    for module in decoder.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.weight.normal_(1, 0.2)
+            module.bias.normal_(0, 0.1)
+    before = decoder(images, taps)
+    assert before.std() > 0.01
+    fold_normalisation(decoder)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in decoder.modules())
+    torch.testing.assert_close(decoder(images, taps), before, rtol=1e-4, atol=1e-5)
 
 
 @torch.inference_mode()

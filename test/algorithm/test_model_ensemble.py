@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from acouslic.errors import AcouslicError
 from algorithm.engine.ensemble import Ensemble
 from algorithm.engine.merged_weights import StackedLinear
+from algorithm.engine.outline_start import join
 from algorithm.model.artifact import load_artifact
 from algorithm.model.heads import Heads, presence_from_mask
 from algorithm.model.lora import merge
@@ -133,6 +134,28 @@ def test_equals_members_one_by_one(name, order, images, tmp_path):
         assert torch.allclose(scores.optimality_probability, optimality, atol=1e-5, rtol=0)
     assert torch.allclose(ensemble.segment(images), masks, atol=1e-5, rtol=0)
     assert scores.presence_probability.dtype == torch.float32
+
+
+@pytest.mark.parametrize("order", ["sequential", "batched"])
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_outlines_go_on_from_what_scoring_has_kept(name, order, images, tmp_path):
+    """The same masks, for any of the images in any order, and the same scores. Where decoders judge frames, or a trunk
+    is given, or nothing was asked for, nothing is kept."""
+    artifact = write_scenario(tmp_path / "artifact", SCENARIOS[name])
+    ensemble = Ensemble.from_artifact(artifact, CPU, torch.float32, order=order)
+    plain, kept = ensemble.score(images), ensemble.score(images, keep=True)
+    assert plain.start is None
+    assert torch.equal(kept.presence_probability, plain.presence_probability)
+    trunk = ensemble.trunk(images)
+    assert trunk is None or ensemble.score(images, trunk, keep=True).start is None
+    if ensemble.mask_judges:
+        assert kept.start is None
+        return
+    masks = ensemble.segment(images)
+    torch.testing.assert_close(ensemble.segment(images, kept.start), masks, atol=1e-6, rtol=0)
+    backwards = join([kept.start.of_frame(index) for index in (2, 0)])
+    chosen = images[[2, 0]]
+    torch.testing.assert_close(ensemble.segment(chosen, backwards), masks[:, [2, 0]], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])

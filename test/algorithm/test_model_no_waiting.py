@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from algorithm.engine.batches import KeptTrunks
 from algorithm.engine.ensemble import Ensemble
-from algorithm.frames.preprocess import normalise, resize_frames
+from algorithm.frames.preprocess import normalise, resize_by_torch
 from algorithm.model.artifact import load_artifact
 from algorithm.model.manifest import ScoringConfig
 
@@ -44,11 +44,11 @@ def ensemble(tiny_model):
 
 
 def test_from_frames_to_probabilities_nothing_waits(ensemble):
-    """Resizing, normalising, the gate and all members: only operations that queue."""
+    """Resizing as on a GPU, normalising, the gate and all members: only operations that queue."""
     frames = torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8)
     with Operations() as operations, torch.inference_mode():
         preprocessing = ensemble.manifest.preprocessing
-        images = normalise(resize_frames(frames, 56, preprocessing), preprocessing, torch.float32)
+        images = normalise(resize_by_torch(frames, 56, preprocessing), preprocessing, torch.float32)
         ensemble.gate(images)
         ensemble.score(images)
     assert len(operations.names) > 10

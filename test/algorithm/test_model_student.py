@@ -5,6 +5,7 @@ import json
 import shutil
 import threading
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,6 +19,7 @@ from algorithm.model.file_hashes import hash_file
 from algorithm.model.manifest import ScoringConfig
 from algorithm.model.networks import Agreement, StudentConfig
 from algorithm.model.student import student_from_state
+from algorithm.pipeline import Pipeline
 from bench.setting.random_artifact import TOWERS, random_student, write_random_artifact
 
 CPU = torch.device("cpu")
@@ -239,3 +241,45 @@ def test_what_an_agreement_says():
     """Three frames of twelve calls changed: F1 0.75; 1 where nothing is called."""
     assert Agreement(2, 0, 12, 3, 0.1).frame_f1 == 0.75
     assert Agreement(2, 0, 0, 0, 0.1).frame_f1 == 1.0
+
+
+@pytest.mark.parametrize("mask_threshold", [0.5, 1.0])
+def test_outlines_are_the_same_with_and_without_what_refinement_has_computed(
+    mask_threshold, tmp_path, monkeypatch, platform_case
+):
+    """A case's mask, outline and interval do not depend on how much of the tower's work is kept, with an ellipse in the
+    first candidate and in none."""
+    scoring = dataclasses.replace(GATED, refine_ratio=0.0, max_refined_fraction=1.0)
+    write_random_artifact(tmp_path / "model", TOWERS["tiny"], members=2, scoring=scoring, student=CONFIG)
+    change_manifest(
+        tmp_path / "model", thresholds={"suitable": 0.5, "presence": 0.5, "optimality": 0.5, "mask": mask_threshold}
+    )
+    discs = np.zeros((40, 80, 100), np.uint8)
+    y, x = np.ogrid[:80, :100]
+    for number, frame in enumerate(discs):
+        frame[np.hypot(x - 50, y - 40) < 5 + number] = 40 + 3 * number
+    sweep = platform_case.write_sweep(discs)
+    pipeline = Pipeline.load(tmp_path / "model", device="cpu")
+    asked = []
+    segment = Ensemble.segment
+
+    def watched(self, images, start=None):
+        """A blob whose edge is where the decoders say."""
+        asked.append(start is not None)
+        masks = segment(self, images, start)
+        y, x = torch.meshgrid(*[torch.linspace(-1, 1, masks.shape[-1])] * 2, indexing="ij")
+        return 0.7 * torch.exp(-3 * (x**2 + y**2)) + 0.3 * masks
+
+    monkeypatch.setattr(Ensemble, "segment", watched)
+    monkeypatch.setattr("algorithm.judgement.score.OUTLINED_FRAMES", 40)
+    with_starts = pipeline.run(sweep, None, "case")
+    assert all(asked)
+    asked.clear()
+    monkeypatch.setattr("algorithm.judgement.score.OUTLINED_FRAMES", 0)
+    without = pipeline.run(sweep, None, "case")
+    assert not any(asked)
+    assert (with_starts.ellipse is None) == (mask_threshold == 1.0)
+    assert with_starts.frame_index == without.frame_index
+    assert np.array_equal(with_starts.mask, without.mask)
+    assert with_starts.circumference_mm == pytest.approx(without.circumference_mm)
+    assert with_starts.interval_mm == pytest.approx(without.interval_mm)

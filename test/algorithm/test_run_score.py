@@ -20,6 +20,15 @@ from bench.setting.plain_manifest import drawn_manifest
 MANIFEST = drawn_manifest("fake", image_size=28)
 
 
+@pytest.fixture(autouse=True)
+def _one_core():
+    """Batches as they are on one core: on more each has a part of them (test_model_side_by_side)."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 class GreyEnsemble:
     """Member 0 says the grey level (0..1), member 1 half of it; the gate says the grey level minus 0.1."""
 
@@ -42,7 +51,7 @@ class GreyEnsemble:
     def trunk(self, images):
         return None
 
-    def score(self, images, trunk=None):
+    def score(self, images, trunk=None, *, keep=False):
         grey = self._grey(images)
         self.batches.append(len(images))
         optimality = torch.stack([1 - grey]) if self.optimality else torch.empty(0, len(images))
@@ -262,7 +271,7 @@ class TrunkEnsemble(GreyEnsemble):
         self.trunks += (grey * 255).round().int().tolist()
         return grey[:, None]
 
-    def score(self, images, trunk=None):
+    def score(self, images, trunk=None, *, keep=False):
         return super().score(images if trunk is None else trunk[..., None, None].expand(-1, 3, 28, 28))
 
     def gate(self, images, trunk=None):
@@ -319,7 +328,7 @@ def test_where_memory_runs_out_the_trunks_go_first():
     """A batch of 8 is too many for the ensemble: what the gate left is forgotten, and the scores are the same."""
 
     class Narrow(TrunkEnsemble):
-        def score(self, images, trunk=None):
+        def score(self, images, trunk=None, *, keep=False):
             if len(images) > 4:
                 raise torch.OutOfMemoryError("no room")
             return super().score(images, trunk)

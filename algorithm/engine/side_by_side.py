@@ -1,0 +1,51 @@
+"""A batch on a CPU: every core runs a part of it, from the first layer to the last.
+
+Torch divides every layer between the cores, and they wait for each other some hundred times a frame. Where they sleep
+meanwhile, a seventh of the time goes; where they spin, they are hopeless on cores that others use too (bench/LOG.md, 13
+and 65). Here they meet once a batch.
+"""
+
+import functools
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+Part = TypeVar("Part")
+Result = TypeVar("Result")
+
+
+def run_side_by_side(network: Callable[[Part], Result], parts: list[Part]) -> list[Result]:
+    """`network` on each of `parts`, each in a thread of one core, in order; a single part as torch divides it.
+
+    Raises what the first of them raised that failed, when all have ended.
+    """
+    if len(parts) == 1:
+        return [network(parts[0])]
+    futures = [_single_threads(torch.get_num_threads()).submit(network, part) for part in parts]
+    failures = [future.exception() for future in futures]
+    for failure in failures:
+        if failure is not None:
+            raise failure
+    return [future.result() for future in futures]
+
+
+@functools.cache
+def _single_threads(count: int) -> ThreadPoolExecutor:
+    """So many threads, in each of which torch uses one core."""
+    all_there = threading.Barrier(count + 1)
+    pool = ThreadPoolExecutor(count, thread_name_prefix="core", initializer=_use_one_core)
+    for _ in range(count):
+        pool.submit(all_there.wait)
+    all_there.wait()
+    # What a thread sets holds for it, and for all that begin later.
+    torch.set_num_threads(count)
+    return pool
+
+
+def _use_one_core() -> None:
+    torch.set_num_threads(1)
+    # Asked for the first time, torch gives a thread what was set last by any: here, before another sets more.
+    torch.get_num_threads()
