@@ -1,6 +1,5 @@
 """Runs frames through a network in batches that fit the memory, and keeps the gate's work for frames seen again."""
 
-import itertools
 import logging
 import threading
 import time
@@ -16,7 +15,7 @@ from torch import Tensor
 from acouslic.errors import AcouslicError
 from algorithm.engine.ensemble import GateScores, MemberScores
 from algorithm.engine.outline_start import OutlineStart
-from algorithm.engine.side_by_side import run_side_by_side
+from algorithm.engine.side_by_side import parts_for_cores, run_side_by_side
 from algorithm.frames.preprocess import normalise
 from algorithm.model.manifest import Manifest
 from algorithm.model.networks import TowerConfig
@@ -240,8 +239,7 @@ class Batches:
 
         try:
             self._wait_for(max(indices) + 1)
-            parts = _divide(len(indices), torch.get_num_threads() if self.frames.device.type == "cpu" else 1)
-            return _together(run_side_by_side(judge, parts))
+            return _together(run_side_by_side(judge, parts_for_cores(len(indices), self.frames.device)))
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -257,15 +255,6 @@ class Batches:
         log.info("out of memory on %s: going on with batches of %d", self.frames.device, self._batch_frames)
         if self.frames.device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def _divide(count: int, threads: int) -> list[slice]:
-    """`count` frames in as many parts as there are threads, the larger ones first; fewer frames are one part."""
-    if count < threads:
-        return [slice(0, count)]
-    each, more = divmod(count, threads)
-    ends = list(itertools.accumulate([each + 1] * more + [each] * (threads - more), initial=0))
-    return [slice(start, stop) for start, stop in itertools.pairwise(ends)]
 
 
 def _together(parts: Sequence[MemberScores]) -> MemberScores:

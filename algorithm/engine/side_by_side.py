@@ -6,6 +6,7 @@ and 65). Here they meet once a batch.
 """
 
 import functools
+import itertools
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,17 @@ import torch
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
+
+
+def parts_for_cores(count: int, device: torch.device) -> list[slice]:
+    """`count` images in as many parts as torch uses cores, the larger ones first. Fewer images are one part, and so are
+    all of them on a GPU."""
+    cores = torch.get_num_threads() if device.type == "cpu" else 1
+    if count < cores:
+        return [slice(0, count)]
+    each, more = divmod(count, cores)
+    ends = list(itertools.accumulate([each + 1] * more + [each] * (cores - more), initial=0))
+    return [slice(start, stop) for start, stop in itertools.pairwise(ends)]
 
 
 def run_side_by_side(network: Callable[[Part], Result], parts: list[Part]) -> list[Result]:

@@ -1,4 +1,4 @@
-"""Main memory: what is freed stays with the process, and how it knows that there is no more.
+"""Main memory: how much of what is freed stays with the process, and how it knows that there is no more.
 
 No torch: without it no process can have run out of torch's memory.
 """
@@ -7,8 +7,11 @@ import contextlib
 import ctypes
 import sys
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """What glibc's `mallopt` calls them."""
+_KEPT_BYTES = 256 << 20
+_MOST_BYTES = 32 << 20
+"""Of one tensor: larger ones go back to the system at once."""
 
 _OUT_OF_MEMORY = (
     "can't allocate memory",
@@ -24,13 +27,13 @@ way where there is room for none."""
 
 
 def keep_freed_memory() -> None:
-    """Let glibc's `malloc` keep what is freed, for the next tensor of that size: the system clears every page that it
-    gives, which takes a decoder as long as its convolutions do (bench/LOG.md, 64). Another C library does as it likes.
+    """Let glibc's `malloc` keep up to 256 MB that are freed, for the next tensors: the system clears every page that it
+    gives, which takes half as long as a decoder's convolutions (bench/LOG.md, 64). Another C library does as it likes.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, ctypes.c_int(-1))
+        mallopt(_M_MMAP_THRESHOLD, _MOST_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

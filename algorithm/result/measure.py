@@ -168,8 +168,7 @@ def _segment_together(
             masks = ensemble.segment(images, join([starts[index] for index in frame_indices]))
         else:
             masks = ensemble.segment(images)
-        of_frames = masks.unbind(1)
-        on_frames = torch.stack([mask_to_frame(members, *fov.shape) for members in of_frames])
+        on_frames = torch.stack([mask_to_frame(members, *fov.shape) for members in masks.unbind(1)])
         return list(on_frames.cpu().numpy())
 
 
