@@ -152,5 +152,5 @@ def test_freed_memory_is_kept():
         how: int(subprocess.run([sys.executable, "-c", program, how], capture_output=True, check=True).stdout)
         for how in ("kept", "given back")
     }
-    assert faults["kept"] < 1_000
-    assert faults["given back"] > 40_000
+    assert faults["kept"] < 500
+    assert faults["given back"] > 1_000  # of 73,000 pages, which may be huge ones
