@@ -138,7 +138,8 @@ def case_flop(
 
 
 def segment_flop(manifest: Manifest, adapted: Collection[str]) -> int:
-    """One image's mask by every decoder."""
+    """One image's mask by every decoder, from the image on. One that goes on from what refinement has computed takes
+    less."""
     config = manifest.tower
     decoding = [k for k, member in enumerate(manifest.members) if member.decoder]
     taps = {tap for k in decoding for tap in _taps(manifest, k)}

@@ -1,12 +1,12 @@
 """Side A of `case.py`: a case as one writes it with open_clip and peft, without a thought of speed.
 
-The stack through SimpleITK; frames padded, resized and normalised one by one with PIL and torchvision; every member a
-peft adapter on open_clip's tower, unmerged, switched by name; every frame through every member, in float32 or under
-autocast, there with the one change that makes it fast on a CPU (`put_sequence_first`); the best frame outlined by every
-member's decoder. It reads the algorithm's artifact, follows the selection settings in its manifest and must come to the
-same answer. open_clip 3.3's attention does not call its projections: where an adapter acts on them, attention is
-written anew with four linear layers, as anybody would have to. Patches that an artifact leaves out are dropped where
-open_clip drops patches in training.
+The stack through SimpleITK; frames padded with PIL, resized with OpenCV (with torchvision where antialiasing is asked
+for) and normalised one by one; every member a peft adapter on open_clip's tower, unmerged, switched by name; every
+frame through every member, in float32 or under autocast, there with the one change that makes it fast on a CPU
+(`put_sequence_first`); the best frame outlined by every member's decoder. It reads the algorithm's artifact, follows
+the selection settings in its manifest and must come to the same answer. open_clip 3.3's attention does not call its
+projections: where an adapter acts on them, attention is written anew with four linear layers, as anybody would have to.
+Patches that an artifact leaves out are dropped where open_clip drops patches in training.
 
     python bench/setting/straightforward.py --sweep CASE.mha --model ARTIFACT --output DIR --precision float32
 
@@ -23,6 +23,7 @@ import json  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 
+import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 import open_clip  # noqa: E402
 import SimpleITK as sitk  # noqa: E402
@@ -175,8 +176,10 @@ def preprocess(frame: np.ndarray, manifest: Manifest) -> Tensor:
     left, top = (side - image.width) // 2, (side - image.height) // 2
     image = transforms.pad(image, [left, top, side - image.width - left, side - image.height - top])
     size = [manifest.tower.image_size] * 2
-    antialias = manifest.preprocessing.antialias
-    resized = transforms.resize(transforms.pil_to_tensor(image), size, InterpolationMode.BICUBIC, antialias=antialias)
+    if manifest.preprocessing.antialias:
+        resized = transforms.resize(transforms.pil_to_tensor(image), size, InterpolationMode.BICUBIC, antialias=True)
+    else:
+        resized = transforms.to_tensor(cv2.resize(np.asarray(image), size, interpolation=cv2.INTER_CUBIC))
     return transforms.normalize(
         transforms.convert_image_dtype(resized), manifest.preprocessing.mean, manifest.preprocessing.std
     )
