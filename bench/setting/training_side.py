@@ -155,6 +155,10 @@ def build_ours(options: argparse.Namespace) -> tuple[Any, Any]:
         from training.learn.trainer import leave_fresh_memory
 
         leave_fresh_memory()
+    with contextlib.suppress(ImportError):
+        from algorithm.process.memory import keep_freed_memory
+
+        keep_freed_memory()
     run_member, caches = own_modules()
     words = [f"--cache={options.cache}", "--split=none", "--out=none", "--tower.random_init=true"]
     words += [f"--tower.config={options.tower}", f"--optimiser.batch_size={options.batch}"]

@@ -18,6 +18,7 @@ from algorithm.engine.device import choose_device, set_cpu_threads
 from algorithm.model.artifact import HEADS_FILE
 from algorithm.model.lora import ADAPTER_CONFIG_FILE
 from algorithm.model.networks import PreprocessingConfig, TowerConfig
+from algorithm.process.memory import keep_freed_memory
 from training.frames.dataset import FrameTable, table_of
 from training.learn.keeping import StopRequest, ended_by
 from training.learn.learner import FrameLearner
@@ -139,6 +140,7 @@ def train(learner: FrameLearner, folder: RunFolder, *, check: bool = False) -> d
     learner.identity = folder.identity()
     threads, reason = set_cpu_threads() if settings.machine.threads is None else (settings.machine.threads, "as asked")
     torch.set_num_threads(threads)
+    keep_freed_memory()
     print(f"{threads} CPU threads: {reason}", flush=True)
     print(
         f"{len(learner.train_table.cases)} cases to train ({(learner.train_table.label > 0).sum()} frames with an "
