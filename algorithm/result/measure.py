@@ -71,17 +71,17 @@ def outline_best(
     """
     selection = ensemble.manifest.selection
     sweeps = sweep_ranges(len(frames)) if sweeps is None else sweeps
-    starts = starts or {}
+    painter = _Painter(ensemble, frames, fov, starts or {})
     first_mask = None
-    for frame_index, probability in _segment_in_turn(ensemble, frames, candidates, fov, starts):
-        mask, ellipse = _clean(probability.mean(0), ensemble, fov)
+    for frame_index, probability in painter.draw_in_turn(candidates):
+        mask, ellipse = painter.clean(probability.mean(0))
         if ellipse is not None:
             value_mm = circumference_mm(ellipse, spacing_mm)
             sweep = sweeps[index_of_sweep(frame_index, sweeps)]
             reach = selection.neighbour_frames
             near = range(max(sweep.start, frame_index - reach), min(sweep.stop, frame_index + reach + 1))
-            others = _segment(ensemble, frames, [index for index in near if index != frame_index], fov, starts)
-            interval_mm = _interval(ensemble, [probability, *others], fov, spacing_mm, value_mm)
+            others = painter.draw([index for index in near if index != frame_index])
+            interval_mm = _interval(painter, [probability, *others], spacing_mm, value_mm)
             return Outline(frame_index, mask, ellipse, value_mm, interval_mm)
         first_mask = mask if first_mask is None else first_mask
     assert first_mask is not None
@@ -94,10 +94,71 @@ def interval_around(value: float, measured: Sequence[float]) -> tuple[float, flo
     return min(float(low), value), max(float(high), value)
 
 
+@dataclass(frozen=True)
+class _Painter:
+    """Draws the masks of one case's frames; see `outline_best`."""
+
+    ensemble: Segmenter
+    frames: Tensor
+    fov: Mask
+    starts: Mapping[int, OutlineStart]
+
+    def draw_in_turn(self, candidates: Sequence[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Each candidate with its decoders' probabilities. The first nearly always has an ellipse, so it is asked
+        alone; where it has none the others seldom have, so they are asked together, a few at a time."""
+        groups = [candidates[:1]]
+        groups += [candidates[start : start + _TOGETHER] for start in range(1, len(candidates), _TOGETHER)]
+        for group in groups:
+            yield from zip(group, self.draw(group), strict=True)
+
+    def draw(self, indices: Sequence[int]) -> list[NDArray[np.float32]]:
+        """Each decoder's probabilities on the frames themselves, (members, rows, columns) a frame; no frames: none.
+
+        All frames at once that have a start, and all others, or one by one where memory does not hold them.
+        """
+        found: dict[int, NDArray[np.float32]] = {}
+        for begun in (True, False):
+            alike = [index for index in indices if (index in self.starts) == begun]
+            if not alike:
+                continue
+            masks = self._try(alike)
+            if masks is None:
+                if self.frames.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                masks = [self._draw_together([index])[0] for index in alike]
+            found |= zip(alike, masks, strict=True)
+        return [found[index] for index in indices]
+
+    def clean(self, probability: NDArray[np.float32]) -> tuple[Mask, Ellipse | None]:
+        """The mask (rows, columns) of one frame's probabilities, and its ellipse."""
+        manifest = self.ensemble.manifest
+        return clean_mask(probability, self.fov, manifest.thresholds.mask, manifest.selection.mask_shape)
+
+    def _try(self, indices: Sequence[int]) -> list[NDArray[np.float32]] | None:
+        """All at once, or None where memory does not hold them. What failed is free once this has returned."""
+        try:
+            return self._draw_together(indices)
+        except RuntimeError as error:
+            if len(indices) == 1 or not is_out_of_memory(error):
+                raise
+            return None
+
+    @torch.inference_mode()
+    def _draw_together(self, indices: Sequence[int]) -> list[NDArray[np.float32]]:
+        """Frames that all have a start, or none of them."""
+        chosen = self.frames.index_select(0, torch.tensor(indices, device=self.frames.device))
+        images = normalise(chosen, self.ensemble.manifest.preprocessing, self.ensemble.dtype)
+        if indices[0] in self.starts:
+            masks = self.ensemble.segment(images, join([self.starts[index] for index in indices]))
+        else:
+            masks = self.ensemble.segment(images)
+        on_frames = torch.stack([mask_to_frame(members, *self.fov.shape) for members in masks.unbind(1)])
+        return list(on_frames.cpu().numpy())
+
+
 def _interval(
-    ensemble: Segmenter,
+    painter: _Painter,
     probabilities: Sequence[NDArray[np.float32]],
-    fov: Mask,
     spacing_mm: tuple[float, float],
     value_mm: float,
 ) -> tuple[float, float]:
@@ -105,73 +166,6 @@ def _interval(
     alone = [probability for of_frame in probabilities for probability in of_frame]
     # NumPy and OpenCV let other threads run: beside a GPU, one after another would take a quarter of a second.
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        ellipses = [ellipse for _, ellipse in pool.map(lambda probability: _clean(probability, ensemble, fov), alone)]
+        ellipses = [ellipse for _, ellipse in pool.map(painter.clean, alone)]
     measured_mm = [circumference_mm(ellipse, spacing_mm) for ellipse in ellipses if ellipse is not None]
     return interval_around(value_mm, measured_mm)
-
-
-def _segment_in_turn(
-    ensemble: Segmenter,
-    frames: Tensor,
-    candidates: Sequence[int],
-    fov: Mask,
-    starts: Mapping[int, OutlineStart],
-) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Each candidate with its decoders' probabilities. The first nearly always has an ellipse, so it is asked alone;
-    where it has none the others seldom have, so they are asked together, a few at a time."""
-    groups = [candidates[:1]]
-    groups += [candidates[start : start + _TOGETHER] for start in range(1, len(candidates), _TOGETHER)]
-    for group in groups:
-        yield from zip(group, _segment(ensemble, frames, group, fov, starts), strict=True)
-
-
-def _segment(
-    ensemble: Segmenter,
-    frames: Tensor,
-    frame_indices: Sequence[int],
-    fov: Mask,
-    starts: Mapping[int, OutlineStart],
-) -> list[NDArray[np.float32]]:
-    """Each decoder's probabilities on the frames themselves, (members, rows, columns) a frame; no frames: none.
-
-    All frames at once that have a start, and all others, or one by one where memory does not hold them.
-    """
-    found: dict[int, NDArray[np.float32]] = {}
-    for begun in (True, False):
-        indices = [index for index in frame_indices if (index in starts) == begun]
-        if not indices:
-            continue
-        try:
-            masks = _segment_together(ensemble, frames, indices, fov, starts)
-        except RuntimeError as error:
-            if len(indices) == 1 or not is_out_of_memory(error):
-                raise
-            if frames.device.type == "cuda":
-                torch.cuda.empty_cache()
-            masks = [_segment_together(ensemble, frames, [index], fov, starts)[0] for index in indices]
-        found |= zip(indices, masks, strict=True)
-    return [found[index] for index in frame_indices]
-
-
-def _segment_together(
-    ensemble: Segmenter,
-    frames: Tensor,
-    frame_indices: Sequence[int],
-    fov: Mask,
-    starts: Mapping[int, OutlineStart],
-) -> list[NDArray[np.float32]]:
-    """Frames that all have a start, or none of them."""
-    with torch.inference_mode():
-        chosen = frames.index_select(0, torch.tensor(frame_indices, device=frames.device))
-        images = normalise(chosen, ensemble.manifest.preprocessing, ensemble.dtype)
-        if frame_indices[0] in starts:
-            masks = ensemble.segment(images, join([starts[index] for index in frame_indices]))
-        else:
-            masks = ensemble.segment(images)
-        on_frames = torch.stack([mask_to_frame(members, *fov.shape) for members in masks.unbind(1)])
-        return list(on_frames.cpu().numpy())
-
-
-def _clean(probability: NDArray[np.float32], ensemble: Segmenter, fov: Mask) -> tuple[Mask, Ellipse | None]:
-    manifest = ensemble.manifest
-    return clean_mask(probability, fov, manifest.thresholds.mask, manifest.selection.mask_shape)
