@@ -142,7 +142,13 @@ class RecordedEnsemble:
         """A record holds results only."""
         return None
 
-    def score(self, images: Tensor, trunk: Tensor | None = None) -> MemberScores:  # noqa: ARG002 - as the ensemble's
+    def score(
+        self,
+        images: Tensor,
+        trunk: Tensor | None = None,  # noqa: ARG002 - as the ensemble's
+        *,
+        keep: bool = False,  # noqa: ARG002 - likewise
+    ) -> MemberScores:
         """All members, from the record."""
         at = _read_numbers(images)
         record = self._record
