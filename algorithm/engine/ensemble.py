@@ -180,7 +180,7 @@ class Ensemble:
         """Every member's judgement of normalised images (batch, 3, image_size, image_size) on the ensemble's device.
 
         `trunk` is what `trunk` said of the same images, where that is known already. `keep` keeps what `segment` needs
-        again, which takes the trunk's work and no decoder that judges frames: else there is nothing kept.
+        again, but nothing where `trunk` is given or decoders judge frames.
         Raises as torch does where the batch is too large for the device (`memory.is_out_of_memory`).
         """
         keep = keep and trunk is None and not self.mask_judges and bool(self.decoder_members)

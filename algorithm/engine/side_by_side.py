@@ -9,7 +9,7 @@ import functools
 import itertools
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
@@ -37,11 +37,15 @@ def run_side_by_side(network: Callable[[Part], Result], parts: list[Part]) -> li
     if len(parts) == 1:
         return [network(parts[0])]
     futures = [_single_threads(torch.get_num_threads()).submit(network, part) for part in parts]
-    failures = [future.exception() for future in futures]
-    for failure in failures:
-        if failure is not None:
-            raise failure
-    return [future.result() for future in futures]
+    wait(futures)
+    results = []
+    try:
+        while futures:
+            results.append(futures.pop(0).result())
+    finally:
+        # What was raised holds this frame. Held by it in turn, a failed batch's tensors would stay until a collection.
+        futures.clear()
+    return results
 
 
 @functools.cache

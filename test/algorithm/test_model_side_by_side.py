@@ -1,6 +1,10 @@
 """On a CPU every core runs a part of a batch."""
 
+import contextlib
+import gc
 import threading
+import time
+import weakref
 
 import numpy as np
 import pytest
@@ -82,3 +86,24 @@ def test_more_cores_have_larger_batches(cores, batch, monkeypatch, tiny_model):
     monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
     tower = load_artifact(tiny_model).manifest.tower
     assert choose_batch_frames(tower, 5, CPU, torch.bfloat16) == batch >= CPU_BATCH_FRAMES
+
+
+def test_a_failed_part_leaves_nothing_behind(threads):
+    """Its tensors are free once the error has been handled, without a collection: the next batch needs the room."""
+    seen = []
+
+    def network(part):
+        tensor = torch.zeros(10)
+        seen.append(weakref.ref(tensor))
+        raise torch.OutOfMemoryError(f"no room for part {part} of {len(tensor)}")
+
+    gc.disable()
+    try:
+        with contextlib.suppress(torch.OutOfMemoryError):
+            run_side_by_side(network, list(range(threads)))
+        deadline = time.monotonic() + 10
+        while any(kept() is not None for kept in seen) and time.monotonic() < deadline:
+            time.sleep(0.01)  # a thread lets go of its last part a moment later
+        assert [kept() for kept in seen] == [None] * threads
+    finally:
+        gc.enable()
