@@ -36,6 +36,7 @@ from bench.figures.frame_choice import choose_frame, frame_worth
 from bench.figures.recorded_scores import Record, record_release, replay
 from bench.figures.table import table
 from bench.setting.machine import describe_machine, today, versions
+from training.judge.gate_settings import MOST_ROUNDS
 
 LEAST_SAME_SHARE = 0.98
 MOST_F1_DIFFERENCE = 0.005
@@ -48,7 +49,12 @@ GRID: dict[str, tuple] = {
     "refine_presence": ((0.05, 0.95), (0.1, 0.9), (0.3, 0.7)),
     "max_refined_fraction": (0.1, 0.2, 0.5),
 }
-STUDENT_GRID = GRID | {"gate": ("student",), "stride": (1,)}
+STUDENT_GRID = GRID | {
+    "gate": ("student",),
+    "stride": (1,),
+    "rounds": (1, MOST_ROUNDS),
+    "scale_frames": (0, 12),
+}
 
 
 @dataclass(frozen=True)
@@ -223,10 +229,23 @@ def text(
     chosen: Loss | None,
 ) -> str:
     """The table."""
-    header = ["", "gate", "stride", "margin", "ratio", "presence", "cap", "same score", "WFSS", "same frame", "F1"]
-    header += ["F1 difference", "refined", "time"]
+    header = [
+        "",
+        "gate",
+        "stride",
+        "margin",
+        "ratio",
+        "presence",
+        "cap",
+        "rounds",
+        "scale",
+        "same score",
+        "WFSS",
+        "same frame",
+    ]
+    header += ["F1", "F1 difference", "refined", "time"]
     mean_worth = f"{np.mean(exhaustive.worth):.3f}"
-    rows = [["exhaustive", *["-"] * 6, "100.0 %", mean_worth, "100.0 %", f"{exhaustive.f1:.4f}", "0", "100.0 %", "1"]]
+    rows = [["exhaustive", *["-"] * 8, "100.0 %", mean_worth, "100.0 %", f"{exhaustive.f1:.4f}", "0", "100.0 %", "1"]]
     rows += [_row(name, item) for name, item in shown.items()]
     rows += [_row("chosen" if item is chosen else "", item) for item in front]
     if chosen is not None and chosen not in front:
@@ -249,6 +268,8 @@ def _row(name: str, item: Loss) -> list[str]:
     settings_cells += [
         "..".join(f"{value:g}" for value in scoring.refine_presence),
         f"{scoring.max_refined_fraction:g}",
+        str(scoring.rounds),
+        str(scoring.scale_frames),
     ]
     return [
         name + ("" if item.within_bounds else " (!)"),

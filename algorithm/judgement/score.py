@@ -11,8 +11,9 @@ from torch import Tensor
 from acouslic.geometry import sweep_ranges
 from algorithm.engine.batches import CPU_BATCH_FRAMES, Batches, Scorer
 from algorithm.engine.outline_start import OutlineStart
-from algorithm.judgement.select_frame import Values, frame_quality, judge_frames, read_half_way
-from algorithm.model.manifest import ScoringConfig, SelectionConfig
+from algorithm.judgement.refine import asks_for_scale, refine
+from algorithm.judgement.select_frame import Values
+from algorithm.model.manifest import ScoringConfig
 
 OUTLINED_FRAMES = 16
 """Whose outlines are begun while they are scored, of which about five are outlined: two batches on a CPU, 130 MB with
@@ -86,53 +87,6 @@ def interpolate_in_sweeps(values: Values, indices: NDArray[np.int64], sweeps: Se
     return np.concatenate(parts)
 
 
-def refined_frames(
-    presence: Values,
-    optimality: Values | None,
-    sweeps: Sequence[range],
-    selection: SelectionConfig,
-    config: ScoringConfig,
-) -> NDArray[np.int64]:
-    """The frames that a gate's probabilities (F,) send to the whole ensemble, ascending, as they are read and smoothed
-    in their case; those of black frames are 0."""
-    smoothed = judge_frames(presence, optimality, sweeps, selection)
-    return choose_refined(
-        read_half_way(presence, smoothed.presence_alone[presence > 0], selection.half_way),
-        frame_quality(presence, optimality, selection.suboptimal_credit),
-        smoothed.quality,
-        sweeps,
-        config,
-    )
-
-
-def choose_refined(
-    presence: Values, quality: Values, smoothed_quality: Values, sweeps: Sequence[range], config: ScoringConfig
-) -> NDArray[np.int64]:
-    """The frames the whole ensemble looks at, ascending, from the gate's (F,) values in their case; at least one.
-
-    A frame could win where its quality, smoothed as selection smooths it or not, reaches `refine_ratio` of the best
-    of the case; it and `margin_frames` on each side within its sweep are refined, then the frames whose presence lies
-    within `refine_presence`. Not more than `max_refined_fraction` of all: those with the best could-win frame near
-    them first, then the ambiguous ones of the best quality, the earlier of equals.
-    """
-    promise = np.zeros(len(presence))
-    for values in (quality, smoothed_quality):
-        winners = np.flatnonzero(values >= config.refine_ratio * values.max())
-        for sweep in sweeps:
-            for index in winners[(winners >= sweep.start) & (winners < sweep.stop)]:
-                near = slice(max(sweep.start, index - config.margin_frames), index + config.margin_frames + 1)
-                near = slice(near.start, min(near.stop, sweep.stop))
-                # Above every ambiguous frame's quality, which is 1 at most.
-                promise[near] = np.maximum(promise[near], 1.0 + values[index])
-    low, high = config.refine_presence
-    ambiguous = (presence >= low) & (presence <= high) & (promise == 0)
-    promise[ambiguous] = quality[ambiguous]
-    wanted = np.flatnonzero((promise >= 1.0) | ambiguous)
-    limit = max(1, int(config.max_refined_fraction * len(presence)))
-    best_first = wanted[np.argsort(-promise[wanted], kind="stable")]
-    return np.sort(best_first[:limit])
-
-
 def _score_exhaustively(run: Batches, progress: Callable[[float], None]) -> FrameScores:
     start = time.monotonic()
     count = len(run.frames)
@@ -157,7 +111,6 @@ def _score_gated(
     blank: Callable[[], NDArray[np.bool_]] | None,
     progress: Callable[[float], None],
 ) -> FrameScores:
-    count, selection = len(run.frames), run.ensemble.manifest.selection
     start = time.monotonic()
     at = gate_frames(sweeps, config.stride)
     gate_presence, gate_optimality, _ = run.gate(
@@ -170,33 +123,59 @@ def _score_gated(
     gated = time.monotonic()
     if blank is not None:
         presence = np.where(blank(), 0.0, presence)
-    indices = refined_frames(presence, optimality, sweeps, selection, config)
-    outlined: list[int] = []
-    if config.gate == "student" and run.frames.device.type == "cpu":
-        # The likeliest first, so that they share batches and little is kept of others.
-        quality = judge_frames(presence, optimality, sweeps, selection).quality
-        indices = indices[np.argsort(-quality[indices], kind="stable")]
-        outlined = indices[:OUTLINED_FRAMES].tolist()
-    fine_presence, fine_optimality, _ = run.score(
-        indices, lambda share: progress((1 + 2 * share) / 3), outlined=outlined
-    )
-    presence[indices] = fine_presence.mean(0, dtype=np.float64)
-    if len(fine_optimality):
-        optimality = np.zeros(count) if optimality is None else optimality
-        optimality[indices] = fine_optimality.mean(0, dtype=np.float64)
-    member_presence = np.full((len(fine_presence), count), np.nan, dtype=np.float32)
-    member_presence[:, indices] = fine_presence
-    refined = np.zeros(count, dtype=bool)
-    refined[indices] = True
+    members = _Members(run, config, progress)
+    known = refine(presence, optimality, sweeps, run.ensemble.manifest.selection, config, members.ask)
+    progress(1.0)
     return FrameScores(
-        presence_probability=presence,
-        optimality_probability=optimality,
-        member_presence=member_presence,
+        presence_probability=known.presence,
+        optimality_probability=known.optimality,
+        member_presence=members.presence,
         member_embedding=None,
-        refined=refined,
+        refined=known.refined,
         reused=run.reused,
         gate_s=gated - start,
         refine_s=time.monotonic() - gated,
         first_batch_at=run.first_batch_at,
         outline_starts=run.starts,
     )
+
+
+class _Members:
+    """The whole ensemble, asked about the frames of one round after another."""
+
+    def __init__(self, run: Batches, config: ScoringConfig, progress: Callable[[float], None]) -> None:
+        self.presence = np.zeros((0, len(run.frames)), np.float32)
+        """(members, F): what each has said; NaN where it was not asked."""
+        self._optimality = self.presence
+        self._run, self._progress = run, progress
+        self._keeps_starts = config.gate == "student" and run.frames.device.type == "cpu"
+        self._rounds_left = config.rounds + asks_for_scale(run.ensemble.manifest.selection, config)
+        self._done = 1 / 3
+        """Share of the work; the gate has had a third."""
+
+    def ask(self, indices: NDArray[np.int64], quality: Values) -> tuple[Values, Values | None]:
+        """As `refine.Ask`."""
+        starts: list[int] = []
+        if self._keeps_starts:
+            # The likeliest first, so that they share batches and little is kept of others.
+            likeliest = np.argsort(-quality, kind="stable")
+            starts = [index for index in likeliest[:OUTLINED_FRAMES].tolist() if index in indices]
+        in_order = np.array([*starts, *np.setdiff1d(indices, starts)], dtype=np.int64)
+        # Nobody knows how many rounds follow, nor how large they are: each but the last takes half of what is left.
+        begun, self._rounds_left = self._done, self._rounds_left - 1
+        self._done = (1 + begun) / 2 if self._rounds_left else 1.0
+        presence, optimality, _ = self._run.score(
+            in_order, lambda share: self._progress(begun + share * (self._done - begun)), outlined=starts
+        )
+        self.presence = _with_columns(self.presence, in_order, presence)
+        self._optimality = _with_columns(self._optimality, in_order, optimality)
+        if not len(optimality):
+            return self.presence[:, indices].mean(0, dtype=np.float64), None
+        return tuple(known[:, indices].mean(0, dtype=np.float64) for known in (self.presence, self._optimality))
+
+
+def _with_columns(known: NDArray[np.float32], at: NDArray[np.int64], said: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(rows, F) with the columns `at` (N,) as `said` (rows, N); where nothing is known yet, the others are NaN."""
+    found = known if len(known) else np.full((len(said), known.shape[1]), np.nan, np.float32)
+    found[:, at] = said
+    return found

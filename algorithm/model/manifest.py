@@ -28,9 +28,9 @@ from algorithm.model.networks import (
 )
 from algorithm.model.typed_json import convert, read_object, read_typed_file, refuse_other_fields
 
-SCHEMA_VERSION = 6
-"""4 added the student and the case head, 5 `selection.one_run_a_sweep`, 6 `selection.most_positive_frames`. Older
-manifests are read as ones without."""
+SCHEMA_VERSION = 7
+"""4 added the student and the case head, 5 `selection.one_run_a_sweep`, 6 `selection.most_positive_frames`, 7
+`scoring.rounds` and `scoring.scale_frames`. Older manifests are read as ones without."""
 MANIFEST_FILE = "manifest.json"
 TOWER_FILE = "tower.safetensors"
 STUDENT_FILE = "student.safetensors"
@@ -64,7 +64,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class ScoringConfig:
-    """Which frames the whole ensemble sees. `score.py` follows it."""
+    """Which frames the whole ensemble sees. `score.py` and `refine.py` follow it."""
 
     mode: Literal["exhaustive", "gated"] = "exhaustive"
     """`exhaustive`: every member scores every frame, the reference. `gated`: a gate scores every `stride`-th frame,
@@ -83,6 +83,13 @@ class ScoringConfig:
     """Frames whose gate probability, as it is read, lies between these are refined too: they decide F1."""
     max_refined_fraction: Annotated[float, Meta(gt=0, le=1)] = 0.2
     """At most this share of the frames is refined, the best first."""
+    rounds: Annotated[int, Meta(ge=1, le=100)] = 1
+    """How often that is asked. From the second time on it is asked of what the ensemble has said by then, and frames
+    beside those that it calls positive are refined too, so that runs are followed to their ends. It ends sooner where
+    nothing more is wanted."""
+    scale_frames: Annotated[int, Meta(ge=0, le=1000)] = 0
+    """Frames of the middle by rank that are refined first where the case's own scale decides which frames are positive:
+    a gate whose median lies elsewhere than the ensemble's would move every threshold."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for a range that is none, and for a student that would not look at every frame."""
@@ -275,9 +282,9 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _as_current(found: dict[str, object]) -> dict[str, object]:
-    """A manifest of schema 3 to 5 with the fields that came later; anything else, and one that states such a field
+    """A manifest of schema 3 to 6 with the fields that came later; anything else, and one that states such a field
     already, as it is."""
-    version, selection = found.get("schema_version"), found.get("selection")
+    version, selection, scoring = (found.get(name) for name in ("schema_version", "selection", "scoring"))
     if type(version) is not int:
         return found
     if version == 3 and not {"student", "case_head"} & found.keys():
@@ -287,6 +294,8 @@ def _as_current(found: dict[str, object]) -> dict[str, object]:
         version, found = 5, found | {"selection": selection}
     if version == 5 and isinstance(selection, dict) and "most_positive_frames" not in selection:
         version, found = 6, found | {"selection": selection | {"most_positive_frames": None}}
+    if version == 6 and isinstance(scoring, dict) and not {"rounds", "scale_frames"} & scoring.keys():
+        version, found = 7, found | {"scoring": scoring | {"rounds": 1, "scale_frames": 0}}
     return found | {"schema_version": version}
 
 

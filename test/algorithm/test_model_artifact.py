@@ -152,17 +152,24 @@ def test_unlisted_file_refused(artifact):
         load_artifact(artifact)
 
 
-def test_a_manifest_of_schema_4_or_5_reads_every_run_and_any_number_of_frames(artifact):
-    """It is read as it was meant; one that says schema 4 or 5 and states a later field is not."""
+def test_a_manifest_of_schema_4_to_6_reads_every_run_and_any_number_of_frames_and_asks_once(artifact):
+    """It is read as it was meant; one that says schema 4, 5 or 6 and states a later field is not."""
     expected = load_artifact(artifact).manifest
-    for version, later in ((5, "most_positive_frames"), (4, "one_run_a_sweep")):
+    later = (
+        (6, "scoring", ("rounds", "scale_frames")),
+        (5, "selection", ("most_positive_frames",)),
+        (4, "selection", ("one_run_a_sweep",)),
+    )
+    for version, section, names in later:
         change_manifest(artifact, lambda m, version=version: m.update(schema_version=version))
-        with pytest.raises(AcouslicError, match=f"schema_version is {version}, this program reads 6"):
+        with pytest.raises(AcouslicError, match=f"schema_version is {version}, this program reads 7"):
             load_artifact(artifact)
-        change_manifest(artifact, lambda m, later=later: m["selection"].pop(later))
+        for name in names:
+            change_manifest(artifact, lambda m, section=section, name=name: m[section].pop(name))
         assert load_artifact(artifact).manifest == expected
     assert not expected.selection.one_run_a_sweep
     assert expected.selection.most_positive_frames is None
+    assert (expected.scoring.rounds, expected.scoring.scale_frames) == (1, 0)
 
 
 def test_unknown_schema_and_field_refused(artifact):
@@ -170,8 +177,8 @@ def test_unknown_schema_and_field_refused(artifact):
     change_manifest(artifact, lambda m: m["tower"].update(register_tokens=4))
     with pytest.raises(AcouslicError, match="unknown field 'register_tokens' in tower"):
         load_artifact(artifact)
-    change_manifest(artifact, lambda m: m.update(schema_version=7))
-    with pytest.raises(AcouslicError, match="schema_version is 7"):
+    change_manifest(artifact, lambda m: m.update(schema_version=8))
+    with pytest.raises(AcouslicError, match="schema_version is 8"):
         load_artifact(artifact)
 
 

@@ -12,7 +12,7 @@ from acouslic.errors import AcouslicError
 from acouslic.geometry import sweep_ranges
 from algorithm.engine.batches import KeptTrunks, choose_batch_frames
 from algorithm.engine.ensemble import GateScores, MemberScores
-from algorithm.judgement.score import choose_refined, gate_frames, interpolate_in_sweeps, score_case
+from algorithm.judgement.score import gate_frames, interpolate_in_sweeps, score_case
 from algorithm.model.manifest import HalfWay, ScoringConfig
 from algorithm.model.networks import PreprocessingConfig
 from bench.setting.plain_manifest import drawn_manifest
@@ -361,34 +361,38 @@ def test_trunks_are_kept_up_to_a_limit(monkeypatch):
     assert kept.of([11], images[1:2], run) is None
 
 
-def refined(presence, **settings):
-    """choose_refined over two sweeps of 20, without optimality and smoothing."""
-    config = dataclasses.replace(ScoringConfig(mode="gated", max_refined_fraction=1.0), **settings)
-    presence = np.asarray(presence, float)
-    return choose_refined(presence, presence, presence, [range(20), range(20, 40)], config).tolist()
+class DoubtfulGate(GreyEnsemble):
+    """Its gate sees a tenth of the grey level, and doubts nothing else."""
+
+    def gate(self, images, trunk=None):
+        return GateScores(self._grey(images) / 10, None)
+
+    def score(self, images, trunk=None, *, keep=False):
+        grey = self._grey(images)
+        self.batches.append(len(images))
+        return MemberScores(torch.stack([grey, grey]), torch.empty(0, len(images)))
 
 
-def test_refined_are_those_that_could_win_with_a_margin_within_their_sweep():
-    """Best 1.0 at frame 19, ratio 0.5: 0.5 at frame 25 could win, 0.49 at 10 not; margins stop at sweep ends."""
-    presence = np.zeros(40)
-    presence[[19, 25, 10]] = [1.0, 0.5, 0.49]
-    assert refined(presence, refine_presence=(0.95, 0.96)) == [16, 17, 18, 19, *range(22, 29)]
-
-
-def test_ambiguous_frames_are_refined_alone():
-    """Frame 10 at 0.3 cannot win against 1.0, but it decides F1: it is refined, its neighbours are not."""
-    presence = np.zeros(40)
-    presence[[19, 10]] = [1.0, 0.3]
-    assert refined(presence, margin_frames=1) == [10, 18, 19]
-    assert refined(presence, margin_frames=1, refine_presence=(0.4, 0.9)) == [18, 19]
-
-
-def test_the_limit_keeps_the_best_first():
-    """Room for 4 of 40: the best peak with its margin, then one frame of the second peak, no ambiguous one."""
-    presence = np.zeros(40)
-    presence[[5, 30, 12]] = [1.0, 0.8, 0.4]
-    assert refined(presence, margin_frames=1, max_refined_fraction=0.1) == [4, 5, 6, 29]
-    assert refined(np.zeros(40), max_refined_fraction=0.01) == [0]
+@pytest.mark.parametrize(("rounds", "found"), [(1, range(48, 53)), (2, range(46, 55)), (100, range(38, 63))])
+def test_rounds_follow_a_run_to_its_ends(rounds, found):
+    """The gate finds the peak of a run of 21 alone. Two more frames on each side are refined in every round, until the
+    ensemble has said no on both sides; then nothing more is asked, whatever is allowed."""
+    levels = np.full(140, 13)
+    levels[40:61] = 200
+    levels[50] = 255
+    config = ScoringConfig(
+        mode="gated", stride=1, margin_frames=2, refine_ratio=1.0, refine_presence=(0.5, 1.0), rounds=rounds
+    )
+    selection = dataclasses.replace(MANIFEST.selection, half_way=None, smoothing_sigma_frames=0, choice_sigma_frames=0)
+    ensemble = DoubtfulGate(dataclasses.replace(MANIFEST, selection=selection))
+    said = []
+    scores = score_case(ensemble, grey_frames(levels), config, batch_frames=8, progress=said.append)
+    assert np.flatnonzero(scores.refined).tolist() == list(found)
+    assert sum(ensemble.batches) == len(found)
+    assert np.isnan(scores.member_presence[0, ~scores.refined]).all()
+    assert scores.member_presence[0, scores.refined] == pytest.approx(levels[scores.refined] / 255, abs=1e-6)
+    assert said == sorted(said)
+    assert said[-1] == 1.0
 
 
 def test_frames_are_waited_for_before_they_are_looked_at():

@@ -14,6 +14,7 @@ from acouslic.errors import AcouslicError
 from algorithm.engine.ensemble import Ensemble
 from algorithm.frames.preprocess import normalise
 from algorithm.judgement.score import score_case
+from algorithm.judgement.select_frame import probability_of
 from algorithm.model.artifact import load_artifact
 from algorithm.model.manifest import ScoringConfig, SelectionConfig, read_manifest
 from algorithm.model.networks import StudentConfig
@@ -25,7 +26,7 @@ from training.export.write_artifact import main as export
 from training.fit import main as fit
 from training.frames.dataset import FrameTable
 from training.judge.ask_members import Answers, ask_members
-from training.judge.gate_settings import JudgedTwice, choose_gate
+from training.judge.gate_settings import JudgedTwice, choose_gate, scale_shift, shifted
 from training.judge.teacher import FrameOpinions, ask_student, teach
 from training.learn.keeping import Keeping, StoppedError
 from training.learn.run_folder import find_runs
@@ -265,3 +266,20 @@ def test_a_student_that_misses_what_matters_is_refused() -> None:
     ensemble, student = [0.0] * 11 + [0.9], [0.6] + [0.2] * 10 + [0.0]
     with pytest.raises(AcouslicError, match=r"in 0 of 1 held-out cases.*or raise --most_refined"):
         choose_gate([judged_twice(ensemble, student)], SELECTION, 0.5, 0.5)
+
+
+def test_a_students_scale_is_brought_to_the_ensembles() -> None:
+    """Medians of three cases differ by 1, 2 and 9 logits: 2 is added to all, black frames left out of the medians."""
+    logit = np.linspace(-3, 1, 9)
+    cases = [
+        JudgedTwice(
+            FrameOpinions(probability_of(np.append(logit + higher, 5.0)), None),
+            FrameOpinions(probability_of(np.append(logit, -5.0)), None),
+            np.arange(10) == 9,
+        )
+        for higher in (1, 2, 9)
+    ]
+    shift = scale_shift(cases)
+    assert shift == pytest.approx(2)
+    student = shifted(cases[1], shift).student
+    np.testing.assert_allclose(student.presence[:9], cases[1].ensemble.presence[:9])

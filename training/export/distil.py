@@ -7,10 +7,10 @@ Every frame of the cache's cases teaches, with a label or without. What the memb
 from is read from their runs, RUNS being what `export` was given; without --runs the model is asked: on the cases of its
 own split or the paper's, or without --split on all of the cache, which no member may have learned from.
 
-A share of the subjects is held out. On their cases the gate's settings are chosen: which of the student's judgements
-the ensemble looks at again, so that chosen frame and positive frames are those of exhaustive scoring. NEW is the model
-with the student and these settings; MODEL stays as it is. The run is kept in FOLDER, by default beside NEW. An ended
-command goes on where it stopped.
+A share of the subjects is held out. On their cases the student's scale is brought to the ensemble's, and the gate's
+settings are chosen: which of its judgements the ensemble looks at again, so that chosen frame and positive frames are
+those of exhaustive scoring. NEW is the model with the student and these settings; MODEL stays as it is. The run is kept
+in FOLDER, by default beside NEW. An ended command goes on where it stopped.
 """
 
 import shlex
@@ -33,7 +33,7 @@ from algorithm.model.student import Student, student_from_state
 from algorithm.model.typed_json import check_bounds
 from training.export.model_card import write_card_beside
 from training.export.trained_member import read_member
-from training.judge.gate_settings import JudgedTwice, choose_gate, describe_agreement
+from training.judge.gate_settings import JudgedTwice, choose_gate, describe_agreement, scale_shift, shifted
 from training.judge.teacher import FrameOpinions, ask_student, black_frames, taught_table, teach
 from training.judge.unseen_cases import cases_of_members, check_frames, score_members
 from training.learn.out_of_fold import OutOfFold
@@ -94,6 +94,9 @@ def distil(
     device = scoring_device(settings.as_training())
     student = student_from_state(config, student_state, device, torch.float32)
     judged = _judge_twice(student, held_out, lessons, cache, manifest, device)
+    shift = scale_shift(judged)
+    student_state["presence.bias"] = student_state["presence.bias"] + shift
+    judged = [shifted(case, shift) for case in judged]
     scoring, agreement = choose_gate(judged, manifest.selection, manifest.thresholds.presence, settings.most_refined)
     print(f"the student is the gate: {describe_agreement(agreement)}", flush=True)
     manifest = _with_student(manifest, replace(config, agreement=agreement), scoring, command)

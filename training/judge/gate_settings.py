@@ -6,15 +6,15 @@ the one that sends the fewest frames to the ensemble and still keeps the answers
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from acouslic.errors import AcouslicError
 from acouslic.geometry import sweep_ranges
-from algorithm.judgement.score import refined_frames
-from algorithm.judgement.select_frame import choose_candidates, judge_frames
+from algorithm.judgement.refine import refine
+from algorithm.judgement.select_frame import Values, choose_candidates, judge_frames, presence_logit, probability_of
 from algorithm.model.manifest import ScoringConfig, SelectionConfig
 from algorithm.model.networks import Agreement
 from training.judge.teacher import FrameOpinions
@@ -24,10 +24,13 @@ LEAST_SAME_FRAME = 0.98
 LEAST_FRAME_F1 = 0.995
 """F1 of the frames called positive against those of exhaustive scoring."""
 
-_MARGIN_FRAMES = (0, 2, 4)
+MOST_ROUNDS = 8
+"""How often the ensemble is asked at most: mostly it ends after three or four."""
+
+_MARGIN_FRAMES = (0, 2, 4, 6)
 _REFINE_RATIO = (0.9, 0.75, 0.5, 0.3)
 _REFINE_PRESENCE = ((0.3, 0.7), (0.15, 0.85), (0.07, 0.93), (0.03, 0.97), (0.01, 0.99))
-_MOST_REFINED = (0.05, 0.1, 0.2, 0.5, 1.0)
+_SCALE_FRAMES = (0, 12, 24)
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,26 @@ class JudgedTwice:
 class _Answer:
     frame_index: int
     positive: NDArray[np.bool_]
+
+
+def scale_shift(cases: Sequence[JudgedTwice]) -> float:
+    """How far a student's logits lie from the ensemble's in the middle of a case: the median over the cases of the
+    difference between the ensemble's median and the student's.
+
+    A student learns mean probabilities, which are those of higher logits than the median's; and the median of a case
+    sets the threshold of all its frames.
+    """
+    return float(np.median([_median_logit(case.ensemble, case) - _median_logit(case.student, case) for case in cases]))
+
+
+def shifted(case: JudgedTwice, shift: float) -> JudgedTwice:
+    """A case as a student whose presence logits lie higher by `shift` would judge it."""
+    presence = probability_of(presence_logit(case.student.presence) + shift)
+    return replace(case, student=replace(case.student, presence=presence))
+
+
+def _median_logit(opinions: FrameOpinions, case: JudgedTwice) -> float:
+    return float(np.median(presence_logit(opinions.presence[~case.black])))
 
 
 def choose_gate(
@@ -92,8 +115,8 @@ def _kept(agreement: Agreement) -> tuple[int, float]:
 
 
 def _settings(most_refined: float) -> Iterator[ScoringConfig]:
-    most = [share for share in _MOST_REFINED if share < most_refined] + [most_refined]
-    for margin, ratio, presence, share in itertools.product(_MARGIN_FRAMES, _REFINE_RATIO, _REFINE_PRESENCE, most):
+    grid = itertools.product(_MARGIN_FRAMES, _REFINE_RATIO, _REFINE_PRESENCE, _SCALE_FRAMES)
+    for margin, ratio, presence, scale in grid:
         yield ScoringConfig(
             mode="gated",
             gate="student",
@@ -101,7 +124,9 @@ def _settings(most_refined: float) -> Iterator[ScoringConfig]:
             margin_frames=margin,
             refine_ratio=ratio,
             refine_presence=presence,
-            max_refined_fraction=share,
+            max_refined_fraction=most_refined,
+            rounds=MOST_ROUNDS,
+            scale_frames=scale,
         )
 
 
@@ -126,13 +151,14 @@ def _agreement(
 
 def _gated(case: JudgedTwice, scoring: ScoringConfig, selection: SelectionConfig) -> tuple[FrameOpinions, int]:
     """A case as a gated run leaves it, and how many of its frames were refined."""
-    presence = np.where(case.black, 0.0, case.student.presence)
-    optimality = None if case.student.optimality is None else case.student.optimality.copy()
-    at = refined_frames(presence, optimality, sweep_ranges(len(presence)), selection, scoring)
-    presence[at] = case.ensemble.presence[at]
-    if case.ensemble.optimality is not None and optimality is not None:
-        optimality[at] = case.ensemble.optimality[at]
-    return FrameOpinions(presence, optimality), len(at)
+    ensemble, student = case.ensemble, case.student
+
+    def ask(indices: NDArray[np.int64], _: Values) -> tuple[Values, Values | None]:
+        return ensemble.presence[indices], None if ensemble.optimality is None else ensemble.optimality[indices]
+
+    presence = np.where(case.black, 0.0, student.presence)
+    known = refine(presence, student.optimality, sweep_ranges(len(presence)), selection, scoring, ask)
+    return FrameOpinions(known.presence, known.optimality), int(known.refined.sum())
 
 
 def _answer(opinions: FrameOpinions, black: NDArray[np.bool_], selection: SelectionConfig, threshold: float) -> _Answer:

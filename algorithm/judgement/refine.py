@@ -1,0 +1,155 @@
+"""Which of a gate's judgements the whole ensemble looks at again, round after round. Pure NumPy."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from algorithm.judgement.select_frame import (
+    Values,
+    frame_quality,
+    judge_frames,
+    presence_logit,
+    probability_of,
+    read_half_way,
+)
+from algorithm.model.manifest import ScoringConfig, SelectionConfig
+
+Ask = Callable[[NDArray[np.int64], Values], tuple[Values, Values | None]]
+"""Presence and optimality (N,), in 0..1, of the frames at the indices (N,), as the ensemble says; optimality is None
+where no member judges it. The second argument is the quality (F,) of all frames, as far as it is known."""
+
+_MIDDLE = (0.4, 0.6)
+"""Of a case's frames by rank: from there its scale is asked for. Frames beside each other in time are rarely neighbours
+by rank, so they err independently."""
+_OWN_WORD_FRAMES = 8
+"""How many frames the gate's own word about the case's scale is worth: medians of cases differed by 0.4 between a
+student and its ensemble, logits of single frames by 1.2 (bench/LOG.md, 69)."""
+
+
+@dataclass(frozen=True)
+class Refined:
+    """What is known of a case's frames once the ensemble has looked at some of them."""
+
+    presence: Values
+    """(F,) in 0..1: the ensemble's where refined, elsewhere the gate's."""
+    optimality: Values | None
+    """(F,), likewise; None where neither judges it, 0 where not refined and the gate does not."""
+    refined: NDArray[np.bool_]
+    """(F,): seen by the whole ensemble."""
+
+
+def refine(
+    presence: Values,
+    optimality: Values | None,
+    sweeps: Sequence[range],
+    selection: SelectionConfig,
+    config: ScoringConfig,
+    ask: Ask,
+) -> Refined:
+    """Ask the ensemble about frames of a case until all that matters is its word; `presence` (F,), 0 of black frames,
+    and `optimality` (F,) are the gate's, F at least 1.
+
+    First come a few frames of the middle, if the case's own scale decides which frames are positive: all others of the
+    gate's logits are moved as far as the ensemble's lie from them there. Then as many rounds as `config` allows, each
+    by what is known by then.
+    """
+    presence = np.array(presence)
+    optimality = None if optimality is None else np.array(optimality)
+    refined = np.zeros(len(presence), dtype=bool)
+
+    def take(indices: NDArray[np.int64], quality: Values) -> None:
+        nonlocal optimality
+        presence[indices], found = ask(indices, quality)
+        if found is not None:
+            optimality = np.zeros(len(presence)) if optimality is None else optimality
+            optimality[indices] = found
+        refined[indices] = True
+
+    at = middle_frames(presence, config.scale_frames if asks_for_scale(selection, config) else 0)
+    if len(at):
+        gate = presence_logit(presence)
+        take(at, frame_quality(presence, optimality, selection.suboptimal_credit))
+        # The median: some of them may be flanks of a run that the gate takes for the middle.
+        shift = np.median(presence_logit(presence[at]) - gate[at]) * len(at) / (len(at) + _OWN_WORD_FRAMES)
+        others = ~refined & (presence > 0)
+        presence[others] = probability_of(gate[others] + shift)
+    for _ in range(config.rounds):
+        judged = judge_frames(presence, optimality, sweeps, selection)
+        scale = judged.presence_alone[presence > 0]
+        positive = read_half_way(judged.presence_alone, scale, selection.half_way) >= 0.5
+        indices = choose_refined(
+            read_half_way(presence, scale, selection.half_way),
+            frame_quality(presence, optimality, selection.suboptimal_credit),
+            judged.quality,
+            sweeps,
+            config,
+            confirmed=refined & positive,
+            refined=refined,
+        )
+        if not len(indices):
+            break
+        take(indices, judged.quality)
+    return Refined(presence, optimality, refined)
+
+
+def asks_for_scale(selection: SelectionConfig, config: ScoringConfig) -> bool:
+    """Whether frames are refined for the case's scale alone."""
+    return config.scale_frames > 0 and selection.half_way is not None
+
+
+def middle_frames(presence: Values, count: int) -> NDArray[np.int64]:
+    """At most `count` frames, ascending, evenly spread by rank over the middle fifth of those whose presence (F,) is
+    not 0; [] where all are."""
+    seen = np.flatnonzero(presence > 0)
+    by_rank = seen[np.argsort(presence[seen], kind="stable")]
+    if not len(by_rank):
+        return by_rank
+    first, last = (share * (len(by_rank) - 1) for share in _MIDDLE)
+    ranks = np.linspace(first, last, count)
+    return np.unique(by_rank[ranks.round().astype(np.int64)])
+
+
+def choose_refined(
+    presence: Values,
+    quality: Values,
+    smoothed_quality: Values,
+    sweeps: Sequence[range],
+    config: ScoringConfig,
+    *,
+    confirmed: NDArray[np.bool_],
+    refined: NDArray[np.bool_],
+) -> NDArray[np.int64]:
+    """The frames that the whole ensemble looks at next, ascending, from the (F,) values in their case; at least one
+    where none is `refined` yet.
+
+    A frame could win where its quality, smoothed as selection smooths it or not, reaches `refine_ratio` of the best
+    of the case; it and `margin_frames` on each side within its sweep are refined, as are those on each side of the
+    frames that are `confirmed`, which the ensemble calls positive; then the frames whose presence lies within
+    `refine_presence`. With those that are `refined` already not more than `max_refined_fraction` of all: the ones with
+    the best could-win or confirmed frame near them first, then the ambiguous ones of the best quality, the earlier of
+    equals.
+    """
+    promise = np.zeros(len(presence))
+    for values in (quality, smoothed_quality):
+        near = (values >= config.refine_ratio * values.max()) | confirmed
+        # Above every ambiguous frame's quality, which is 1 at most.
+        promise = np.maximum(promise, _best_near(np.where(near, 1.0 + values, 0.0), sweeps, config.margin_frames))
+    low, high = config.refine_presence
+    ambiguous = (presence >= low) & (presence <= high) & (promise == 0)
+    promise[ambiguous] = quality[ambiguous]
+    wanted = np.flatnonzero(((promise >= 1.0) | ambiguous) & ~refined)
+    limit = max(1, int(config.max_refined_fraction * len(presence))) - np.count_nonzero(refined)
+    best_first = wanted[np.argsort(-promise[wanted], kind="stable")]
+    return np.sort(best_first[: max(0, limit)])
+
+
+def _best_near(values: Values, sweeps: Sequence[range], reach: int) -> Values:
+    """Of each frame (F,) the highest of `values` at most `reach` frames away in its sweep."""
+    best = values.copy()
+    for sweep in sweeps:
+        for index in np.flatnonzero(values[sweep.start : sweep.stop]) + sweep.start:
+            near = slice(max(sweep.start, index - reach), min(sweep.stop, index + reach + 1))
+            best[near] = np.maximum(best[near], values[index])
+    return best

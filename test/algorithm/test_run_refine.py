@@ -1,0 +1,158 @@
+"""Which of a gate's judgements the whole ensemble looks at again, and what is then known of a case."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from acouslic.geometry import sweep_ranges
+from algorithm.judgement.refine import choose_refined, middle_frames, refine
+from algorithm.judgement.select_frame import judge_frames, presence_logit, probability_of
+from algorithm.model.manifest import HalfWay, ScoringConfig, SelectionConfig
+
+SELECTION = SelectionConfig(smoothing_sigma_frames=0.0, choice_sigma_frames=0.0)
+STUDENT = ScoringConfig(mode="gated", gate="student", stride=1, max_refined_fraction=1.0)
+NARROW = dataclasses.replace(STUDENT, refine_ratio=1.0, refine_presence=(0.5, 0.5), margin_frames=0)
+"""The best frame alone is looked at."""
+
+
+def refined(presence, *, already=(), confirmed=(), **settings):
+    """choose_refined over two sweeps of 20, without optimality and smoothing."""
+    config = dataclasses.replace(ScoringConfig(mode="gated", max_refined_fraction=1.0), **settings)
+    presence = np.asarray(presence, float)
+    known = {name: np.isin(np.arange(40), list(at)) for name, at in (("confirmed", confirmed), ("refined", already))}
+    return choose_refined(presence, presence, presence, [range(20), range(20, 40)], config, **known).tolist()
+
+
+def test_refined_are_those_that_could_win_with_a_margin_within_their_sweep():
+    """Best 1.0 at frame 19, ratio 0.5: 0.5 at frame 25 could win, 0.49 at 10 not; margins stop at sweep ends."""
+    presence = np.zeros(40)
+    presence[[19, 25, 10]] = [1.0, 0.5, 0.49]
+    assert refined(presence, refine_presence=(0.95, 0.96)) == [16, 17, 18, 19, *range(22, 29)]
+
+
+def test_ambiguous_frames_are_refined_alone():
+    """Frame 10 at 0.3 cannot win against 1.0, but it decides F1: it is refined, its neighbours are not."""
+    presence = np.zeros(40)
+    presence[[19, 10]] = [1.0, 0.3]
+    assert refined(presence, margin_frames=1) == [10, 18, 19]
+    assert refined(presence, margin_frames=1, refine_presence=(0.4, 0.9)) == [18, 19]
+
+
+def test_the_limit_keeps_the_best_first():
+    """Room for 4 of 40: the best peak with its margin, then one frame of the second peak, no ambiguous one."""
+    presence = np.zeros(40)
+    presence[[5, 30, 12]] = [1.0, 0.8, 0.4]
+    assert refined(presence, margin_frames=1, max_refined_fraction=0.1) == [4, 5, 6, 29]
+    assert refined(np.zeros(40), max_refined_fraction=0.01) == [0]
+
+
+def test_a_later_round_looks_beside_what_the_ensemble_has_confirmed():
+    """Frames 9..11 were refined and 11 is positive: 12 and 13 are looked at next, none twice, none of another sweep."""
+    presence = np.zeros(40)
+    presence[[10, 11]] = [1.0, 0.6]
+    settings = {"refine_ratio": 1.0, "margin_frames": 2, "refine_presence": (0.4, 0.5)}
+    assert refined(presence, already=range(8, 13), **settings) == []
+    assert refined(presence, already=range(8, 13), confirmed=[10, 11], **settings) == [13]
+    presence[19] = 0.9
+    assert refined(presence, already=[*range(8, 14), 19], confirmed=[10, 11, 19], **settings) == [17, 18]
+
+
+def test_what_was_refined_counts_for_the_limit():
+    """Room for 4 of 40, of which three are taken: one more, and then none."""
+    presence = np.zeros(40)
+    presence[[5, 30]] = [1.0, 0.8]
+    assert refined(presence, already=[4, 5, 6], margin_frames=1, max_refined_fraction=0.1) == [29]
+    assert refined(presence, already=[4, 5, 6, 29], margin_frames=1, max_refined_fraction=0.1) == []
+
+
+class Answers:
+    """An ensemble that has an answer for every frame, and remembers which it was asked for."""
+
+    def __init__(self, presence, optimality=None):
+        self.presence, self.optimality, self.asked = presence, optimality, []
+
+    def __call__(self, indices, quality):
+        assert len(quality) == len(self.presence)
+        self.asked.append(indices.tolist())
+        return self.presence[indices], None if self.optimality is None else self.optimality[indices]
+
+
+def test_the_middle_is_spread_by_rank_over_what_shows_anything():
+    """Of 101 frames from dark to bright the ranks 40 to 60; of fewer frames no more than there are, of none none."""
+    presence = np.linspace(0.1, 0.9, 101)
+    assert middle_frames(presence, 5).tolist() == [40, 45, 50, 55, 60]
+    shuffled = np.random.default_rng(0).permutation(101)
+    assert sorted(shuffled.argsort()[[40, 45, 50, 55, 60]]) == middle_frames(presence[shuffled], 5).tolist()
+    assert middle_frames(np.concatenate([np.zeros(300), presence]), 1).tolist() == [340]
+    assert middle_frames(np.array([0.0, 0.5, 0.0]), 12).tolist() == [1]
+    assert middle_frames(np.zeros(4), 12).tolist() == []
+
+
+def test_the_gates_frames_take_the_ensembles_scale():
+    """The ensemble's logits lie 3 lower. Twelve frames say so against the weight of eight: the others move by 1.8.
+    Black frames are neither asked about nor moved."""
+    gate = probability_of(np.linspace(-6, 2, 140))
+    gate[:20] = 0.0
+    ensemble = Answers(probability_of(presence_logit(gate) - 3))
+    config = dataclasses.replace(
+        STUDENT, refine_ratio=1.0, refine_presence=(0.5, 0.5), margin_frames=0, scale_frames=12
+    )
+    selection = dataclasses.replace(SELECTION, half_way=HalfWay(0.3, top_frames=1))
+    known = refine(gate, None, sweep_ranges(140), selection, config, ensemble)
+    assert len(ensemble.asked) == 2
+    assert len(ensemble.asked[0]) == 12
+    assert min(ensemble.asked[0]) > 20 + 0.39 * 120
+    assert max(ensemble.asked[0]) < 20 + 0.61 * 120
+    assert ensemble.asked[1] == [139]
+    assert np.flatnonzero(known.refined).tolist() == [*ensemble.asked[0], 139]
+    moved = presence_logit(known.presence) - presence_logit(gate)
+    assert moved[known.refined] == pytest.approx(-3)
+    assert moved[20:][~known.refined[20:]] == pytest.approx(-3 * 12 / 20)
+    assert not known.presence[:20].any()
+
+
+def test_a_scale_that_decides_nothing_is_not_asked_for():
+    """Read plainly, a frame is positive whatever the rest of its case shows."""
+    gate = np.linspace(0.01, 0.9, 140)
+    ensemble = Answers(gate)
+    refine(gate, None, sweep_ranges(140), SELECTION, dataclasses.replace(NARROW, scale_frames=12), ensemble)
+    assert ensemble.asked == [[139]]
+
+
+@pytest.mark.parametrize(("rounds", "scale_frames", "same"), [(8, 24, True), (1, 24, False), (8, 0, False)])
+def test_rounds_and_scale_keep_the_frames_of_exhaustive_scoring(rounds, scale_frames, same):
+    """Six sweeps with a run each. The gate sees a run's middle only, and its logits lie 1 higher elsewhere: with the
+    case's scale and a few rounds exactly the frames that the ensemble alone would call positive are; without either
+    not."""
+    rng = np.random.default_rng(3)
+    sweeps, at = sweep_ranges(840), np.arange(140)
+    runs = np.concatenate([12 * np.exp(-0.5 * ((at - centre) / 6) ** 2) for centre in (30, 50, 70, 90, 110, 60)])
+    peaks = np.concatenate([10 * np.exp(-0.5 * ((at - centre) / 2) ** 2) for centre in (30, 50, 70, 90, 110, 60)])
+    ensemble = Answers(probability_of(-8 + runs + 0.3 * rng.standard_normal(840)))
+    gate = probability_of(-7 + peaks + 0.3 * rng.standard_normal(840))
+    selection = dataclasses.replace(SELECTION, smoothing_sigma_frames=1.5, half_way=HalfWay(0.4))
+    config = dataclasses.replace(STUDENT, refine_presence=(0.3, 0.7), rounds=rounds, scale_frames=scale_frames)
+    known = refine(gate, None, sweeps, selection, config, ensemble)
+    called, expected = (
+        judge_frames(presence, None, sweeps, selection).presence >= 0.5
+        for presence in (known.presence, ensemble.presence)
+    )
+    assert np.array_equal(called, expected) == same
+    assert expected.sum() == pytest.approx(80, abs=15)
+    if same:
+        assert known.refined.mean() < 0.2
+        assert 2 < len(ensemble.asked) < 8
+    assert sum(map(len, ensemble.asked)) == len({index for part in ensemble.asked for index in part})
+
+
+def test_optimality_of_a_gate_that_does_not_judge_it():
+    """The ensemble's where it was asked, 0 elsewhere; the arrays that came in stay as they are."""
+    gate = np.full(40, 0.1)
+    gate[20] = 0.9
+    ensemble = Answers(np.full(40, 0.8), np.full(40, 0.7))
+    config = dataclasses.replace(NARROW, margin_frames=1)
+    known = refine(gate, None, [range(40)], SELECTION, config, ensemble)
+    assert np.flatnonzero(known.optimality).tolist() == [19, 20, 21]
+    assert known.presence[20] == 0.8
+    assert gate[20] == 0.9
