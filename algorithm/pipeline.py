@@ -246,7 +246,9 @@ class Pipeline:
         # A black frame cannot be outlined, even where nothing is above 0.
         candidates = choose_candidates(np.where(blank, -1.0, judged.quality), sweeps, selection.candidates)
         candidates = [index for index in candidates if not blank[index]]
-        return outline_best(self.ensemble, resized.frames, candidates, fov, header.spacing_mm, sweeps, starts)
+        return outline_best(
+            self.ensemble, resized.frames, candidates, fov, header.spacing_mm, sweeps, starts, blank=blank
+        )
 
     def _log(self, result: CaseResult, reused_frames: int, timings: RunTimings) -> None:
         for note in result.notes:

@@ -61,12 +61,15 @@ def outline_best(
     spacing_mm: tuple[float, float],
     sweeps: Sequence[range] | None = None,
     starts: Mapping[int, OutlineStart] | None = None,
+    *,
+    blank: NDArray[np.bool_] | None = None,
 ) -> Outline:
     """The first of `candidates` (frame indices, at least one) whose mask has an ellipse, outlined and measured.
 
     `frames` are the case's square images, uint8 (F, S, S), `fov` (rows, columns) is the field of view of a frame and
     `spacing_mm` its (row, column) spacing; `sweeps` are the frames of each sweep, by default as the challenge has them,
-    and `starts` what scoring has kept of some frames, by index.
+    and `starts` what scoring has kept of some frames, by index. `blank` (F,) are black frames, by default none: beside
+    the chosen one they are not measured, for a decoder draws something on black too.
     Where no candidate has an ellipse, the first is returned without one.
     """
     selection = ensemble.manifest.selection
@@ -80,7 +83,8 @@ def outline_best(
             sweep = sweeps[index_of_sweep(frame_index, sweeps)]
             reach = selection.neighbour_frames
             near = range(max(sweep.start, frame_index - reach), min(sweep.stop, frame_index + reach + 1))
-            others = painter.draw([index for index in near if index != frame_index])
+            shown = near if blank is None else [index for index in near if not blank[index]]
+            others = painter.draw([index for index in shown if index != frame_index])
             interval_mm = _interval(painter, [probability, *others], spacing_mm, value_mm)
             return Outline(frame_index, mask, ellipse, value_mm, interval_mm)
         first_mask = mask if first_mask is None else first_mask

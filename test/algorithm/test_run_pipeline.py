@@ -221,6 +221,26 @@ def test_black_frames_beside_others_have_no_probability(platform_case):
     assert result.frame_index < 10
 
 
+def test_black_neighbours_do_not_enter_the_interval(platform_case):
+    """A decoder draws a small disc on black: the interval is that of the frames that show something."""
+
+    class DrawsOnBlack(DrawnEnsemble):
+        def segment(self, images):
+            masks = super().segment(images)
+            y, x = torch.meshgrid(torch.arange(112), torch.arange(112), indexing="ij")
+            disc = ((y - 56) ** 2 + (x - 56) ** 2 < 10**2).float()
+            black = images.flatten(1).amax(1) == images.flatten(1).amin(1)
+            return torch.where(black[None, :, None, None], disc, masks)
+
+    stack = drawn_stack(f7=(250, 92, 70, 40, 30), f8=(240, 92, 70, 40, 30))
+    stack[[5, 6, 9]] = 0
+    path = platform_case.write_sweep(stack)
+    result = Pipeline(DrawsOnBlack(), 8, 0.0, 0.0).run(path, None, "case 1")
+
+    assert result.frame_index == 7
+    assert result.interval_mm[0] > 0.95 * result.circumference_mm
+
+
 @pytest.mark.parametrize(("rows", "columns"), [(185, 140), (150, 150), (562, 744)])
 def test_any_shape_of_frame(rows, columns, platform_case):
     """Portrait, square and the challenge's own: the mask has the frame's shape and lies where the ellipse was drawn."""
