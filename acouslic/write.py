@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from acouslic.errors import AcouslicError
-from acouslic.reading.metaimage import header_text
+from acouslic.reading.metaimage import header_text, read_header
 from acouslic.sockets import FRAME_NUMBER_FILE, NO_FRAME, SEGMENTATION_FILE
 from acouslic.stack import StackHeader, open_stack
 
@@ -95,7 +95,10 @@ def check_outputs(output_dir: Path, stack: StackHeader) -> None:
             f"{mask_path}: expected MET_UCHAR of {expected} after writing, got {got.pixel_type} of "
             f"{(got.frames, got.rows, got.columns)}"
         )
-    got_spacing, expected_spacing = (*got.spacing_mm, got.frame_spacing), (*stack.spacing_mm, stack.frame_spacing)
+    # As the file states it: 1 mm and what no scanner has, which may have been given, read as 0.28 mm.
+    stated = read_header(mask_path).element_spacing
+    got_spacing = None if stated is None else (stated[1], stated[0], *stated[2:])
+    expected_spacing = (*stack.spacing_mm, stack.frame_spacing)
     if got_spacing != expected_spacing:
         raise AcouslicError(f"{mask_path}: expected spacing {expected_spacing} after writing, got {got_spacing}")
     for indices, masks in reader.iter_chunks():

@@ -33,7 +33,9 @@ def amend(case_dir: Path, correction_path: Path) -> Path:
     """
     correction = read_correction(correction_path)
     original = _read_original(case_dir, correction)
-    header = open_stack(case_dir / SEGMENTATION_FILE).header
+    # The original's spacing may have been given by hand: the mask alone would not be believed where it says 1 mm.
+    row_mm, column_mm = original["spacing_mm"]
+    header = open_stack(case_dir / SEGMENTATION_FILE, spacing_mm=(row_mm, column_mm)).header
     if correction.frame_number >= header.frames:
         raise AcouslicError(f"{correction_path} names frame {correction.frame_number}; the last is {header.frames - 1}")
     amended = _amended(original, correction, _sweep_number(case_dir, correction.frame_number))

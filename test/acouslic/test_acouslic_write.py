@@ -1,5 +1,6 @@
 """Writing results: the mask stack as others read it, all or nothing on failure, and the check afterwards."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -213,6 +214,20 @@ def test_outputs_as_written_pass_their_check(tmp_path: Path, frame_index: int | 
     mask = np.zeros_like(MASK) if frame_index is None else MASK
 
     check_outputs(_outputs(tmp_path, frame_index, mask), HEADER)
+
+
+@pytest.mark.parametrize("spacing_mm", [(1.0, 1.0), (0.01, 0.01), (5.0, 5.0), (0.3, 2.5)])
+def test_a_spacing_that_no_file_is_believed_passes_the_check(tmp_path: Path, spacing_mm: tuple[float, float]) -> None:
+    """`--spacing-mm` may give what is taken for unknown in a file: the check compares what the mask itself states."""
+    header = dataclasses.replace(HEADER, spacing_mm=spacing_mm)
+    write_mask_stack(tmp_path / SEGMENTATION_FILE, MASK, 7, 12, spacing_mm, 1.5)
+    write_json(tmp_path / FRAME_NUMBER_FILE, 7)
+
+    check_outputs(tmp_path, header)
+    # Both read as 0.28 mm.
+    write_mask_stack(tmp_path / SEGMENTATION_FILE, MASK, 7, 12, (4.0, 4.0), 1.5)
+    with pytest.raises(AcouslicError, match=r"after writing, got \(4\.0, 4\.0, 1\.5\)"):
+        check_outputs(tmp_path, header)
 
 
 @pytest.mark.parametrize("frame_number", [12, -2, 7.0, True, None, "7"])

@@ -12,7 +12,9 @@ import SimpleITK
 
 from acouslic.ellipse import Ellipse, circumference_mm, draw_ellipse, fit_ellipse
 from acouslic.errors import AcouslicError
+from acouslic.sockets import SEGMENTATION_FILE
 from acouslic.stack import read_stack
+from acouslic.write import write_mask_stack
 from algorithm.amend import amend
 
 ENDS = [[[12.0, 22.0], [48.0, 22.0]], [[30.0, 12.0], [30.0, 32.0]]]
@@ -104,6 +106,20 @@ def test_a_second_correction_keeps_the_first(case_dir, tmp_path):
     assert (first.name, second.name) == ("amended-1", "amended-2")
     assert everything(first) == kept
     assert json.loads((second / "fetal-abdomen-frame-number.json").read_text()) == 7
+
+
+def test_a_pixel_size_that_was_given_stays(case_dir, tmp_path):
+    """A case of `--spacing-mm 1`, which nobody would believe of a file: the amended mask says 1 mm too."""
+    path = case_dir / "fetal-abdominal-circumference.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"spacing_mm": [1.0, 1.0]}))
+    write_mask_stack(case_dir / SEGMENTATION_FILE, np.zeros((40, 60), bool), None, 150, (1.0, 1.0))
+    measured_mm = round(circumference_mm(Ellipse((30, 22), (18, 10), 0), (1.0, 1.0)), 4)
+
+    folder = amend(case_dir, write(tmp_path, correction(case_dir, circumference_mm=measured_mm)))
+
+    assert SimpleITK.ReadImage(str(folder / SEGMENTATION_FILE)).GetSpacing() == (1.0, 1.0, 1.0)
+    amended = json.loads((folder / path.name).read_text())
+    assert (amended["spacing_mm"], amended["circumference_mm"]) == ([1.0, 1.0], pytest.approx(measured_mm, abs=1e-4))
 
 
 def test_the_official_evaluation_reads_an_amended_case(case_dir, tmp_path):

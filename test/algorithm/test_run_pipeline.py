@@ -260,6 +260,18 @@ def test_an_implausible_spacing_is_noted(platform_case):
     assert "0.28" in note
 
 
+def test_a_spacing_that_is_given_may_be_any(platform_case):
+    """1 mm, which stands for unknown where a file says it, is believed where a person does; the mask says it too."""
+    path = platform_case.write_sweep(drawn_stack(f7=(250, 92, 70, 40, 30)))
+    with contextlib.closing(FrameStream(path, (1.0, 1.0))) as stream:
+        result = Pipeline(DrawnEnsemble(), 8, 0.0, 0.0).run_stream(stream, platform_case.output_dir, "case 1")
+
+    image = SimpleITK.ReadImage(str(platform_case.output_dir / "images/fetal-abdomen-segmentation/output.mha"))
+    assert image.GetSpacing() == (1.0, 1.0, 1.0)
+    assert read_json(platform_case, "fetal-abdominal-circumference.json")["spacing_mm"] == [1.0, 1.0]
+    assert result.circumference_mm == pytest.approx(221, rel=0.03)
+
+
 def test_gated_names_the_same_frame(platform_case):
     """With a gate at a stride of 3 the same frame comes out, and the output says which frames were refined."""
     platform_case.write_sweep(drawn_stack(60, f30=(250, 92, 70, 40, 30), f31=(240, 92, 70, 40, 30)))
