@@ -49,6 +49,7 @@ _OTHER_FILES = 100
 """What the program itself needs of the files it may have open."""
 _STOP_PATIENCE_S = 3.0
 """The platform kills what has not ended 5 s after SIGTERM."""
+_ENDING = (signal.SIGTERM, signal.SIGINT)
 
 log = logging.getLogger(__name__)
 
@@ -206,15 +207,29 @@ def _stop_on_signals(service: Service, output_dir: Path) -> None:
     """
 
     def stop(number: int, _: FrameType | None) -> NoReturn:
+        # A second signal would wait in here for the lock that the first has taken, and then remove whole results.
+        for each in _ENDING:
+            signal.signal(each, signal.SIG_IGN)
         if not service.writing.acquire(timeout=_STOP_PATIENCE_S):
             with contextlib.suppress(AcouslicError):
                 remove_results(output_dir)
         # Neither print nor log: the signal may have come in the middle of one of them. And nothing may keep the
         # process from ending, a stdout that nobody reads least of all.
         try:
-            os.write(1, log_line(log, f"stopped by {signal.Signals(number).name}").encode())
+            _write_if_it_fits(1, log_line(log, f"stopped by {signal.Signals(number).name}").encode())
         finally:
             os._exit(0)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _ENDING:
         signal.signal(number, stop)
+
+
+def _write_if_it_fits(descriptor: int, content: bytes) -> None:
+    """Write without waiting for a reader. Raises OSError where there is no room; others who share the stream find it
+    as it was."""
+    blocking = os.get_blocking(descriptor)
+    os.set_blocking(descriptor, False)
+    try:
+        os.write(descriptor, content)
+    finally:
+        os.set_blocking(descriptor, blocking)

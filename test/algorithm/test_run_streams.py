@@ -1,5 +1,6 @@
 """What streams, signals and shortages do to a run: they change neither its result nor the reason of its failure."""
 
+import contextlib
 import errno
 import logging
 import os
@@ -7,11 +8,13 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from acouslic.errors import AcouslicError
+from acouslic.sockets import FRAME_NUMBER_FILE
 from algorithm.process.messages import LogFormatter, complain, explain
 from algorithm.result.outputs import prepare_output
 
@@ -92,6 +95,39 @@ def test_serve_ends_well_without_a_reader(start_server_with, platform_case, spec
     code, _ = server.stop()
     assert code == 0
     assert server.errors.read_text() == ""
+
+
+def test_serve_ends_where_its_log_has_no_room(tmp_path, repository):
+    """A pipe that is full and that nobody reads does not keep it from ending, and a second signal removes no result."""
+    result = tmp_path / FRAME_NUMBER_FILE
+    result.write_text("7")
+    code = (
+        "import sys, time; from pathlib import Path; from algorithm.serve import Service, _stop_on_signals\n"
+        "folder = Path(sys.argv[1]); _stop_on_signals(Service(folder, folder), folder)\n"
+        "print('ready', file=sys.stderr, flush=True)\nwhile True: time.sleep(0.01)"
+    )
+    reading, writing = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=repository, stdout=writing, stderr=subprocess.PIPE
+    )
+    try:
+        assert process.stderr.readline() == b"ready\n"
+        os.set_blocking(writing, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writing, bytes(4096))
+        os.set_blocking(writing, True)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+        assert os.get_blocking(writing), "others who write there find it as it was"
+    finally:
+        process.kill()
+        process.communicate()
+        os.close(reading)
+        os.close(writing)
+    assert result.read_text() == "7"
 
 
 @pytest.fixture
