@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -267,13 +268,17 @@ def _on_many_devices(
 
 def _read_ahead(sweeps: Sequence[SweepInput], settings: PredictSettings) -> Iterator[tuple[SweepInput, FrameStream]]:
     """Each sweep with its stream, the next one's decoding already begun."""
-    with contextlib.ExitStack() as open_streams:
-        ahead = open_streams.enter_context(contextlib.closing(settings.stream(sweeps[0])))
+    streams: deque[FrameStream] = deque()
+    try:
+        streams.append(settings.stream(sweeps[0]))
         for sweep, following in zip(sweeps, [*sweeps[1:], None], strict=True):
-            stream = ahead
             if following is not None:
-                ahead = open_streams.enter_context(contextlib.closing(settings.stream(following)))
-            yield sweep, stream
+                streams.append(settings.stream(following))
+            yield sweep, streams[0]
+            streams[0].close()
+            streams.popleft()
+    finally:
+        for stream in streams:
             stream.close()
 
 

@@ -72,12 +72,14 @@ class FrameStream:
             yield chunk
 
     def close(self) -> None:
-        """End the thread; waits until it has ended."""
+        """End the thread; waits until it has ended. The stream is not to be read any more then."""
         with self._changed:
             self._closed = True
             self._chunks.clear()
             self._changed.notify_all()
         self._thread.join()
+        # Its traceback leads to the frames of whoever read the stream, and through them to all of a case's pixels.
+        self._error = None
         atexit.unregister(self.close)
 
     def _raise_error(self) -> None:

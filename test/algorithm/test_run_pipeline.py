@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import gc
 import json
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -11,10 +13,12 @@ import SimpleITK
 import torch
 
 from acouslic.errors import AcouslicError
+from acouslic.sockets import SweepInput
 from algorithm.engine.ensemble import GateScores, MemberScores
 from algorithm.frames.frame_stream import FrameStream
 from algorithm.model.manifest import HalfWay, ScoringConfig
 from algorithm.pipeline import Pipeline
+from algorithm.predict import PredictSettings, _read_ahead
 from algorithm.result.measure import interval_around
 from bench.setting.plain_manifest import drawn_manifest
 
@@ -367,3 +371,30 @@ def test_damage_in_a_stack_reaches_its_reader(platform_case):
         _ = missing.header
     with contextlib.closing(FrameStream(path)) as damaged, pytest.raises(AcouslicError, match="f3a"):
         list(damaged.chunks())
+
+
+def test_a_closed_stream_keeps_nothing_of_its_damage(platform_case):
+    """What was raised holds the frames of whoever read, and so a whole case: it goes when the stream is closed."""
+    path = platform_case.write_sweep(drawn_stack())
+    path.write_bytes(path.read_bytes()[:-20])
+    with contextlib.closing(FrameStream(path)) as stream:
+        try:
+            for _ in stream.chunks():
+                pass
+        except AcouslicError as error:
+            raised = weakref.ref(error)
+    gc.collect()
+    assert raised() is None
+
+
+def test_no_more_streams_are_kept_than_are_read(platform_case, tmp_path):
+    """Of many cases the one at hand and the next: what was analysed takes no memory."""
+    path = platform_case.write_sweep(drawn_stack(frames=2))
+    sweeps = [SweepInput(path, str(number)) for number in range(6)]
+    streams = weakref.WeakSet()
+    most = 0
+    for _, stream in _read_ahead(sweeps, PredictSettings(tmp_path, tmp_path)):
+        streams.add(stream)
+        gc.collect()
+        most = max(most, len(streams))
+    assert most <= 2
