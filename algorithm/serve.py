@@ -31,7 +31,7 @@ from algorithm.process.collector import uncollected
 from algorithm.process.messages import complain, explain, log_line
 from algorithm.process.stand_in import StandIn
 from algorithm.process.timing import process_age_s
-from algorithm.result.outputs import prepare_output, remove_results, removed_on_failure
+from algorithm.result.outputs import prepare_output, remove_files_of_run, removed_on_failure
 
 if TYPE_CHECKING:
     from algorithm.pipeline import Pipeline
@@ -212,7 +212,7 @@ def _stop_on_signals(service: Service, output_dir: Path) -> None:
             signal.signal(each, signal.SIG_IGN)
         if not service.writing.acquire(timeout=_STOP_PATIENCE_S):
             with contextlib.suppress(AcouslicError):
-                remove_results(output_dir)
+                remove_files_of_run(output_dir)
         # Neither print nor log: the signal may have come in the middle of one of them. And nothing may keep the
         # process from ending, a stdout that nobody reads least of all.
         try:

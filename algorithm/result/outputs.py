@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,9 @@ RECORD_FILE = "case.json"
 REPORT_FILE = "report.html"
 DICOM_SEGMENTATION_FILE = "segmentation.dcm"
 DICOM_REPORT_FILE = "measurement-report.dcm"
+_OF_A_RUN = (FRAME_NUMBER_FILE, SEGMENTATION_FILE, SCORES_FILE, CIRCUMFERENCE_FILE)
+"""What `write_result` writes, all that there is without `predict`. The frame number, which says that a result is
+complete, is the first to be removed."""
 _FOR_PEOPLE = (PREVIEW_FILE, REPORT_FILE, DICOM_SEGMENTATION_FILE, DICOM_REPORT_FILE, RECORD_FILE)
 _PROBABILITY_DECIMALS = 6
 
@@ -71,12 +74,14 @@ class CaseResult:
 
 
 def prepare_output(output_dir: Path) -> None:
-    """Make sure that results can be written to `output_dir` and that none of an earlier run is there.
+    """Make sure that `write_result` can write to `output_dir` and that none of its files is there from an earlier run.
 
+    Other files stay: a page, a preview or a record there may be the user's own. `complete_or_absent` removes those of
+    an earlier `predict`.
     Raises AcouslicError where the folder cannot be made or written, or where a file that is not ours lies in the
     segmentation's folder: the platform takes exactly one image there.
     """
-    remove_results(output_dir)
+    remove_files_of_run(output_dir)
     folder = (output_dir / SEGMENTATION_FILE).parent
     probe = folder / ".writable"
     write_bytes(probe, b"")
@@ -86,10 +91,19 @@ def prepare_output(output_dir: Path) -> None:
         raise AcouslicError(f"{folder} already holds {foreign[0]}, but may only hold the result: empty it")
 
 
+def remove_files_of_run(output_dir: Path) -> None:
+    """Remove the four files that `write_result` writes, whole or partial, and the mask's folder if it is empty then.
+    Raises AcouslicError where a file cannot be removed."""
+    _remove(output_dir, _OF_A_RUN)
+
+
 def remove_results(output_dir: Path) -> None:
-    """Remove the files of a result, whole or partial, and their folder if it is empty then. The frame number, which
-    says that a result is complete, goes first. Raises AcouslicError where a file cannot be removed."""
-    for name in (FRAME_NUMBER_FILE, SEGMENTATION_FILE, SCORES_FILE, CIRCUMFERENCE_FILE, *_FOR_PEOPLE):
+    """Likewise all files that `predict` writes for a case, those for people too."""
+    _remove(output_dir, (*_OF_A_RUN, *_FOR_PEOPLE))
+
+
+def _remove(output_dir: Path, names: Sequence[str]) -> None:
+    for name in names:
         path = output_dir / name
         for leftover in (path, path.with_name(f".{path.stem}.partial{path.suffix}")):
             try:
@@ -109,12 +123,12 @@ def remove_results(output_dir: Path) -> None:
 
 @contextlib.contextmanager
 def removed_on_failure(output_dir: Path) -> Iterator[None]:
-    """Whatever ends the block early, even an interrupt: no file of a result stays."""
+    """Whatever ends the block early, even an interrupt: no file of `write_result` stays."""
     try:
         yield
     except BaseException:
         with contextlib.suppress(AcouslicError):
-            remove_results(output_dir)
+            remove_files_of_run(output_dir)
         raise
 
 

@@ -315,6 +315,22 @@ def test_a_result_that_does_not_read_back_is_removed(platform_case, monkeypatch)
     assert platform_case.written() == []
 
 
+def test_files_of_the_user_stay(platform_case):
+    """A run that is no `predict` writes no page, preview, record or DICOM: what lies there by such a name is not its
+    own and stays, whether the run succeeds or fails."""
+    own = ["case.json", "measurement-report.dcm", "preview.png", "report.html", "segmentation.dcm"]
+    for name in own:
+        (platform_case.output_dir / name).write_text("mine")
+    path = platform_case.write_sweep(drawn_stack(f7=(250, 92, 70, 40, 30)))
+    run(platform_case)
+    assert len(platform_case.written()) == 4 + len(own)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(AcouslicError, match=r"f3a\.mha"):
+        run(platform_case)
+    assert platform_case.written() == own
+    assert {(platform_case.output_dir / name).read_text() for name in own} == {"mine"}
+
+
 def test_a_foreign_image_beside_the_result_is_refused(platform_case):
     """The platform takes exactly one image: another file in that folder is named and not touched."""
     platform_case.write_sweep(drawn_stack(f7=(250, 92, 70, 40, 30)))
