@@ -9,6 +9,8 @@ FRAMES_PER_CASE = SWEEPS_PER_CASE * FRAMES_PER_SWEEP
 ROWS, COLUMNS = 562, 744
 SPACING_MM = 0.28
 """In-plane pixel size of every released case; the official evaluator uses this value whatever a file says."""
+GIVEN_SPACING_MM = (0.01, 5.0)
+"""What a person may give as the size of a pixel, smallest and largest: anything else is another unit or a slip."""
 
 _RELEASE_1_0_FRAMES, _RELEASE_1_0_FRAMES_PER_SWEEP = 720, 120
 

@@ -19,7 +19,7 @@ from algorithm.case_list import find_sweeps
 from algorithm.frames.frame_source import ArrayFrames
 from algorithm.model.manifest import Manifest
 from algorithm.pipeline import Pipeline
-from algorithm.result.growth import parse_age
+from algorithm.result.growth import GestationalAge, parse_age
 from algorithm.result.outputs import CaseResult, prepare_output, removed_on_failure
 
 
@@ -56,20 +56,23 @@ class Model:
         """Choose the best frame of a sweep, outline the abdomen there and measure it.
 
         `sweep` is a file that `predict` reads, or an array, uint8 (frames, rows, columns). An array has no pixel
-        spacing: give it as `spacing_mm`, (row, column) in mm, or 0.28 mm is assumed and a note says so. `case` is the
-        name in the result, by default the file's. `gestational_age`, such as "28w3d", adds the circumference's centile.
-        With `output_dir` the files of the result are written there too.
+        spacing: give it as `spacing_mm`, (row, column) in mm from 0.01 to 5, or 0.28 mm is assumed and a note says so.
+        `case` is the name in the result, by default the file's. `gestational_age`, such as "28w3d", adds the
+        circumference's centile; as with `predict`, the age that a list of cases gives stands before it. With
+        `output_dir` the four files of the result are written there too, in place of earlier ones.
         Raises AcouslicError where the sweep is missing or damaged, the age is none, or a file cannot be written; no
         file stays then.
         """
         folder = None if output_dir is None else Path(output_dir)
-        age = None if gestational_age is None else parse_age(gestational_age)
+        age = None if gestational_age is None else _parsed(gestational_age)
         if isinstance(sweep, str | Path):
             if spacing_mm is not None:
                 raise AcouslicError(f"spacing_mm is for arrays: {sweep} states its own pixel spacing")
             found = find_sweeps([Path(sweep)])
             if len(found) > 1:
                 raise AcouslicError(f"{sweep} holds {len(found)} sweep stacks: give one of them")
+            if found[0].gestational_age:
+                age = parse_age(found[0].gestational_age)
             return self._pipeline.run(found[0].path, folder, case or found[0].case, age=age)
         frames = ArrayFrames(sweep, spacing_mm)
         if folder is None:
@@ -77,3 +80,10 @@ class Model:
         prepare_output(folder)
         with removed_on_failure(folder):
             return self._pipeline.run_stream(frames, folder, case or "array", age=age)
+
+
+def _parsed(gestational_age: object) -> GestationalAge:
+    """The age that a program gave, which may be of any type. Raises AcouslicError where it is none."""
+    if not isinstance(gestational_age, str):
+        raise AcouslicError(f"gestational_age is {gestational_age!r}; expected weeks and days as text, such as '28w3d'")
+    return parse_age(gestational_age)

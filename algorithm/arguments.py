@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from acouslic.errors import AcouslicError
+from acouslic.geometry import GIVEN_SPACING_MM
 from acouslic.printable import printable
 
 if TYPE_CHECKING:
@@ -177,8 +178,11 @@ def millimetres(text: str) -> float:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0.01 <= value <= 5:
-        raise argparse.ArgumentTypeError(f"must be millimetres from 0.01 to 5, such as 0.28, not {text!r}")
+    lowest, highest = GIVEN_SPACING_MM
+    if not lowest <= value <= highest:
+        raise argparse.ArgumentTypeError(
+            f"must be millimetres from {lowest:g} to {highest:g}, such as 0.28, not {text!r}"
+        )
     return value
 
 

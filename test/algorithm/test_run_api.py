@@ -73,6 +73,18 @@ def test_an_age_gives_the_centile(model, platform_case, speckle):
     assert model.analyse(frames).growth is None
     with pytest.raises(AcouslicError, match="no gestational age"):
         model.analyse(frames, gestational_age="soon")
+    with pytest.raises(AcouslicError, match="gestational_age is 28; expected weeks and days as text"):
+        model.analyse(frames, gestational_age=28)
+
+
+def test_an_age_in_a_list_counts(model, platform_case, speckle, tmp_path):
+    """As with `predict`: the age that a list gives its case, also where another one is given for all."""
+    sweep = platform_case.write_sweep(speckle(4))
+    cases = tmp_path / "cases.csv"
+    cases.write_text(f"path,gestational_age\n{sweep},28w3d\n")
+
+    assert model.analyse(cases).growth.age.days == 28 * 7 + 3
+    assert model.analyse(cases, gestational_age="30w0d").growth.age.days == 28 * 7 + 3
 
 
 def test_files_are_written_where_asked(model, platform_case, speckle, tmp_path):
@@ -107,9 +119,12 @@ def test_files_are_written_where_asked(model, platform_case, speckle, tmp_path):
         (np.zeros((4, 4), np.uint8), None, "uint8 (4, 4); expected"),
         (np.zeros((0, 4, 4), np.uint8), None, "uint8 (0, 4, 4); expected"),
         ([[1]], None, "the sweep is list; expected"),
-        (np.zeros((2, 4, 4), np.uint8), (0.3, 0.0), "expected two positive numbers"),
-        (np.zeros((2, 4, 4), np.uint8), (0.3, float("nan")), "expected two positive numbers"),
-        (np.zeros((2, 4, 4), np.uint8), (0.3,), "expected two positive numbers"),
+        (np.zeros((2, 4, 4), np.uint8), (0.3, 0.0), "expected two numbers from 0.01 to 5"),
+        (np.zeros((2, 4, 4), np.uint8), (0.3, float("nan")), "expected two numbers from 0.01 to 5"),
+        (np.zeros((2, 4, 4), np.uint8), (0.3,), "expected two numbers from 0.01 to 5"),
+        (np.zeros((2, 4, 4), np.uint8), 0.28, "spacing_mm is 0.28; expected two numbers"),
+        (np.zeros((2, 4, 4), np.uint8), (0.00028, 0.00028), "spacing_mm is (0.00028, 0.00028); expected two numbers"),
+        (np.zeros((2, 4, 4), np.uint8), "11", "spacing_mm is '11'; expected two numbers"),
     ],
 )
 def test_what_cannot_be_analysed_is_refused_in_a_sentence(model, sweep, spacing_mm, said, tmp_path):
@@ -119,6 +134,13 @@ def test_what_cannot_be_analysed_is_refused_in_a_sentence(model, sweep, spacing_
 
     assert said in str(refusal.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_any_pixel_size_of_the_command_line_is_taken(model, speckle, tmp_path):
+    """0.01 to 5 mm, and 1 mm, which stands for unknown only in a file; the files are written with it."""
+    for spacing_mm in ((0.01, 0.01), (1, 1.0), np.array([5.0, 5.0], np.float32)):
+        result = model.analyse(speckle(4), spacing_mm=spacing_mm, output_dir=tmp_path / "out")
+        assert result.header.spacing_mm == tuple(map(float, spacing_mm))
 
 
 def test_a_folder_of_several_sweeps_is_refused(model, platform_case, speckle):
