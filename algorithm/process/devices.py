@@ -1,5 +1,6 @@
 """How many workers a machine or a cluster bears, and how many cores each has. No torch, no Ray."""
 
+import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 from acouslic.errors import AcouslicError
 
 _DRIVER_FOLDER = Path("/proc/driver/nvidia/gpus")
+_BY_NAME = ("GPU-", "MIG-")
+"""How CUDA_VISIBLE_DEVICES names a device that it does not number."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +31,15 @@ class Share:
 
 def visible_gpus() -> int:
     """How many GPUs of this machine the process may use, without starting a driver or loading torch."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     there = len(list(_DRIVER_FOLDER.iterdir())) if _DRIVER_FOLDER.is_dir() else 0
-    return there if chosen is None else min(there, len([name for name in chosen.split(",") if name.strip()]))
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None:
+        return there
+    # As CUDA reads it: what follows a name that no device has is not seen, and a device named twice hides all.
+    numbers = {str(number) for number in range(there)}
+    names = [name.strip() for name in chosen.split(",")]
+    named = list(itertools.takewhile(lambda name: name in numbers or name.startswith(_BY_NAME), names))
+    return min(there, len(named)) if len(set(named)) == len(named) else 0
 
 
 def divide(nodes: list[Node], workers: int | None, device: str | None) -> Share:

@@ -16,7 +16,7 @@ from acouslic.sockets import SweepInput
 from algorithm.case_list import find_sweeps
 from algorithm.cohort import Dispatcher
 from algorithm.predict import PredictSettings
-from algorithm.process.devices import Node, Share, divide
+from algorithm.process.devices import Node, Share, divide, visible_gpus
 from algorithm.process.progress import Progress
 from algorithm.result.record import Maker
 from algorithm.result.table import ResultRow
@@ -40,6 +40,34 @@ pytest.importorskip("ray")
 def test_machines_are_divided(nodes, workers, device, expected):
     """A GPU each where there are any; else equal cores; a worker never spans two machines."""
     assert divide(nodes, workers, device) == expected
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        (None, 4),
+        ("", 0),
+        ("-1", 0),
+        ("NoDevFiles", 0),
+        ("2", 1),
+        (" 0, 3", 2),
+        ("0,-1,1", 1),
+        ("0,4,1", 1),
+        ("0,,1", 1),
+        ("1,1", 0),
+        ("GPU-8932f937,GPU-1b2c", 2),
+    ],
+)
+def test_gpus_are_counted_as_cuda_shows_them(chosen, expected, tmp_path, monkeypatch):
+    """Of four: what follows a name that no device has is not seen, and a device named twice hides all."""
+    for number in range(4):
+        (tmp_path / f"0000:0{number}:00.0").mkdir()
+    monkeypatch.setattr("algorithm.process.devices._DRIVER_FOLDER", tmp_path)
+    if chosen is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    assert visible_gpus() == expected
 
 
 @pytest.mark.parametrize(
