@@ -54,7 +54,7 @@ class Thresholds:
     """Operating points on the ensemble's probabilities, chosen on validation cases."""
 
     presence: Share = 0.5
-    """Of a frame, read half-way where the selection says so."""
+    """Of a frame by itself; 0.5 where the selection reads it in its case: half-way, as one of a run or of so many."""
     optimality: Share = 0.5
     mask: Share = 0.5
     suitable: Share = 0.5
@@ -230,6 +230,13 @@ class Manifest:
         if self.scoring.gate_member >= len(self.members):
             raise ValueError(
                 f"scoring.gate_member {self.scoring.gate_member} is not one of {len(self.members)} members"
+            )
+        selection = self.selection
+        in_their_case = selection.half_way or selection.one_run_a_sweep or selection.most_positive_frames is not None
+        if in_their_case and self.thresholds.presence != 0.5:
+            raise ValueError(
+                f"thresholds.presence is {self.thresholds.presence:g}, but selection reads frames in their case, where "
+                "0.5 is the threshold: it must be 0.5"
             )
         if self.scoring.gate == "student" and self.student is None:
             raise ValueError("scoring.gate is 'student', but there is no student")

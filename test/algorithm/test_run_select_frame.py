@@ -1,5 +1,7 @@
 """Which frame is chosen: cases small enough to work by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -17,7 +19,8 @@ from algorithm.judgement.select_frame import (
     read_half_way,
     smooth_in_sweeps,
 )
-from algorithm.model.manifest import HalfWay, SelectionConfig
+from algorithm.model.manifest import HalfWay, SelectionConfig, Thresholds
+from bench.setting.plain_manifest import drawn_manifest
 
 TWO_SWEEPS = [range(20), range(20, 40)]
 
@@ -274,3 +277,17 @@ def test_runs_end_at_the_sweep():
     assert positive_runs(positive, TWO_SWEEPS[0]) == [range(2, 3), range(18, 20)]
     assert positive_runs(positive, TWO_SWEEPS[1]) == [range(20, 22)]
     assert positive_runs(np.zeros(40, bool), TWO_SWEEPS[1]) == []
+
+
+@pytest.mark.parametrize(
+    "selection", [{"half_way": HalfWay(0.3)}, {"one_run_a_sweep": True}, {"most_positive_frames": 80}]
+)
+def test_frames_read_in_their_case_are_positive_from_one_half(selection):
+    """The reading puts its threshold at 0.5: a manifest with another one would call positive what the reading took
+    away, and is refused. Frames judged by themselves may have any."""
+    plain = drawn_manifest("plain", image_size=28)
+    in_case = dataclasses.replace(plain, selection=dataclasses.replace(plain.selection, **selection))
+    other = Thresholds(presence=0.3)
+    assert dataclasses.replace(plain, thresholds=other).thresholds.presence == 0.3
+    with pytest.raises(ValueError, match=r"thresholds\.presence is 0\.3, .* it must be 0\.5"):
+        dataclasses.replace(in_case, thresholds=other)
