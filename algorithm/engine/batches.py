@@ -252,6 +252,8 @@ class Batches:
             )
         self._batch_frames //= 2
         self._trunks = KeptTrunks()
+        # Computed again where an outline wants them, as trunks are.
+        self.starts.clear()
         log.info("out of memory on %s: going on with batches of %d", self.frames.device, self._batch_frames)
         if self.frames.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -10,7 +10,7 @@ import torch
 
 from acouslic.errors import AcouslicError
 from acouslic.geometry import sweep_ranges
-from algorithm.engine.batches import KeptTrunks, choose_batch_frames
+from algorithm.engine.batches import Batches, KeptTrunks, choose_batch_frames
 from algorithm.engine.ensemble import GateScores, MemberScores
 from algorithm.judgement.score import gate_frames, interpolate_in_sweeps, score_case
 from algorithm.model.manifest import HalfWay, ScoringConfig
@@ -113,6 +113,22 @@ def test_out_of_memory_halves_the_batch_and_goes_on(error, caplog):
     assert ensemble.batches == [2] + [4] * 12
     assert scores.presence_probability == pytest.approx(LEVELS / 255 * 0.75, abs=1e-6)
     assert "going on with batches of 4" in caplog.text
+
+
+def test_out_of_memory_frees_what_was_kept_for_outlines():
+    """What memory held of earlier batches, for outlines that may begin anew, is gone when a smaller one is tried."""
+    held = []
+
+    class Keeping(GreyEnsemble):
+        def _grey(self, images):
+            held.append(len(run.starts))
+            return super()._grey(images)
+
+    run = Batches(Keeping(most_frames=5), grey_frames(LEVELS), 8, lambda _: None)
+    run.starts = dict.fromkeys(range(3))
+    run.score(np.arange(len(LEVELS)), lambda _: None)
+    assert held[:3] == [3, 3, 0], "a first batch of 2, one of 8 that fails, one of 4"
+    assert run.starts == {}
 
 
 def test_another_error_of_torch_is_not_taken_for_want_of_memory():
