@@ -222,6 +222,10 @@ def test_health_asks_the_server():
     [
         ("python3 -m algorithm serve --port 80", True),
         ("/opt/python -P -m acouslic_cli serve", True),
+        ("/opt/bin/python3 /opt/bin/acouslic serve --port 80", True),
+        ("/opt/bin/python3 -P acouslic serve", True),
+        ("/opt/bin/python3 /opt/bin/acouslic predict /data/acouslic serve", False),
+        ("/opt/bin/python3 /opt/bin/acouslic", False),
         ("python3 -m algorithm predict serve --output x", False),
         ("python3 -m algorithm health", False),
     ],
