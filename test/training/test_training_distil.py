@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -242,10 +243,13 @@ def test_the_default_student_is_far_below_its_limit() -> None:
 SELECTION = SelectionConfig(smoothing_sigma_frames=0.0, choice_sigma_frames=0.0)
 
 
-def judged_twice(ensemble: Any, student: Any) -> JudgedTwice:
+def judged_twice(ensemble: Any, student: Any, annotated: Sequence[int] = ()) -> JudgedTwice:
     """A case of one sweep, without optimality."""
     return JudgedTwice(
-        FrameOpinions(np.array(ensemble), None), FrameOpinions(np.array(student), None), np.zeros(len(ensemble), bool)
+        FrameOpinions(np.array(ensemble), None),
+        FrameOpinions(np.array(student), None),
+        np.zeros(len(ensemble), bool),
+        np.isin(np.arange(len(ensemble)), annotated),
     )
 
 
@@ -268,6 +272,21 @@ def test_a_student_that_misses_what_matters_is_refused() -> None:
         choose_gate([judged_twice(ensemble, student)], SELECTION, 0.5, 0.5)
 
 
+def test_f1_against_the_annotation_counts_too() -> None:
+    """One of 120 positive frames is lost: 0.996 of the ensemble's, which is enough. Where it is one of the two that are
+    annotated it is not: the limit of frames that are refined does not let it be found."""
+    ensemble, student = np.full(140, 0.9), np.full(140, 0.9)
+    ensemble[120:], student[120:] = 0.01, 0.01
+    ensemble[0], student[1] = 0.95, 0.0
+    for annotated, is_kept in ((range(120), True), ((0, 1), False)):
+        case = judged_twice(ensemble, student, annotated)
+        if is_kept:
+            assert choose_gate([case], SELECTION, 0.5, 0.01)[1].changed_frames == 1
+        else:
+            with pytest.raises(AcouslicError, match=r"F1 against the annotation differs by 0\.0[0-9]+"):
+                choose_gate([case], SELECTION, 0.5, 0.01)
+
+
 def test_a_students_scale_is_brought_to_the_ensembles() -> None:
     """Medians of three cases differ by 1, 2 and 9 logits: 2 is added to all, black frames left out of the medians."""
     logit = np.linspace(-3, 1, 9)
@@ -276,6 +295,7 @@ def test_a_students_scale_is_brought_to_the_ensembles() -> None:
             FrameOpinions(probability_of(np.append(logit + higher, 5.0)), None),
             FrameOpinions(probability_of(np.append(logit, -5.0)), None),
             np.arange(10) == 9,
+            np.zeros(10, bool),
         )
         for higher in (1, 2, 9)
     ]

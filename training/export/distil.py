@@ -215,7 +215,8 @@ def _judge_twice(
         case = cache.case(uuid)
         black = black_frames(case)
         if not black.all():
-            judged.append(JudgedTwice(lessons[uuid], ask_student(student, case, manifest.preprocessing, device), black))
+            opinions = ask_student(student, case, manifest.preprocessing, device)
+            judged.append(JudgedTwice(lessons[uuid], opinions, black, case.labels > 0))
     if not judged:
         raise AcouslicError("every frame of the held-out cases is black: hold out others by another --seed")
     return judged
