@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from acouslic.errors import AcouslicError
 from acouslic.sockets import SweepInput
-from algorithm.frames.frame_stream import FrameStream
-from algorithm.predict import PredictSettings, analyse_case
+from algorithm.predict import CaseStream, PredictSettings, analyse_case
 from algorithm.process.collector import uncollected
 from algorithm.process.cores import usable_cores
 from algorithm.process.devices import Node, Share, divide, visible_gpus
@@ -64,7 +63,7 @@ class CohortWorker:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         self._settings, self._maker, self._token = settings, maker, token
         self._pipeline: Pipeline | None = None
-        self._ahead: tuple[SweepInput, FrameStream] | None = None
+        self._ahead: tuple[SweepInput, CaseStream] | None = None
 
     def load(self) -> str:
         """Load the model; a sentence on who this is and where it runs."""

@@ -31,6 +31,7 @@ from algorithm.result.growth import GestationalAge, parse_age
 from algorithm.result.outputs import PREVIEW_FILE, prepare_output
 from algorithm.result.preview import write_preview
 from algorithm.result.record import Maker, recorded_row, write_record
+from algorithm.result.source import source_of
 from algorithm.result.table import INDEX_FILE, RESULTS_FILE, ResultRow, ResultTable
 
 if TYPE_CHECKING:
@@ -45,6 +46,14 @@ def _nobody_watches(_: float) -> None:
 
 def _nothing() -> None:
     """Nothing is to be done before a result lands."""
+
+
+class CaseStream(FrameStream):
+    """The frames of a case, whose decoding begins at once, and what its files were before they were opened."""
+
+    def __init__(self, path: Path, spacing_mm: tuple[float, float] | None = None) -> None:
+        self.source = source_of(path)
+        super().__init__(path, spacing_mm)
 
 
 @dataclass(frozen=True)
@@ -98,9 +107,9 @@ class PredictSettings:
         settings = {"gestational_age": None if self.age is None else str(self.age), "dicom": self.dicom}
         return Maker.of(self.model_dir, settings | {"spacing_mm": self.spacing_mm})
 
-    def stream(self, sweep: SweepInput) -> FrameStream:
-        """The frames of a case, whose decoding begins at once."""
-        return FrameStream(sweep.path, None if self.spacing_mm is None else (self.spacing_mm, self.spacing_mm))
+    def stream(self, sweep: SweepInput) -> CaseStream:
+        """The frames of a case."""
+        return CaseStream(sweep.path, None if self.spacing_mm is None else (self.spacing_mm, self.spacing_mm))
 
 
 def predict(paths: Sequence[Path], settings: PredictSettings, interrupts: Interrupts) -> int:
@@ -147,7 +156,7 @@ def predict(paths: Sequence[Path], settings: PredictSettings, interrupts: Interr
 def analyse_case(
     pipeline: "Pipeline",
     sweep: SweepInput,
-    stream: FrameStream,
+    stream: CaseStream,
     settings: PredictSettings,
     maker: Maker,
     *,
@@ -172,7 +181,7 @@ def analyse_case(
             if settings.dicom:
                 write_dicom(result, folder, maker)
             row = ResultRow.of(result, time.monotonic() - start)
-            write_record(folder, sweep.path, maker, row)
+            write_record(folder, stream.source, maker, row)
         return row
     except Exception as error:
         return ResultRow(sweep.case, error=explain(error))
@@ -266,7 +275,7 @@ def _on_many_devices(
             remove_leftovers(settings.output_dir, cases)
 
 
-def _read_ahead(sweeps: Sequence[SweepInput], settings: PredictSettings) -> Iterator[tuple[SweepInput, FrameStream]]:
+def _read_ahead(sweeps: Sequence[SweepInput], settings: PredictSettings) -> Iterator[tuple[SweepInput, CaseStream]]:
     """Each sweep with its stream, the next one's decoding already begun."""
     streams: deque[FrameStream] = deque()
     try:

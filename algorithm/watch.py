@@ -26,6 +26,7 @@ from algorithm.process.timing import process_age_s
 from algorithm.result.case_folder import remove_leftovers
 from algorithm.result.outputs import RECORD_FILE
 from algorithm.result.record import Maker, failed_row, recorded_row, write_record
+from algorithm.result.source import Stamp, source_files, stamp_of
 from algorithm.result.table import ResultRow, ResultTable
 
 if TYPE_CHECKING:
@@ -37,8 +38,6 @@ HEARTBEAT_FILE = ".watching"
 
 log = logging.getLogger(__name__)
 
-_Stamp = tuple[int, int, int] | None
-
 
 @dataclasses.dataclass(frozen=True)
 class Rhythm:
@@ -46,7 +45,7 @@ class Rhythm:
 
     every_s: float = 2.0
     settled_s: float = 5.0
-    """Neither it nor a file of the same stem (the pixels of a `.mhd`) was written for so long."""
+    """Neither it nor a file that belongs to it (the pixels of a `.mhd`) was written for so long."""
 
 
 def watch(input_dir: Path, settings: PredictSettings, rhythm: Rhythm, interrupts: Interrupts) -> int:
@@ -96,9 +95,10 @@ class _Watcher:
         self._table = ResultTable(settings.table_path, [])
         self._told: set[Path] = set()
         """Files that were refused."""
-        self._named: dict[Path, tuple[_Stamp, SweepInput]] = {}
-        """The case that a file is, as of when, so that no DICOM header is read again unchanged."""
-        self._known: dict[str, tuple[list[_Stamp], ResultRow | None]] = {}
+        self._named: dict[Path, tuple[Stamp | None, SweepInput, list[Path]]] = {}
+        """The case that a file is and all files that belong to it, as of when, so that no header is read again
+        unchanged."""
+        self._known: dict[str, tuple[list[Stamp | None], ResultRow | None]] = {}
         """By case: the row that its records have, and as of which files, so that none is read again unchanged."""
 
     def run(self, rhythm: Rhythm) -> None:
@@ -126,7 +126,7 @@ class _Watcher:
                 continue
             with contextlib.suppress(FileNotFoundError, AcouslicError):
                 row = self._row_of(sweep)
-                if row is None and _age_s(sweep.path) >= settled_s:
+                if row is None and _age_s(self._files_of(sweep)) >= settled_s:
                     yield sweep
                 elif row is not None and not self._table.holds(row):
                     self._table.take(row)
@@ -136,7 +136,7 @@ class _Watcher:
 
     def _sweep_of(self, path: Path, settled_s: float) -> SweepInput | None:
         """The case that a file is. None where it is none, which is told when the file is complete."""
-        stamp = _stamp(path)
+        stamp = stamp_of(path)
         known = self._named.get(path)
         if known is not None and known[0] == stamp:
             return known[1]
@@ -145,11 +145,14 @@ class _Watcher:
             check_case_name(sweep.case)
         except AcouslicError as error:
             with contextlib.suppress(FileNotFoundError):
-                if _age_s(path) >= settled_s:
+                if _age_s([path]) >= settled_s:
                     self._tell(path, str(error))
             return None
-        self._named[path] = stamp, sweep
+        self._named[path] = stamp, sweep, source_files(path)
         return sweep
+
+    def _files_of(self, sweep: SweepInput) -> list[Path]:
+        return self._named[sweep.path][2]
 
     def _tell(self, path: Path, sentence: str) -> None:
         """Once a file."""
@@ -160,7 +163,7 @@ class _Watcher:
     def _row_of(self, sweep: SweepInput) -> ResultRow | None:
         case_dir, failed_dir = (self._settings.output_dir / part / sweep.case for part in ("", FAILED_FOLDER))
         records = case_dir / FRAME_NUMBER_FILE, case_dir / RECORD_FILE, failed_dir / RECORD_FILE
-        stamps = [_stamp(path) for path in (sweep.path, *records)]
+        stamps = [stamp_of(path) for path in (*self._files_of(sweep), *records)]
         known = self._known.get(sweep.case)
         if known is None or known[0] != stamps:
             row = recorded_row(case_dir, sweep.path, self._maker) or failed_row(failed_dir, sweep.path, self._maker)
@@ -181,9 +184,11 @@ class _Watcher:
                 progress=self._beat,
                 before_landing=functools.partial(landing.enter_context, self._interrupts.held()),
             )
-            if row.error:
+            if not sweep.path.exists():
+                complain(f"{sweep.case}: {sweep.path} was removed while it was analysed")
+            elif row.error:
                 landing.enter_context(self._interrupts.held())
-                write_record(failed_dir, sweep.path, self._maker, row)
+                write_record(failed_dir, stream.source, self._maker, row)
                 complain(row.sentence())
             else:
                 (failed_dir / RECORD_FILE).unlink(missing_ok=True)
@@ -192,16 +197,13 @@ class _Watcher:
             self._table.write()
 
 
-def _stamp(path: Path) -> _Stamp:
-    """What changes when the file does; None where there is none."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _age_s(path: Path) -> float:
-    """Seconds since the file, or one of the same stem beside it, was written; of a folder, since its youngest file."""
-    files = path.iterdir() if path.is_dir() else path.parent.glob(f"{glob.escape(path.stem)}.*")
-    return time.time() - max([path.stat().st_mtime, *(file.stat().st_mtime for file in files)])
+def _age_s(files: list[Path]) -> float:
+    """Seconds since any of a case's files, or one of the same stem beside it, was written. Raises FileNotFoundError
+    where the stack itself is gone."""
+    path, *others = files
+    siblings = path.parent.glob(f"{glob.escape(path.stem)}.*")
+    youngest = path.stat().st_mtime
+    for file in {*others, *siblings}:
+        with contextlib.suppress(FileNotFoundError):
+            youngest = max(youngest, file.stat().st_mtime)
+    return time.time() - youngest

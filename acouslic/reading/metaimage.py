@@ -130,6 +130,17 @@ def read_header(path: Path) -> MetaImageHeader:
     return replace(named, pixel_path=pixel_path, pixel_offset=offset, stored_bytes=stored_bytes)
 
 
+def named_files(path: Path) -> list[Path]:
+    """The files beside `path` that its header names for the pixels, whether they are there or not; none where the
+    pixels follow the header. Raises AcouslicError for a header that is damaged or names files elsewhere."""
+    fields, header_bytes = _read_fields(path)
+    value = fields["ElementDataFile"]
+    if value.upper() == "LOCAL":
+        return []
+    names = _frame_names(path, value, header_bytes) if _is_list(fields) else [value]
+    return [_neighbour(path, name) for name in names]
+
+
 def source_header(header: MetaImageHeader) -> SourceHeader:
     """What every reader says of its file."""
     spacing = header.element_spacing
@@ -286,7 +297,7 @@ def _frame_paths(header: MetaImageHeader, value: str) -> tuple[Path, ...]:
     path = header.path
     if header.compressed:
         raise AcouslicError(f"{path}: its pixels are compressed and spread over several files; {_CONVERT}")
-    names = _listed_names(header, value) if value.startswith("LIST") else _pattern_names(path, value)
+    names = _frame_names(path, value, header.pixel_offset)
     if len(names) != header.frames:
         raise AcouslicError(f"{path} names {len(names)} files for its {header.frames} frames: expected one a frame")
     paths = tuple(_neighbour(path, name) for name in names)
@@ -300,12 +311,16 @@ def _frame_paths(header: MetaImageHeader, value: str) -> tuple[Path, ...]:
     return paths
 
 
-def _listed_names(header: MetaImageHeader, value: str) -> list[str]:
+def _frame_names(path: Path, value: str, header_bytes: int) -> list[str]:
+    return _listed_names(path, value, header_bytes) if value.startswith("LIST") else _pattern_names(path, value)
+
+
+def _listed_names(path: Path, value: str, header_bytes: int) -> list[str]:
     """The lines after the header."""
     if value.split()[1:] not in ([], ["2"]):
-        raise AcouslicError(f"{header.path}: ElementDataFile = {value!r:.80} is not one file a frame; {_CONVERT}")
-    with header.path.open("rb") as file:
-        file.seek(header.pixel_offset)
+        raise AcouslicError(f"{path}: ElementDataFile = {value!r:.80} is not one file a frame; {_CONVERT}")
+    with path.open("rb") as file:
+        file.seek(header_bytes)
         lines = file.read(_MAX_HEADER_BYTES).decode("utf-8", "surrogateescape").split("\n")
     return [line.strip() for line in lines if line.strip()]
 

@@ -64,27 +64,35 @@ def check_nrrd(path: Path) -> None:
         with path.open("rb") as file:
             fields = _nrrd_fields(file, path)
             pixel_bytes = _nrrd_pixel_bytes(fields, path)
-            named = fields.get("data file", fields.get("datafile"))
-            if named is None:
+            data_path = _named_in(fields, path)
+            if data_path is None:
                 _check_nrrd_pixels(file, fields, pixel_bytes, path)
                 return
-        if (
-            named in (".", "..")
-            or not named.isprintable()
-            or set(named) & set("/\\")
-            or "%" in named
-            or named == "LIST"
-        ):
-            raise AcouslicError(
-                f"{path}: its data file must be one file in the same folder, not {named!r:.80}; {_CONVERT}"
-            )
-        data_path = path.parent / named
         if not data_path.is_file():
             raise AcouslicError(f"{path} keeps its pixels in {data_path}, which is not a regular file")
         with data_path.open("rb") as file:
             _check_nrrd_pixels(file, fields, pixel_bytes, path)
     except OSError as error:
         raise AcouslicError(f"{path} could not be read: {error.strerror or error}") from error
+
+
+def named_file(path: Path) -> Path | None:
+    """The file beside an NRRD that its header names for the pixels, whether it is there or not; None where they follow
+    the header. Raises AcouslicError for a header that does not end or names a file elsewhere."""
+    try:
+        with path.open("rb") as file:
+            return _named_in(_nrrd_fields(file, path), path)
+    except OSError as error:
+        raise AcouslicError(f"{path} could not be read: {error.strerror or error}") from error
+
+
+def _named_in(fields: dict[str, str], path: Path) -> Path | None:
+    named = fields.get("data file", fields.get("datafile"))
+    if named is None:
+        return None
+    if named in (".", "..") or not named.isprintable() or set(named) & set("/\\") or "%" in named or named == "LIST":
+        raise AcouslicError(f"{path}: its data file must be one file in the same folder, not {named!r:.80}; {_CONVERT}")
+    return path.parent / named
 
 
 def _nrrd_fields(file: BinaryIO, path: Path) -> dict[str, str]:

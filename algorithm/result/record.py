@@ -6,19 +6,17 @@
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from acouslic import __version__
-from acouslic.errors import AcouslicError
-from acouslic.scanner.dicom_header import is_dicom
 from acouslic.sockets import FRAME_NUMBER_FILE
 from acouslic.write import write_json
 from algorithm.model.manifest import MANIFEST_FILE, read_manifest
 from algorithm.result.outputs import RECORD_FILE
+from algorithm.result.source import Source, source_of
 from algorithm.result.table import ResultRow
 
 _SCHEMA_VERSION = 1
@@ -44,11 +42,12 @@ class Maker:
         return cls(__version__, name, digest, dict(settings))
 
 
-def write_record(folder: Path, source: Path, maker: Maker, row: ResultRow) -> None:
-    """Write `case.json` into `folder`. Raises AcouslicError where it cannot be written."""
+def write_record(folder: Path, source: Source, maker: Maker, row: ResultRow) -> None:
+    """Write `case.json` into `folder`; `source` is what the files were before they were opened, since they may change
+    while they are read. Raises AcouslicError where it cannot be written."""
     content = {
         "schema_version": _SCHEMA_VERSION,
-        "source": _source(source),
+        "source": dict(source),
         "made_by": dataclasses.asdict(maker),
         "row": dataclasses.asdict(row),
     }
@@ -56,12 +55,12 @@ def write_record(folder: Path, source: Path, maker: Maker, row: ResultRow) -> No
 
 
 def recorded_row(case_dir: Path, source: Path, maker: Maker) -> ResultRow | None:
-    """The row of a complete result in `case_dir` that `maker` made of the file at `source` as it is now, else None."""
+    """The row of a complete result in `case_dir` that `maker` made of the stack at `source` as it is now, else None."""
     return _row(case_dir, source, maker) if (case_dir / FRAME_NUMBER_FILE).is_file() else None
 
 
 def failed_row(folder: Path, source: Path, maker: Maker) -> ResultRow | None:
-    """The row of a failure that `write_record` put into `folder`, of the file as it is now, else None."""
+    """The row of a failure that `write_record` put into `folder`, of the stack as it is now, else None."""
     row = _row(folder, source, maker)
     return row if row is not None and row.error else None
 
@@ -71,19 +70,7 @@ def _row(folder: Path, source: Path, maker: Maker) -> ResultRow | None:
         content = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
         if content["schema_version"] != _SCHEMA_VERSION or content["made_by"] != dataclasses.asdict(maker):
             return None
-        return ResultRow(**content["row"]) if content["source"] == _source(source) else None
-    except (OSError, ValueError, KeyError, TypeError, AcouslicError):
+        return ResultRow(**content["row"]) if content["source"] == source_of(source) else None
+    except (OSError, ValueError, KeyError, TypeError):
         # No record, a damaged one, or one of another version of the program: the case is analysed again.
         return None
-
-
-def _source(path: Path) -> dict[str, Any]:
-    """What tells the file from a later one of the same name; a folder's own, where the frames are files in it."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise AcouslicError(f"{path} could not be read: {error.strerror}") from None
-    # The name of a DICOM file, or of a folder of them, may be a patient's.
-    hidden = path.is_dir() or is_dicom(path)
-    name = hashlib.sha256(os.fsencode(path)).hexdigest() if hidden else str(path)
-    return {"path": name, "size_bytes": status.st_size, "modified_ns": status.st_mtime_ns}

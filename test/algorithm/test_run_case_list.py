@@ -1,6 +1,7 @@
 """What files and folders on the command line stand for: DICOM cases, folders of pictures, stacks of every kind."""
 
 import errno
+import os
 from pathlib import Path
 
 import cv2
@@ -12,6 +13,7 @@ from acouslic.sockets import FRAME_NUMBER_FILE, find_sweep_input
 from algorithm.case_list import find_sweeps
 from algorithm.result.outputs import RECORD_FILE
 from algorithm.result.record import Maker, recorded_row, write_record
+from algorithm.result.source import source_of
 from algorithm.result.table import ResultRow
 from test.acouslic.test_acouslic_dicom import SERIES, STUDY, dataset, pictures, saved
 
@@ -69,11 +71,40 @@ def test_the_platforms_socket_takes_its_own_kinds_alone(tmp_path: Path, name: st
         find_sweep_input(tmp_path)
 
 
+def test_a_record_covers_every_file_of_a_case(tmp_path: Path) -> None:
+    """Pictures that are overwritten where they lie, pixels beside a header, one file a frame: a change is seen. What
+    else is put into a folder of pictures is none of theirs."""
+    folder, output = tmp_path / "pictures", tmp_path / "out"
+    folder.mkdir()
+    output.mkdir()
+    (output / FRAME_NUMBER_FILE).touch()
+    for number in range(3):
+        (folder / f"{number}.png").write_bytes(b"a picture")
+    headers = {
+        "a.mhd": "ElementDataFile = a.zraw\n",
+        "b.mhd": "ElementDataFile = LIST\nb0.raw\nb1.raw\n",
+        "c.mhd": "ElementDataFile = c%d.raw 0 1 1\n",
+        "d.nhdr": "NRRD0004\ndata file: d.raw\n\n",
+    }
+    for name, text in headers.items():
+        (tmp_path / name).write_text(text)
+    maker, row = Maker("1", "model", "hash", {}), ResultRow("case")
+    cases = {"pictures": "pictures/1.png", "a.mhd": "a.zraw", "b.mhd": "b1.raw", "c.mhd": "c1.raw", "d.nhdr": "d.raw"}
+    for name, part in cases.items():
+        path = tmp_path / name
+        (tmp_path / part).write_bytes(b"pixels")
+        write_record(output, source_of(path), maker, row)
+        (folder / "results.csv").write_text(name)
+        assert recorded_row(output, path, maker) == row
+        os.utime(tmp_path / part, (1, 1))
+        assert recorded_row(output, path, maker) is None, name
+
+
 def test_a_record_does_not_hold_the_name_of_a_dicom_file(tmp_path: Path) -> None:
     """It may be a patient's; the record still tells whether the file is the same."""
     path = saved(dataset(pictures()), tmp_path / "Roe_Jane.dcm")
     maker, row = Maker("1", "model", "hash", {}), ResultRow("case")
-    write_record(tmp_path, path, maker, row)
+    write_record(tmp_path, source_of(path), maker, row)
     (tmp_path / FRAME_NUMBER_FILE).touch()
 
     assert "Roe" not in (tmp_path / RECORD_FILE).read_text()

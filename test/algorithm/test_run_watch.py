@@ -22,8 +22,10 @@ from algorithm.arguments import make_parser
 from algorithm.case_list import sweep_of_file
 from algorithm.health import check_server, is_server_here
 from algorithm.predict import PredictSettings
+from algorithm.process.interrupts import Interrupts
 from algorithm.process.messages import JsonFormatter, log_line
 from algorithm.result.record import Maker, recorded_row, write_record
+from algorithm.result.source import source_of
 from algorithm.result.table import ResultRow
 from algorithm.watch import check_heartbeat
 
@@ -121,7 +123,7 @@ def test_records_are_not_read_again_unless_a_file_has_changed(platform_case, spe
         case_dir = settings.output_dir / name
         case_dir.mkdir(parents=True)
         (case_dir / FRAME_NUMBER_FILE).write_text("3")
-        write_record(case_dir, stack, maker, ResultRow(name))
+        write_record(case_dir, source_of(stack), maker, ResultRow(name))
     read = []
 
     def counted(case_dir, *rest):
@@ -170,6 +172,98 @@ def test_a_file_without_a_case_is_told_once_it_is_complete(
     platform_case.write_sweep(speckle(4)).rename(stacks / "results.csv.mha")
     assert [sweep.path for sweep in watcher._new(0.0)] == [dicom]
     assert "the case name 'results.csv', which no folder can have" in capsys.readouterr().err
+
+
+class ReadingPipeline:
+    """Stands in for the pipeline: reads a stack to its end, calls `meanwhile`, and finds nothing to say of it."""
+
+    def __init__(self, meanwhile=lambda: None):
+        self.meanwhile = meanwhile
+
+    def run_stream(self, stream, *_, **__):
+        try:
+            for _ in stream.chunks():
+                pass
+        finally:
+            self.meanwhile()
+        raise AcouslicError("the stack was read to its end")
+
+
+@pytest.fixture
+def watcher(tmp_path):
+    """`watcher(pipeline)`: one of `stacks`, into `out`, that knows only what the results there say."""
+    (tmp_path / "stacks").mkdir()
+    settings = PredictSettings(output_dir=tmp_path / "out", model_dir=tmp_path)
+    maker = Maker("0", "m", "x", {})
+
+    def make(pipeline=None):
+        return watch._Watcher(tmp_path / "stacks", settings, maker, pipeline or ReadingPipeline(), Interrupts())
+
+    return make
+
+
+def analysed(watcher):
+    """The cases that a look finds new, each analysed, with what came of it."""
+    found = [sweep.case for sweep in watcher._new(5.0) if watcher._analyse(sweep) is None]
+    errors = {row.case: row.error for row in watcher._table.rows}
+    return {case: errors[case] for case in found}
+
+
+def settle(*paths):
+    """As if nobody had written to these files for a while."""
+    for path in paths:
+        os.utime(path, (time.time() - 100,) * 2)
+
+
+HEADER = """NDims = 3
+DimSize = 60 40 4
+ElementType = MET_UCHAR
+ElementDataFile = m.raw
+"""
+
+
+def test_a_header_may_come_before_its_pixels(watcher, tmp_path):
+    """A `.mhd` whose pixels are missing fails, and is analysed when they are there, by the same watcher and by one that
+    is started again; so it is when other pixels take their place, and while they are written it waits."""
+    header, pixels = tmp_path / "stacks" / "m.mhd", tmp_path / "stacks" / "m.raw"
+    header.write_text(HEADER)
+    settle(header)
+    first = watcher()
+    assert "could not be read" in analysed(first)["m"]
+    assert [analysed(first), analysed(watcher())] == [{}, {}]
+    pixels.write_bytes(bytes(60 * 40 * 4))
+    assert analysed(first) == {}
+    settle(pixels)
+    assert [sweep.case for sweep in watcher()._new(5.0)] == ["m"]
+    assert analysed(first) == {"m": "the stack was read to its end"}
+    pixels.write_bytes(b"\1" * (60 * 40 * 4))
+    os.utime(pixels, (time.time() - 50,) * 2)
+    assert [sweep.case for sweep in watcher()._new(5.0)] == ["m"]
+    assert list(analysed(first)) == ["m"]
+    assert [analysed(first), analysed(watcher())] == [{}, {}]
+
+
+def test_a_file_that_is_completed_while_it_is_analysed_is_analysed_again(watcher, platform_case, speckle, tmp_path):
+    """What was read is not what lies there now: the record is of the file as it was when it was opened."""
+    whole = platform_case.write_sweep(speckle(4)).read_bytes()
+    stack = tmp_path / "stacks" / "a.mha"
+    stack.write_bytes(whole[:-100])
+    settle(stack)
+    first = watcher(ReadingPipeline(lambda: (stack.write_bytes(whole), settle(stack))))
+    assert "truncated" in analysed(first)["a"]
+    assert analysed(first) == {"a": "the stack was read to its end"}
+    assert [analysed(first), analysed(watcher())] == [{}, {}]
+
+
+def test_a_file_that_is_removed_while_it_is_analysed_ends_nothing(watcher, platform_case, speckle, tmp_path, capsys):
+    """The watcher goes on and says so; nothing is kept of a failure that cannot come again."""
+    stack = platform_case.write_sweep(speckle(4)).rename(tmp_path / "stacks" / "a.mha")
+    settle(stack)
+    first = watcher(ReadingPipeline(stack.unlink))
+    assert list(analysed(first)) == ["a"]
+    assert f"a: {stack} was removed while it was analysed" in capsys.readouterr().err
+    assert not list((tmp_path / "out").rglob("case.json"))
+    assert analysed(first) == {}
 
 
 def test_a_watcher_is_told_what_predict_is_told(tmp_path):

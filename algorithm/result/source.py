@@ -1,0 +1,75 @@
+"""The files that a case is read from, and what tells them from later ones of the same names."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from acouslic.errors import AcouslicError
+from acouslic.printable import printable
+from acouslic.scanner.dicom_header import is_dicom
+from acouslic.scanner.folder import case_files
+
+Source = Mapping[str, Any]
+"""What `source_of` says, as `case.json` holds it."""
+
+Stamp = tuple[int, int, int]
+"""Inode, bytes and nanoseconds of the last writing: what changes when a file does."""
+
+
+def source_files(path: Path) -> list[Path]:
+    """The stack at `path`, then what else its pixels lie in: the files that a header names, whether they are there or
+    not, or the DICOM files or pictures of a folder. A header that cannot be read names none yet.
+    """
+    try:
+        if path.is_dir():
+            dicom, pictures = case_files(path)
+            return [path, *(dicom or pictures)]
+        return [path, *_named_files(path)]
+    except (AcouslicError, OSError):
+        return [path]
+
+
+def source_of(path: Path) -> Source:
+    """What tells the files of a case from later ones. Files that are not there have no size, and nothing is raised."""
+    files = source_files(path)
+    # Of a folder its files count: its own time changes with whatever else is put there.
+    counted = files[1:] if path.is_dir() else files
+    stamps = [(file.name, stamp_of(file)) for file in counted]
+    there = [stamp for _, stamp in stamps if stamp is not None]
+    # The name of a DICOM file, or of a folder of them, may be a patient's.
+    hidden = path.is_dir() or is_dicom(path) or not there
+    source: dict[str, Any] = {
+        "path": hashlib.sha256(os.fsencode(path)).hexdigest() if hidden else printable(str(path)),
+        "size_bytes": sum(size for _, size, _ in there) if there else None,
+        "modified_ns": max((modified for _, _, modified in there), default=None),
+    }
+    if len(files) > 1:
+        listed = [f"{os.fsencode(name)!r} {None if stamp is None else stamp[1:]}" for name, stamp in stamps]
+        source["files_sha256"] = hashlib.sha256("\n".join(listed).encode()).hexdigest()
+    return source
+
+
+def stamp_of(path: Path) -> Stamp | None:
+    """What changes when the file does; None where there is none that can be looked at."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _named_files(path: Path) -> list[Path]:
+    """The other files that a stack's header names its pixels in."""
+    suffix = path.suffix.lower()
+    if suffix in (".mha", ".mhd"):
+        from acouslic.reading.metaimage import named_files
+
+        return named_files(path)
+    if suffix in (".nrrd", ".nhdr"):
+        from acouslic.reading.whole_file import named_file
+
+        named = named_file(path)
+        return [] if named is None else [named]
+    return []
