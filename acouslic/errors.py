@@ -11,3 +11,7 @@ class AcouslicError(Exception):
 
     exit_code = 1
     """Of a program that ends with it."""
+
+
+class ShortageError(AcouslicError):
+    """What the machine lacks just now, such as room on a disk: the same input may do later."""

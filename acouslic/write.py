@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from acouslic.errors import AcouslicError
+from acouslic.errors import AcouslicError, ShortageError
 from acouslic.reading.metaimage import header_text, read_header
 from acouslic.sockets import FRAME_NUMBER_FILE, NO_FRAME, SEGMENTATION_FILE
 from acouslic.stack import StackHeader, open_stack
@@ -83,7 +83,7 @@ def check_outputs(output_dir: Path, stack: StackHeader) -> None:
         frame_number = json.loads(number_path.read_text(encoding="utf-8"))
         names = sorted(item.name for item in mask_path.parent.iterdir())
     except (OSError, ValueError) as error:
-        raise AcouslicError(f"{output_dir} could not be read back after writing: {error}") from None
+        raise ShortageError(f"{output_dir} could not be read back after writing: {error}") from None
     if type(frame_number) is not int or not NO_FRAME <= frame_number < stack.frames:
         raise AcouslicError(f"{number_path}: expected a frame number in -1..{stack.frames - 1}, got {frame_number!r}")
     if names != [mask_path.name]:
@@ -112,7 +112,7 @@ def check_outputs(output_dir: Path, stack: StackHeader) -> None:
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file that takes the name `path` when the block ends well, and vanishes when it does not.
 
-    Missing folders are made. Raises AcouslicError where the disk is full or the folder cannot be written.
+    Missing folders are made. Raises ShortageError where the disk is full or the folder cannot be written.
     """
     temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
@@ -127,7 +127,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise AcouslicError(f"{path} could not be written: {why_not_written(error)}") from error
+        raise ShortageError(f"{path} could not be written: {why_not_written(error)}") from error
 
 
 def why_not_written(error: OSError) -> str:

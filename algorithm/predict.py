@@ -44,6 +44,10 @@ def _nobody_watches(_: float) -> None:
     """No progress is shown."""
 
 
+def _nobody_asks(_: Exception) -> None:
+    """Nobody needs to know more of a failure than its sentence."""
+
+
 def _nothing() -> None:
     """Nothing is to be done before a result lands."""
 
@@ -160,31 +164,49 @@ def analyse_case(
     settings: PredictSettings,
     maker: Maker,
     *,
+    interrupts: Interrupts | None = None,
     progress: Callable[[float], None] = _nobody_watches,
     before_landing: Callable[[], object] = _nothing,
+    on_failure: Callable[[Exception], object] = _nobody_asks,
 ) -> ResultRow:
     """Analyse one case into `settings.output_dir`/<case>/, whole or not at all. What goes wrong ends up in its row.
 
     `progress` gets the share of frames scored; `before_landing` is called when everything is written, before the
-    folder takes its name.
+    folder takes its name; `on_failure` gets what went wrong. A signal that `interrupts` noted is a KeyboardInterrupt
+    and no failure of the case.
     """
-    start = time.monotonic()
     try:
-        with complete_or_absent(settings.output_dir / sweep.case, before_landing=before_landing) as folder:
-            prepare_output(folder)
-            if settings.dicom:
-                check_source(stream.header)
-            result = pipeline.run_stream(stream, folder, sweep.case, age=settings.age_of(sweep), progress=progress)
-            # Whoever writes the page has read the stack once more: the preview need not.
-            frame = write_case_page(result, folder) if settings.page else None
-            write_preview(result, folder / PREVIEW_FILE, frame)
-            if settings.dicom:
-                write_dicom(result, folder, maker)
-            row = ResultRow.of(result, time.monotonic() - start)
-            write_record(folder, stream.source, maker, row)
-        return row
+        return _try_case(pipeline, sweep, stream, settings, maker, progress, before_landing)
     except Exception as error:
+        if interrupts is not None:
+            interrupts.raise_noted()
+        on_failure(error)
         return ResultRow(sweep.case, error=explain(error))
+
+
+def _try_case(
+    pipeline: "Pipeline",
+    sweep: SweepInput,
+    stream: CaseStream,
+    settings: PredictSettings,
+    maker: Maker,
+    progress: Callable[[float], None],
+    before_landing: Callable[[], object],
+) -> ResultRow:
+    start = time.monotonic()
+    with complete_or_absent(settings.output_dir / sweep.case, before_landing=before_landing) as folder:
+        prepare_output(folder)
+        if settings.dicom:
+            check_source(stream.header)
+        result = pipeline.run_stream(stream, folder, sweep.case, age=settings.age_of(sweep), progress=progress)
+        # Whoever writes the page has read the stack once more: the preview need not.
+        frame = write_case_page(result, folder) if settings.page else None
+        write_preview(result, folder / PREVIEW_FILE, frame)
+        if settings.dicom:
+            write_dicom(result, folder, maker)
+        row = ResultRow.of(result, time.monotonic() - start)
+        write_record(folder, stream.source, maker, row)
+    return row
 
 
 def _not_yet_done(
@@ -227,6 +249,7 @@ def _one_after_another(
                     stream,
                     settings,
                     maker,
+                    interrupts=interrupts,
                     progress=progress.share,
                     # No signal comes between a result and its row.
                     before_landing=functools.partial(landing.enter_context, interrupts.held()),

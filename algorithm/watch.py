@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from acouslic.errors import AcouslicError
+from acouslic.errors import AcouslicError, ShortageError
 from acouslic.sockets import FRAME_NUMBER_FILE, SweepInput
 from acouslic.write import check_writable
 from algorithm.case_list import check_case_name, stacks_in_folder, sweep_of_file
 from algorithm.predict import PredictSettings, analyse_case
 from algorithm.process.collector import uncollected
 from algorithm.process.interrupts import Interrupts
-from algorithm.process.messages import complain
+from algorithm.process.messages import complain, explain, is_for_now
 from algorithm.process.timing import process_age_s
 from algorithm.result.case_folder import remove_leftovers
 from algorithm.result.outputs import RECORD_FILE
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from algorithm.pipeline import Pipeline
 
 FAILED_FOLDER = ".failed"
+RETRY_S = 600.0
+"""After a failure that was the machine's and not the file's."""
 HEARTBEAT_FILE = ".watching"
 """In the output folder; its time says when the watcher was last alive."""
 
@@ -52,7 +54,8 @@ def watch(input_dir: Path, settings: PredictSettings, rhythm: Rhythm, interrupts
     """Analyse what lies in `input_dir` and whatever comes, until a signal ends the program; then 0.
 
     Raises AcouslicError where there is no such folder, the output folder cannot be written, or the model cannot be
-    loaded. A case that fails is told on stderr and tried again only when its file changes.
+    loaded. A case that fails is told on stderr and tried again only when a file of it changes, or, where memory or a
+    disk was short, some minutes later and by the next watcher.
     """
     if not input_dir.is_dir():
         raise AcouslicError(f"{input_dir} is no folder: name the one that new stacks come into")
@@ -100,6 +103,10 @@ class _Watcher:
         unchanged."""
         self._known: dict[str, tuple[list[Stamp | None], ResultRow | None]] = {}
         """By case: the row that its records have, and as of which files, so that none is read again unchanged."""
+        self._put_off: dict[str, tuple[list[Stamp | None], float]] = {}
+        """By case: as of which files it failed for the machine's sake, and from when on it is tried again."""
+        self._trouble = ""
+        """Why the table could not be written, the last time; empty where it could."""
 
     def run(self, rhythm: Rhythm) -> None:
         """Until a signal."""
@@ -126,13 +133,14 @@ class _Watcher:
                 continue
             with contextlib.suppress(FileNotFoundError, AcouslicError):
                 row = self._row_of(sweep)
-                if row is None and _age_s(self._files_of(sweep)) >= settled_s:
-                    yield sweep
-                elif row is not None and not self._table.holds(row):
+                if row is None:
+                    if _age_s(self._files_of(sweep)) >= settled_s and not self._is_put_off(sweep):
+                        yield sweep
+                elif not self._table.holds(row):
                     self._table.take(row)
                     has_found = True
-        if has_found:  # once, however many a watcher that starts again finds done
-            self._table.write()
+        if has_found or self._trouble:  # once, however many a watcher that starts again finds done
+            self._write_table()
 
     def _sweep_of(self, path: Path, settled_s: float) -> SweepInput | None:
         """The case that a file is. None where it is none, which is told when the file is complete."""
@@ -170,7 +178,23 @@ class _Watcher:
             self._known[sweep.case] = known = stamps, row
         return known[1]
 
+    def _is_put_off(self, sweep: SweepInput) -> bool:
+        stamps, until = self._put_off.get(sweep.case, ([], 0.0))
+        return time.monotonic() < until and stamps == [stamp_of(path) for path in self._files_of(sweep)]
+
+    def _write_table(self) -> None:
+        """A disk that is full now may have room later: the trouble is told once, and the next look tries again."""
+        try:
+            self._table.write()
+            self._trouble = ""
+        except ShortageError as error:
+            if self._trouble != str(error):
+                complain(str(error))
+            self._trouble = str(error)
+
     def _analyse(self, sweep: SweepInput) -> None:
+        stamps = [stamp_of(path) for path in self._files_of(sweep)]
+        failures: list[Exception] = []
         output_dir = self._settings.output_dir
         remove_leftovers(output_dir, [sweep.case])
         failed_dir = output_dir / FAILED_FOLDER / sweep.case
@@ -181,20 +205,30 @@ class _Watcher:
                 stream,
                 self._settings,
                 self._maker,
+                interrupts=self._interrupts,
                 progress=self._beat,
+                on_failure=failures.append,
                 before_landing=functools.partial(landing.enter_context, self._interrupts.held()),
             )
-            if not sweep.path.exists():
-                complain(f"{sweep.case}: {sweep.path} was removed while it was analysed")
-            elif row.error:
-                landing.enter_context(self._interrupts.held())
-                write_record(failed_dir, stream.source, self._maker, row)
+            landing.enter_context(self._interrupts.held())
+            try:
+                if not failures:
+                    (failed_dir / RECORD_FILE).unlink(missing_ok=True)
+                elif not is_for_now(failures[0]) and sweep.path.exists():
+                    write_record(failed_dir, stream.source, self._maker, row)
+            except (OSError, ShortageError) as error:
+                failures.append(error)
+                complain(explain(error))
+            if any(map(is_for_now, failures)):
+                self._put_off[sweep.case] = stamps, time.monotonic() + RETRY_S
+            if row.error:
                 complain(row.sentence())
             else:
-                (failed_dir / RECORD_FILE).unlink(missing_ok=True)
                 log.info("%s", row.sentence())
+            if not sweep.path.exists():
+                complain(f"{sweep.case}: {sweep.path} was removed while it was analysed")
             self._table.take(row)
-            self._table.write()
+            self._write_table()
 
 
 def _age_s(files: list[Path]) -> float:

@@ -45,6 +45,12 @@ class Interrupts:
         if self._pending is not None and not self._holds and not self._ended:
             self._interrupt(self._pending)
 
+    def raise_noted(self) -> None:
+        """Raise KeyboardInterrupt where a signal has interrupted: C code that an interrupt meets may have raised an
+        error of its own instead."""
+        if self.number is not None:
+            raise KeyboardInterrupt(self.number)
+
     def end(self) -> None:
         """The result is complete: no signal interrupts from now on, and none is heard while Python ends.
 

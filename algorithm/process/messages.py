@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 
-from acouslic.errors import AcouslicError
+from acouslic.errors import AcouslicError, ShortageError
 from acouslic.printable import one_line, printable, printable_lines
 from acouslic.streams import set_up_streams
 from algorithm.process.memory import is_out_of_memory
@@ -17,6 +17,7 @@ _MAX_SENTENCE_CHARACTERS = 4000
 _NO_THREAD = "can't start new thread"
 _NO_ROOM_FOR_LIBRARIES = ("failed to map segment", "cannot allocate memory", "cannot create shared object descriptor")
 """What the dynamic linker says where the address space does not hold a library."""
+_DISK_TROUBLES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
 _OURS = {"", "acouslic", "algorithm"}
 _INSTALL = "pip install 'acouslic-fetal-abdomen[algorithm]', or requirements/set_up.sh runtime in the repository"
 
@@ -93,6 +94,19 @@ def explain(error: BaseException) -> str:
     return one_line(" ".join(text.split()), _MAX_SENTENCE_CHARACTERS)
 
 
+def is_for_now(error: BaseException) -> bool:
+    """Whether a failure is the machine's (its memory, its disks, what is installed) and not the input's: tried again
+    later, the same may do."""
+    reason: BaseException | None = error
+    while reason is not None:
+        if isinstance(reason, ShortageError | ImportError) or _shortage(reason) is not None:
+            return True
+        if isinstance(reason, OSError) and reason.errno in _DISK_TROUBLES:
+            return True
+        reason = reason.__cause__ or reason.__context__
+    return False
+
+
 def complain(sentence: str) -> None:
     """A sentence as the last line of stderr so far, after everything logged before it."""
     sys.stdout.flush()
@@ -107,7 +121,7 @@ def _shortage(error: BaseException) -> str | None:
             f"the main memory does not hold the program's libraries ({said}): give the program more, or raise its "
             "limit of address space (ulimit -v)"
         )
-    if isinstance(error, MemoryError) or "can't allocate memory" in said:
+    if isinstance(error, MemoryError) or "allocate memory" in said:
         return "the main memory does not suffice: give the program more, or smaller batches with --batch-frames"
     if is_out_of_memory(error):
         return "the GPU's memory does not suffice: free some, or use --device cpu"

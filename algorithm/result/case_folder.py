@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from acouslic.errors import AcouslicError
+from acouslic.errors import ShortageError
 from acouslic.sockets import FRAME_NUMBER_FILE
 from acouslic.write import why_not_written
 from algorithm.result.outputs import remove_results
@@ -26,7 +26,7 @@ def complete_or_absent(case_dir: Path, *, before_landing: Callable[[], object] =
     The results of an earlier run in `case_dir` are removed first; files that are not ours stay. Whatever ends the block
     early leaves nothing, and a process that is killed leaves the hidden folder alone, which `remove_leftovers` removes.
     Where two processes do the same case, the first to end wins. `before_landing` is called when all is written.
-    Raises AcouslicError where the folder cannot be made or take its name.
+    Raises ShortageError where the folder cannot be made or take its name.
     """
     remove_results(case_dir)
     with contextlib.suppress(OSError):
@@ -82,5 +82,5 @@ def _land(partial: Path, case_dir: Path) -> None:
         path.replace(target)
 
 
-def _not_written(case_dir: Path, error: OSError) -> AcouslicError:
-    return AcouslicError(f"{case_dir} could not be written: {why_not_written(error)}")
+def _not_written(case_dir: Path, error: OSError) -> ShortageError:
+    return ShortageError(f"{case_dir} could not be written: {why_not_written(error)}")

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acouslic.ellipse import Ellipse
-from acouslic.errors import AcouslicError
+from acouslic.errors import AcouslicError, ShortageError
 from acouslic.geometry import index_of_sweep
 from acouslic.sockets import CIRCUMFERENCE_FILE, FRAME_NUMBER_FILE, NO_FRAME, SCORES_FILE, SEGMENTATION_FILE
 from acouslic.stack import StackHeader
@@ -113,7 +113,7 @@ def _remove(output_dir: Path, names: Sequence[str]) -> None:
             except OSError as error:
                 # A read-only file system refuses before it looks whether there is anything to remove.
                 if os.path.lexists(leftover):
-                    raise AcouslicError(
+                    raise ShortageError(
                         f"{leftover} of an earlier run could not be removed: {error.strerror}"
                     ) from error
     for folder in ((output_dir / SEGMENTATION_FILE).parent, (output_dir / SEGMENTATION_FILE).parent.parent):

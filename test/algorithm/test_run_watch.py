@@ -1,5 +1,6 @@
 """A watched folder: each complete new file once, whatever happens to the watcher."""
 
+import errno
 import http.server
 import json
 import logging
@@ -14,7 +15,7 @@ import time
 
 import pytest
 
-from acouslic.errors import AcouslicError
+from acouslic.errors import AcouslicError, ShortageError
 from acouslic.sockets import FRAME_NUMBER_FILE
 from algorithm import watch
 from algorithm.__main__ import _settings_of, main
@@ -249,7 +250,13 @@ def test_a_file_that_is_completed_while_it_is_analysed_is_analysed_again(watcher
     stack = tmp_path / "stacks" / "a.mha"
     stack.write_bytes(whole[:-100])
     settle(stack)
-    first = watcher(ReadingPipeline(lambda: (stack.write_bytes(whole), settle(stack))))
+
+    def complete():
+        if stack.read_bytes() != whole:
+            stack.write_bytes(whole)
+            settle(stack)
+
+    first = watcher(ReadingPipeline(complete))
     assert "truncated" in analysed(first)["a"]
     assert analysed(first) == {"a": "the stack was read to its end"}
     assert [analysed(first), analysed(watcher())] == [{}, {}]
@@ -264,6 +271,69 @@ def test_a_file_that_is_removed_while_it_is_analysed_ends_nothing(watcher, platf
     assert f"a: {stack} was removed while it was analysed" in capsys.readouterr().err
     assert not list((tmp_path / "out").rglob("case.json"))
     assert analysed(first) == {}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        OSError(errno.EMFILE, "Too many open files"),
+        ShortageError("out/a could not be written: No space left on device"),
+    ],
+)
+def test_what_the_machine_lacks_is_no_failure_of_the_file(
+    error, watcher, platform_case, speckle, tmp_path, monkeypatch, capsys
+):
+    """Nothing is recorded: a watcher that is started again tries at once, the same one after a while."""
+    stack = platform_case.write_sweep(speckle(4)).rename(tmp_path / "stacks" / "a.mha")
+    settle(stack)
+
+    def fail():
+        raise error
+
+    first = watcher(ReadingPipeline(fail))
+    assert list(analysed(first)) == ["a"]
+    assert capsys.readouterr().err.startswith("a: failed: ")
+    assert not list((tmp_path / "out").rglob("case.json"))
+    assert analysed(first) == {}
+    assert [sweep.case for sweep in watcher()._new(5.0)] == ["a"]
+    monkeypatch.setattr(watch, "RETRY_S", 0.0)
+    second = watcher(ReadingPipeline(fail))
+    assert [list(analysed(second)) for _ in range(2)] == [["a"], ["a"]]
+
+
+def test_a_signal_that_became_another_error_is_no_failure_of_the_file(watcher, platform_case, speckle, tmp_path):
+    """C code that an interrupt meets may raise what it likes: the watcher ends, and nothing is recorded."""
+    stack = platform_case.write_sweep(speckle(4)).rename(tmp_path / "stacks" / "a.mha")
+    settle(stack)
+
+    def interrupted():
+        first._interrupts.number = signal.SIGTERM
+        raise RuntimeError("a callback has failed")
+
+    first = watcher(ReadingPipeline(interrupted))
+    with pytest.raises(KeyboardInterrupt):
+        analysed(first)
+    assert not list((tmp_path / "out").rglob("case.json"))
+    assert not (tmp_path / "out" / "results.csv").exists()
+
+
+def test_a_full_disk_ends_no_watcher(watcher, platform_case, speckle, tmp_path, monkeypatch, capsys):
+    """Neither the record of a failure nor the table can be written: it is told, and done when there is room."""
+    stack = platform_case.write_sweep(speckle(4)).rename(tmp_path / "stacks" / "a.mha")
+    settle(stack)
+    first = watcher()
+    with monkeypatch.context() as full:
+        for name in ("algorithm.result.record.write_json", "algorithm.result.table.write_text"):
+            full.setattr(name, lambda path, _: (_ for _ in ()).throw(ShortageError(f"{path.name}: no space left")))
+        assert list(analysed(first)) == ["a"]
+        assert [list(first._new(5.0)) for _ in range(3)] == [[], [], []]
+    said = capsys.readouterr().err
+    assert (said.count("case.json: no space left"), said.count("results.csv: no space left")) == (1, 1)
+    assert list(first._new(5.0)) == []
+    assert "the stack was read to its end" in (tmp_path / "out" / "results.csv").read_text()
+    assert [sweep.case for sweep in watcher()._new(5.0)] == ["a"]
 
 
 def test_a_watcher_is_told_what_predict_is_told(tmp_path):
