@@ -37,6 +37,9 @@ from algorithm.result.table import INDEX_FILE, RESULTS_FILE, ResultRow, ResultTa
 if TYPE_CHECKING:
     from algorithm.pipeline import Pipeline
 
+_ENDING_S = 10.0
+"""How long a process that was killed may take to give up its files."""
+
 log = logging.getLogger(__name__)
 
 
@@ -294,8 +297,8 @@ def _on_many_devices(
             with contextlib.redirect_stderr(sys.stdout):
                 analyse_cohort(sweeps, settings, maker, interrupts, begin=begin, take=take)
         finally:
-            # Of workers that were killed.
-            remove_leftovers(settings.output_dir, cases)
+            # Of workers that were killed, perhaps only just.
+            remove_leftovers(settings.output_dir, cases, patience_s=_ENDING_S)
 
 
 def _read_ahead(sweeps: Sequence[SweepInput], settings: PredictSettings) -> Iterator[tuple[SweepInput, CaseStream]]:

@@ -1,8 +1,11 @@
 """The folder of a case's results, which is there whole or not at all, whatever ends the program."""
 
 import contextlib
+import fcntl
 import hashlib
+import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -13,6 +16,9 @@ from acouslic.write import why_not_written
 from algorithm.result.outputs import remove_results
 
 _SUFFIX = ".partial"
+_OLD_S = 24 * 3600.0
+"""A hidden folder that has not changed for so long is nobody's any more, where locks cannot say so."""
+_LOOK_AGAIN_S = 0.1
 
 
 def _nothing() -> None:
@@ -25,18 +31,18 @@ def complete_or_absent(case_dir: Path, *, before_landing: Callable[[], object] =
 
     The results of an earlier run in `case_dir` are removed first; files that are not ours stay. Whatever ends the block
     early leaves nothing, and a process that is killed leaves the hidden folder alone, which `remove_leftovers` removes.
-    Where two processes do the same case, the first to end wins. `before_landing` is called when all is written.
+    The folder is locked as long as this process works in it, so that no other takes it for such a leftover. Where two
+    processes do the same case, the first to end wins. `before_landing` is called when all is written.
     Raises ShortageError where the folder cannot be made or take its name.
     """
     remove_results(case_dir)
     with contextlib.suppress(OSError):
         case_dir.rmdir()
-    partial = case_dir.with_name(f"{_prefix(case_dir.name)}{uuid.uuid4().hex[:8]}{_SUFFIX}")
     try:
-        try:
-            partial.mkdir(parents=True)
-        except OSError as error:
-            raise _not_written(case_dir, error) from error
+        partial, lock = _locked_folder(case_dir)
+    except OSError as error:
+        raise _not_written(case_dir, error) from error
+    try:
         yield partial
         before_landing()
         try:
@@ -45,18 +51,65 @@ def complete_or_absent(case_dir: Path, *, before_landing: Callable[[], object] =
             raise _not_written(case_dir, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        os.close(lock)
 
 
-def remove_leftovers(output_dir: Path, cases: Iterable[str]) -> None:
-    """Remove the hidden folders of these cases that processes left behind when they were killed."""
+def remove_leftovers(output_dir: Path, cases: Iterable[str], *, patience_s: float = 0.0) -> None:
+    """Remove the hidden folders of these cases that processes left behind when they were killed.
+
+    One that a process works in stays; `patience_s` is how long to wait for processes that are just ending. On a file
+    system without locks only what has not changed for a day is removed.
+    """
     prefixes = tuple(_prefix(case) for case in cases)
     if not output_dir.is_dir() or not prefixes:
         return
     known = set(prefixes)
     length = len(prefixes[0])
-    for path in output_dir.iterdir():
+    deadline = time.monotonic() + patience_s
+    for path in list(output_dir.iterdir()):
         if path.name.endswith(_SUFFIX) and path.name[:length] in known:
+            while not _remove_unused(path) and time.monotonic() < deadline:
+                time.sleep(_LOOK_AGAIN_S)
+
+
+def _locked_folder(case_dir: Path) -> tuple[Path, int]:
+    """A new hidden folder beside `case_dir`, and the descriptor that holds its lock until it is closed."""
+    while True:
+        partial = case_dir.with_name(f"{_prefix(case_dir.name)}{uuid.uuid4().hex[:8]}{_SUFFIX}")
+        partial.mkdir(parents=True)
+        try:
+            lock = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue  # Another process took it for a leftover before it was locked.
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)  # Likewise: it is just being removed.
+            continue
+        except OSError:
+            return partial, lock  # Not every file system has locks; there nobody removes it for a day.
+        if partial.is_dir():
+            return partial, lock
+        os.close(lock)
+
+
+def _remove_unused(path: Path) -> bool:
+    """Remove a hidden folder unless somebody works in it; whether nobody does."""
+    try:
+        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return True  # Gone already, or none of ours.
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(path, ignore_errors=True)
+    except BlockingIOError:
+        return False
+    except OSError:
+        if time.time() - os.fstat(lock).st_mtime > _OLD_S:
             shutil.rmtree(path, ignore_errors=True)
+    finally:
+        os.close(lock)
+    return True
 
 
 def _prefix(case: str) -> str:

@@ -1,0 +1,62 @@
+"""The folder of a case's results, where several processes do the same case or one was killed."""
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+
+from acouslic.sockets import FRAME_NUMBER_FILE
+from algorithm.result.case_folder import complete_or_absent, remove_leftovers
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from algorithm.result.case_folder import complete_or_absent
+with complete_or_absent(Path(sys.argv[1])) as folder:
+    (folder / "half").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_second_process_leaves_the_first_ones_work_alone(tmp_path):
+    """Only what nobody works in is a leftover; the first to end wins, and nothing hidden stays."""
+    case_dir = tmp_path / "a"
+    with complete_or_absent(case_dir) as first:
+        (first / FRAME_NUMBER_FILE).write_text("1")
+        remove_leftovers(tmp_path, ["a"], patience_s=0.3)
+        with complete_or_absent(case_dir) as second:
+            (second / FRAME_NUMBER_FILE).write_text("2")
+        remove_leftovers(tmp_path, ["a"])
+        assert first.is_dir()
+    assert (case_dir / FRAME_NUMBER_FILE).read_text() == "2"
+    assert [item.name for item in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_a_killed_process_left_is_removed_at_once(repository, tmp_path):
+    """Its lock went with it. What is left of another case stays."""
+    for case in "ab":
+        subprocess.run([sys.executable, "-c", _KILLED, tmp_path / case], cwd=repository, check=False)
+    assert len(list(tmp_path.iterdir())) == 2
+    remove_leftovers(tmp_path, ["a"])
+    (left,) = tmp_path.iterdir()
+    remove_leftovers(tmp_path, ["b"])
+    assert not left.exists()
+
+
+def test_without_locks_only_what_is_old_is_removed(tmp_path, monkeypatch):
+    """On a file system that has none, another process may still be at work in a young folder."""
+
+    def refuse(*_):
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with complete_or_absent(tmp_path / "a") as folder:
+        remove_leftovers(tmp_path, ["a"])
+        assert folder.is_dir()
+        os.utime(folder, (1, 1))
+        remove_leftovers(tmp_path, ["a"])
+        assert not folder.exists()
+        folder.mkdir()
+        (folder / FRAME_NUMBER_FILE).touch()
+    assert (tmp_path / "a" / FRAME_NUMBER_FILE).is_file()
