@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acouslic.errors import AcouslicError
+from acouslic.printable import printable
 
 MAX_STACK_BYTES = 8 << 30
 """Of decoded pixels in the file's own type. No sweep comes near this; a header that asks for more is damaged."""
@@ -53,8 +54,8 @@ class FileFacts:
 
     @property
     def name(self) -> str:
-        """What results and notes call it."""
-        return self.label or self.path.name
+        """What results and notes call it, printable whatever bytes its name holds."""
+        return printable(self.label or self.path.name)
 
     @property
     def where(self) -> str:
@@ -124,4 +125,4 @@ def one_channel(pixels: NDArray[Any], path: Path, frame_index: int) -> NDArray[A
 
 def colour_note(path: Path) -> str:
     """The one sentence about grey frames that are stored in colour."""
-    return f"{path.name} stores grey frames in colour; its channels are equal, and one of them is used"
+    return f"{printable(path.name)} stores grey frames in colour; its channels are equal, and one of them is used"

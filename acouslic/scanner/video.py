@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from acouslic.errors import AcouslicError
 from acouslic.geometry import told_apart
+from acouslic.printable import printable
 from acouslic.reading.source import SourceHeader
 from acouslic.scanner.brightness import brightness
 
@@ -73,7 +74,7 @@ def open_video(path: Path) -> Video:
         pixel_type="uint8",
         pixel_bytes=np.dtype(np.uint8).itemsize * 3,
         spacing_mm=None,
-        notes=(f"{path.name} is a video; the brightness of its frames is used, as its compression left it",),
+        notes=(f"{printable(path.name)} is a video; the brightness of its frames is used, as its compression left it",),
         sweep_lengths=told_apart([counted]),
     )
     return Video(header)

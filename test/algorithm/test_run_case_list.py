@@ -1,6 +1,7 @@
 """What files and folders on the command line stand for: DICOM cases, folders of pictures, stacks of every kind."""
 
 import errno
+import json
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from acouslic.errors import AcouslicError
 from acouslic.sockets import FRAME_NUMBER_FILE, find_sweep_input
+from acouslic.stack import open_stack
 from algorithm.case_list import find_sweeps
 from algorithm.result.outputs import RECORD_FILE
 from algorithm.result.record import Maker, recorded_row, write_record
@@ -98,6 +100,26 @@ def test_a_record_covers_every_file_of_a_case(tmp_path: Path) -> None:
         assert recorded_row(output, path, maker) == row
         os.utime(tmp_path / part, (1, 1))
         assert recorded_row(output, path, maker) is None, name
+
+
+def test_a_record_holds_a_path_that_is_not_utf8(tmp_path: Path) -> None:
+    """A folder that an old system named: its path stands escaped in the record, which knows the file again."""
+    path = tmp_path / os.fsdecode(b"M\xfcller") / "x.mha"
+    path.parent.mkdir()
+    path.write_bytes(b"a stack")
+    maker, row = Maker("1", "model", "hash", {}), ResultRow("case")
+    write_record(tmp_path, source_of(path), maker, row)
+    (tmp_path / FRAME_NUMBER_FILE).touch()
+    assert json.loads((tmp_path / RECORD_FILE).read_text())["source"]["path"].endswith("M\\udcfcller/x.mha")
+    assert recorded_row(tmp_path, path, maker) == row
+
+
+def test_a_note_on_a_file_whose_name_is_not_utf8_can_be_written(tmp_path: Path, platform_case, speckle) -> None:
+    """Notes go into results, which are UTF-8."""
+    path = platform_case.write_sweep(speckle(4), spacing_mm=1.0).rename(tmp_path / os.fsdecode(b"M\xfcller.mha"))
+    note = open_stack(path).header.spacing_note
+    assert note is not None
+    assert note.startswith("M\\udcfcller.mha states a pixel spacing")
 
 
 def test_a_record_does_not_hold_the_name_of_a_dicom_file(tmp_path: Path) -> None:
