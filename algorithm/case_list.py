@@ -1,5 +1,6 @@
 """The cases that files, folders, patterns and lists on a command line stand for."""
 
+import contextlib
 import csv
 import dataclasses
 import glob
@@ -61,6 +62,17 @@ def check_case_name(case: str) -> None:
         raise AcouslicError(f"a stack's name gives the case name {case!r}, which no folder can have: rename it")
 
 
+def check_apart(sweep: SweepInput, output_dir: Path) -> None:
+    """Raises AcouslicError where the folder of the case's results would be the one that its files lie in."""
+    folder = sweep.path if sweep.path.is_dir() else sweep.path.parent
+    with contextlib.suppress(OSError):  # Where the case's folder is not there yet, it is another one.
+        if (output_dir / sweep.case).samefile(folder):
+            raise AcouslicError(
+                f"the results of {sweep.case} would go into {folder}, among the files of the sweep: name another "
+                "output folder"
+            )
+
+
 def _matches(path: Path) -> list[Path]:
     """What a pattern stands for: a shell outside a container cannot expand one that is meant for the inside."""
     if not glob.has_magic(str(path)) or os.path.lexists(path):
@@ -76,7 +88,11 @@ def _sweeps_of_list(path: Path) -> list[SweepInput]:
         if not isinstance(named, str) or not named.strip():
             raise AcouslicError(f"{path}: row {line} names no stack: expected a column `path` with a path in every row")
         stack = path.parent / named
-        if not stack.exists():
+        try:
+            is_there = stack.exists()
+        except OSError as error:
+            raise AcouslicError(f"{path}: row {line} names {stack}: {error.strerror or error}") from None
+        if not is_there:
             raise AcouslicError(f"{path}: row {line} names {stack}, which does not exist")
         case, age = row.get("case"), _age_in(row, f"{path}: row {line}")
         if case is None or case == "":

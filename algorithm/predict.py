@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from acouslic.sockets import SweepInput
 from acouslic.write import check_writable
-from algorithm.case_list import find_sweeps
+from algorithm.case_list import check_apart, find_sweeps
 from algorithm.frames.frame_stream import FrameStream
 from algorithm.model.file_hashes import begin_hashing
 from algorithm.page.case_page import write_case_page
@@ -123,10 +123,12 @@ def predict(paths: Sequence[Path], settings: PredictSettings, interrupts: Interr
     """Analyse the stacks at `paths` (files, folders, patterns) into a folder a case and a table.
 
     A case that fails is reported and the next one goes on. Returns 0, or 1 where any case failed; raises
-    AcouslicError before anything is analysed where a path holds no stack, two cases have one name, the folder cannot
-    be written, or the model cannot be loaded.
+    AcouslicError before anything is analysed where a path holds no stack, two cases have one name, results would go
+    into a sweep's own folder, the folder cannot be written, or the model cannot be loaded.
     """
     sweeps = find_sweeps(paths)[settings.part_id :: settings.num_parts]
+    for sweep in sweeps:
+        check_apart(sweep, settings.output_dir)
     maker = settings.maker()
     check_writable(settings.output_dir)
     table = ResultTable(settings.table_path, [sweep.case for sweep in sweeps])

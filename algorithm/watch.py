@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from acouslic.errors import AcouslicError, ShortageError
 from acouslic.sockets import FRAME_NUMBER_FILE, SweepInput
 from acouslic.write import check_writable
-from algorithm.case_list import check_case_name, stacks_in_folder, sweep_of_file
+from algorithm.case_list import check_apart, check_case_name, stacks_in_folder, sweep_of_file
 from algorithm.predict import PredictSettings, analyse_case
 from algorithm.process.collector import uncollected
 from algorithm.process.interrupts import Interrupts
@@ -151,6 +151,7 @@ class _Watcher:
         try:
             sweep = sweep_of_file(path)
             check_case_name(sweep.case)
+            check_apart(sweep, self._settings.output_dir)
         except AcouslicError as error:
             with contextlib.suppress(FileNotFoundError):
                 if _age_s([path]) >= settled_s:

@@ -73,6 +73,13 @@ def test_the_platforms_socket_takes_its_own_kinds_alone(tmp_path: Path, name: st
         find_sweep_input(tmp_path)
 
 
+def test_a_list_with_a_path_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    """A part of it is longer than any file system takes: one sentence that names the row."""
+    (tmp_path / "list.csv").write_text(f"path\n{'x' * 300}.mha\n")
+    with pytest.raises(AcouslicError, match=r"row 1 names .*(File name too long|does not exist)"):
+        find_sweeps([tmp_path / "list.csv"])
+
+
 def test_a_record_covers_every_file_of_a_case(tmp_path: Path) -> None:
     """Pictures that are overwritten where they lie, pixels beside a header, one file a frame: a change is seen. What
     else is put into a folder of pictures is none of theirs."""

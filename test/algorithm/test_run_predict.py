@@ -161,6 +161,23 @@ def test_what_files_and_folders_stand_for(platform_case, speckle, folder_of_stac
     assert (sweep.case, sweep.path.name) == ("uploaded", "f3a.mha")
 
 
+def test_results_never_go_among_the_files_of_a_sweep(folder_of_stacks, tiny_model, run_algorithm, tmp_path):
+    """A folder of pictures, or of the one stack that is called as the folder: refused before anything is written."""
+    pictures = tmp_path / "s1"
+    pictures.mkdir()
+    cv2.imwrite(str(pictures / "0.png"), np.zeros((40, 60), np.uint8))
+    alone = tmp_path / "a"
+    alone.mkdir()
+    shutil.copy(folder_of_stacks / "a.mha", alone)
+    for folder in (pictures, alone):
+        before = sorted(tmp_path.rglob("*"))
+        ended = run_algorithm("predict", folder, "--output", tmp_path, "--model", tiny_model)
+        assert ended.code == 1
+        assert ended.stderr.count("\n") == 1
+        assert f"would go into {folder}, among the files of the sweep" in ended.stderr
+        assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_paths_that_hold_nothing(tmp_path):
     """A path that does not exist and a folder without stacks are named."""
     with pytest.raises(AcouslicError, match="does not exist"):
