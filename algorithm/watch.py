@@ -96,8 +96,10 @@ class _Watcher:
         self._input_dir, self._settings, self._maker = input_dir, settings, maker
         self._pipeline, self._interrupts = pipeline, interrupts
         self._table = ResultTable(settings.table_path, [])
-        self._told: set[Path] = set()
-        """Files that were refused."""
+        self._told: dict[Path, Stamp | None] = {}
+        """Files that were refused, as of when: another one may come under the same name."""
+        self._seen: dict[Path, tuple[list[Stamp | None], float]] = {}
+        """Young files, each as it was last, and since when it is so: clocks may differ, and a file's may be ahead."""
         self._named: dict[Path, tuple[Stamp | None, SweepInput, list[Path]]] = {}
         """The case that a file is and all files that belong to it, as of when, so that no header is read again
         unchanged."""
@@ -117,8 +119,23 @@ class _Watcher:
                 self._beat()
             time.sleep(rhythm.every_s)
 
-    def _beat(self, _: float = 0.0) -> None:
-        (self._settings.output_dir / HEARTBEAT_FILE).touch()
+    def _beat(self) -> None:
+        """The sign of life. Raises AcouslicError where the output folder is gone: what is not mounted any more must not
+        be made again beneath."""
+        output_dir = self._settings.output_dir
+        try:
+            (output_dir / HEARTBEAT_FILE).touch()
+        except FileNotFoundError:
+            raise AcouslicError(
+                f"{output_dir} was removed while the watcher ran: mount or make it again, and start the watcher again"
+            ) from None
+        except OSError as error:  # A full disk may have room later; until then `health` says that the sign is old.
+            log.warning("%s could not be written: %s", output_dir / HEARTBEAT_FILE, error.strerror or error)
+
+    def _beat_meanwhile(self, _: float) -> None:
+        """In the middle of a case, whose results say themselves that they have no folder."""
+        with contextlib.suppress(AcouslicError):
+            self._beat()
 
     def _new(self, settled_s: float) -> Iterator[SweepInput]:
         """What is complete and not done; the rows of what is done go into the table."""
@@ -134,7 +151,7 @@ class _Watcher:
             with contextlib.suppress(FileNotFoundError, AcouslicError):
                 row = self._row_of(sweep)
                 if row is None:
-                    if _age_s(self._files_of(sweep)) >= settled_s and not self._is_put_off(sweep):
+                    if self._is_settled(self._files_of(sweep), settled_s) and not self._is_put_off(sweep):
                         yield sweep
                 elif not self._table.holds(row):
                     self._table.take(row)
@@ -154,7 +171,7 @@ class _Watcher:
             check_apart(sweep, self._settings.output_dir)
         except AcouslicError as error:
             with contextlib.suppress(FileNotFoundError):
-                if _age_s([path]) >= settled_s:
+                if self._is_settled([path], settled_s):
                     self._tell(path, str(error))
             return None
         self._named[path] = stamp, sweep, source_files(path)
@@ -164,10 +181,23 @@ class _Watcher:
         return self._named[sweep.path][2]
 
     def _tell(self, path: Path, sentence: str) -> None:
-        """Once a file."""
-        if path not in self._told:
-            self._told.add(path)
+        """Once a file, and again when it has changed."""
+        stamp = stamp_of(path)
+        if path not in self._told or self._told[path] != stamp:
+            self._told[path] = stamp
             complain(sentence)
+
+    def _is_settled(self, files: list[Path], settled_s: float) -> bool:
+        """Whether nobody has written to the files for so long, by their times or by what earlier looks saw. Raises
+        FileNotFoundError where the first is gone."""
+        if _age_s(files) >= settled_s:
+            self._seen.pop(files[0], None)
+            return True
+        stamps = [stamp_of(file) for file in files]
+        seen = self._seen.get(files[0])
+        if seen is None or seen[0] != stamps:
+            self._seen[files[0]] = seen = stamps, time.monotonic()
+        return time.monotonic() - seen[1] >= settled_s
 
     def _row_of(self, sweep: SweepInput) -> ResultRow | None:
         case_dir, failed_dir = (self._settings.output_dir / part / sweep.case for part in ("", FAILED_FOLDER))
@@ -207,7 +237,7 @@ class _Watcher:
                 self._settings,
                 self._maker,
                 interrupts=self._interrupts,
-                progress=self._beat,
+                progress=self._beat_meanwhile,
                 on_failure=failures.append,
                 before_landing=functools.partial(landing.enter_context, self._interrupts.held()),
             )

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -334,6 +335,46 @@ def test_a_full_disk_ends_no_watcher(watcher, platform_case, speckle, tmp_path, 
     assert list(first._new(5.0)) == []
     assert "the stack was read to its end" in (tmp_path / "out" / "results.csv").read_text()
     assert [sweep.case for sweep in watcher()._new(5.0)] == ["a"]
+
+
+def test_a_file_from_the_future_is_analysed_when_it_rests(watcher, platform_case, speckle, tmp_path, monkeypatch):
+    """Its clock is ahead: it is complete when it has not changed between looks for long enough."""
+    stack = platform_case.write_sweep(speckle(4)).rename(tmp_path / "stacks" / "a.mha")
+    os.utime(stack, (time.time() + 3600,) * 2)
+    clock = [1000.0]
+    monkeypatch.setattr(watch, "time", SimpleNamespace(time=time.time, monotonic=lambda: clock[0]))
+    first = watcher()
+    found = []
+    for _ in range(4):
+        found.append([sweep.case for sweep in first._new(5.0)])
+        clock[0] += 3
+        if len(found) == 1:
+            os.utime(stack, (time.time() + 7200,) * 2)
+    assert found == [[], [], [], ["a"]]
+
+
+def test_a_refused_file_is_told_again_when_it_is_another_one(watcher, platform_case, speckle, tmp_path, capsys):
+    """Two files of one case name: the second is refused once, and so is the next that comes under its name."""
+    for name in ("a.mha", "a.mhd"):
+        shutil.copy(platform_case.write_sweep(speckle(4)), tmp_path / "stacks" / name)
+    first = watcher()
+    for modified_s in (1000, 2000):
+        os.utime(tmp_path / "stacks" / "a.mhd", (modified_s,) * 2)
+        for _ in range(2):
+            list(first._new(5.0))
+        assert capsys.readouterr().err.count("a.mhd is not analysed") == 1
+
+
+def test_an_output_folder_that_is_removed_ends_the_watcher(watcher, tmp_path):
+    """In one sentence: a folder made again may lie beneath the disk that is missing."""
+    (tmp_path / "out").mkdir()
+    first = watcher()
+    first._beat()
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(AcouslicError, match="out was removed while the watcher ran"):
+        first._beat()
+    first._beat_meanwhile(0.5)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_watcher_is_told_what_predict_is_told(tmp_path):
