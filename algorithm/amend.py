@@ -16,9 +16,8 @@ from acouslic.stack import StackHeader, open_stack
 from acouslic.write import check_outputs, write_bytes, write_json, write_mask_stack
 from algorithm.result.correction import Correction, ellipse_of, read_correction
 from algorithm.result.growth import judge_growth, parse_age
-from algorithm.result.outputs import SCHEMA_VERSION, ellipse_json, growth_json
+from algorithm.result.outputs import AMENDMENT_FILE, SCHEMA_VERSION, ellipse_json, growth_json
 
-AMENDMENT_FILE = "amendment.json"
 _SAME_MM = 0.01
 """Between the browser's circumference and ours: the same formula on numbers of three decimals."""
 

@@ -3,6 +3,8 @@
 import contextlib
 import fcntl
 import hashlib
+import itertools
+import json
 import os
 import shutil
 import time
@@ -11,9 +13,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from acouslic.errors import ShortageError
-from acouslic.sockets import FRAME_NUMBER_FILE
+from acouslic.sockets import CIRCUMFERENCE_FILE, FRAME_NUMBER_FILE
 from acouslic.write import why_not_written
-from algorithm.result.outputs import remove_results
+from algorithm.result.outputs import AMENDMENT_FILE, remove_results
 
 _SUFFIX = ".partial"
 _OLD_S = 24 * 3600.0
@@ -29,7 +31,8 @@ def _nothing() -> None:
 def complete_or_absent(case_dir: Path, *, before_landing: Callable[[], object] = _nothing) -> Iterator[Path]:
     """A hidden folder beside `case_dir` to write results into; when the block ends well it takes that name.
 
-    The results of an earlier run in `case_dir` are removed first; files that are not ours stay. Whatever ends the block
+    The results of an earlier run in `case_dir` are removed first; files that are not ours stay, and amendments of
+    another result than the new one are then called `outdated-amended-1`. Whatever ends the block
     early leaves nothing, and a process that is killed leaves the hidden folder alone, which `remove_leftovers` removes.
     The folder is locked as long as this process works in it, so that no other takes it for such a leftover. Where two
     processes do the same case, the first to end wins. `before_landing` is called when all is written.
@@ -128,11 +131,27 @@ def _land(partial: Path, case_dir: Path) -> None:
     if (case_dir / FRAME_NUMBER_FILE).exists():
         # Another process was faster: its result is as good.
         return
+    _set_outdated_apart(case_dir, partial)
     files = [path for path in partial.rglob("*") if path.is_file()]
     for path in sorted(files, key=lambda path: path.name == FRAME_NUMBER_FILE):
         target = case_dir / path.relative_to(partial)
         target.parent.mkdir(parents=True, exist_ok=True)
         path.replace(target)
+
+
+def _set_outdated_apart(case_dir: Path, partial: Path) -> None:
+    """Rename the amendments in `case_dir` that do not amend the result in `partial`: a reader takes the highest number
+    for the correction of the result beside it."""
+    result = partial / CIRCUMFERENCE_FILE
+    amended_sha256 = hashlib.sha256(result.read_bytes()).hexdigest() if result.is_file() else ""
+    for folder in sorted(case_dir.glob("amended-*")):
+        try:
+            amends = json.loads((folder / AMENDMENT_FILE).read_text(encoding="utf-8"))["amends_sha256"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # None of ours.
+        if amends != amended_sha256:
+            names = (f"outdated-amended-{number}" for number in itertools.count(1))
+            folder.rename(next(new for name in names if not (new := case_dir / name).exists()))
 
 
 def _not_written(case_dir: Path, error: OSError) -> ShortageError:

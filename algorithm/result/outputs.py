@@ -25,6 +25,7 @@ SCHEMA_VERSION = 1
 INTERVAL_OF = "members and neighbouring frames"
 PREVIEW_FILE = "preview.png"
 RECORD_FILE = "case.json"
+AMENDMENT_FILE = "amendment.json"
 REPORT_FILE = "report.html"
 DICOM_SEGMENTATION_FILE = "segmentation.dcm"
 DICOM_REPORT_FILE = "measurement-report.dcm"

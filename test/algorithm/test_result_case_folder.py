@@ -2,12 +2,15 @@
 
 import errno
 import fcntl
+import hashlib
+import json
 import os
 import subprocess
 import sys
 
-from acouslic.sockets import FRAME_NUMBER_FILE
+from acouslic.sockets import CIRCUMFERENCE_FILE, FRAME_NUMBER_FILE
 from algorithm.result.case_folder import complete_or_absent, remove_leftovers
+from algorithm.result.outputs import AMENDMENT_FILE
 
 _KILLED = """
 import os, signal, sys
@@ -31,6 +34,27 @@ def test_a_second_process_leaves_the_first_ones_work_alone(tmp_path):
         assert first.is_dir()
     assert (case_dir / FRAME_NUMBER_FILE).read_text() == "2"
     assert [item.name for item in tmp_path.iterdir()] == ["a"]
+
+
+def test_amendments_of_an_earlier_result_are_set_apart(tmp_path):
+    """The same result again keeps its amendment; another one does not get it, and nothing of it is lost."""
+    case_dir = tmp_path / "a"
+
+    def analyse(content):
+        with complete_or_absent(case_dir) as folder:
+            (folder / CIRCUMFERENCE_FILE).write_text(content)
+            (folder / FRAME_NUMBER_FILE).write_text("1")
+        return sorted(item.name for item in case_dir.iterdir() if item.is_dir())
+
+    for content in ("first", "second"):
+        analyse(content)
+        amended = case_dir / "amended-1"
+        amended.mkdir()
+        sha256 = hashlib.sha256(content.encode()).hexdigest()
+        (amended / AMENDMENT_FILE).write_text(json.dumps({"amends_sha256": sha256}))
+    assert analyse("second") == ["amended-1", "outdated-amended-1"]
+    assert analyse("third") == ["outdated-amended-1", "outdated-amended-2"]
+    assert (case_dir / CIRCUMFERENCE_FILE).read_text() == "third"
 
 
 def test_what_a_killed_process_left_is_removed_at_once(repository, tmp_path):
