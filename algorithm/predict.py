@@ -305,7 +305,7 @@ def _on_many_devices(
 
 def _read_ahead(sweeps: Sequence[SweepInput], settings: PredictSettings) -> Iterator[tuple[SweepInput, CaseStream]]:
     """Each sweep with its stream, the next one's decoding already begun."""
-    streams: deque[FrameStream] = deque()
+    streams: deque[CaseStream] = deque()
     try:
         streams.append(settings.stream(sweeps[0]))
         for sweep, following in zip(sweeps, [*sweeps[1:], None], strict=True):

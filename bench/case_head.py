@@ -61,6 +61,8 @@ class KeptCase:
     """(members, R): logits."""
     embedding: NDArray[np.float16]
     """(members, R, output_dim)"""
+    black: NDArray[np.bool_]
+    """(R,); none in scores of earlier versions, which do not say."""
 
     def sweeps(self, stride: int) -> list[range]:
         """Where the kept frames of each sweep lie among them."""
@@ -87,6 +89,7 @@ def keep_scores(model: Path, cache: Cache, out: Path, stride: int) -> None:
         np.savez(
             part,
             label=case.labels[rows],
+            black=case.black[rows],
             subject=case.subject_id,
             stride=stride,
             presence=said.presence,
@@ -101,7 +104,9 @@ def read_scores(folders: Sequence[Path]) -> tuple[list[KeptCase], int]:
     cases, strides = [], set()
     for path in sorted(path for folder in folders for path in folder.glob("*.npz")):
         with np.load(path, allow_pickle=False) as kept:
-            cases.append(KeptCase(path.stem, str(kept["subject"]), kept["label"], kept["presence"], kept["embedding"]))
+            label = kept["label"]
+            black = kept["black"] if "black" in kept else np.zeros(len(label), bool)
+            cases.append(KeptCase(path.stem, str(kept["subject"]), label, kept["presence"], kept["embedding"], black))
             strides.add(int(kept["stride"]))
     if len(strides) != 1:
         raise AcouslicError(f"{', '.join(map(str, folders))}: expected scores of one stride, found {sorted(strides)}")
@@ -119,8 +124,9 @@ class Setting:
     @classmethod
     def of(cls, cases: Sequence[KeptCase], stride: int) -> "Setting":
         """Fitted on these cases."""
-        positive = np.concatenate([case.label > 0 for case in cases])
-        logits = [np.concatenate([case.presence[k] for case in cases]) for k in range(len(cases[0].presence))]
+        positive = np.concatenate([case.label[~case.black] > 0 for case in cases])
+        members = range(len(cases[0].presence))
+        logits = [np.concatenate([case.presence[k][~case.black] for case in cases]) for k in members]
         return cls(stride, tuple(fit_temperature(logit, positive) for logit in logits))
 
     @property
@@ -141,7 +147,7 @@ class Setting:
                 case.uuid,
                 torch.from_numpy(case.embedding[k].astype(np.float32)),
                 calibrated_logit(case.presence[k], temperature),
-                torch.ones(len(case.label), dtype=torch.bool),
+                torch.from_numpy(~case.black),
                 case.sweeps(self.stride),
                 case.label,
             )
@@ -155,6 +161,7 @@ class Setting:
         for case in cases:
             members = zip(case.presence, self.temperatures, strict=True)
             said = np.mean([probability_of(logit.astype(np.float64) / at) for logit, at in members], axis=0)
+            said = np.where(case.black, 0.0, said)
             again = None if reviewed is None else reviewed[case.uuid]
             sweeps = case.sweeps(self.stride)
             frames = judge_frames(said, None, sweeps, self.selection, again)

@@ -119,7 +119,7 @@ def _all_frames(values: NDArray[np.float32], rows: NDArray[np.int64], sweeps: Se
 
 
 def said_of(members: Sequence[TrainedMember], answers: Sequence[dict[str, Answer]], case: CachedCase) -> SaidOfCase:
-    """The mean of the runs that were asked about a case."""
+    """The mean of the runs that were asked about a case; calibrated presence of a black frame is 0, as in inference."""
     asked = [(member, found[case.uuid]) for member, found in zip(members, answers, strict=True) if case.uuid in found]
     presence = [answer.presence for _, answer in asked]
     calibrations = [member.calibration for member, _ in asked]
@@ -135,12 +135,16 @@ def said_of(members: Sequence[TrainedMember], answers: Sequence[dict[str, Answer
         label=case.labels,
         sweeps=case.sweeps,
         plain=np.mean([probability_of(logit) for logit in presence], axis=0),
-        presence=np.mean(
-            [
-                probability_of(logit / calibration.presence_temperature)
-                for logit, calibration in zip(presence, calibrations, strict=True)
-            ],
-            axis=0,
+        presence=np.where(
+            case.black,
+            0.0,
+            np.mean(
+                [
+                    probability_of(logit / calibration.presence_temperature)
+                    for logit, calibration in zip(presence, calibrations, strict=True)
+                ],
+                axis=0,
+            ),
         ),
         optimality=np.mean(optimality, axis=0) if len(optimality) == len(asked) else None,
         mask_area=np.mean(areas, axis=0) if len(areas) == len(asked) else None,

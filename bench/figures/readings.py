@@ -43,7 +43,7 @@ class SaidOfCase:
     plain: Values
     """(F,): mean of sigmoid(logit), not calibrated."""
     presence: Values
-    """(F,): mean of the calibrated probabilities."""
+    """(F,): mean of the calibrated probabilities; 0 of black frames."""
     optimality: Values | None
     mask_area: Values | None
     """(F,): mean share of mask pixels above 0.5; None where masks were not drawn on all frames."""
@@ -195,8 +195,9 @@ def _best(quality: Values, case: SaidOfCase) -> int:
 
 
 def _distances(case: SaidOfCase) -> list[float]:
-    """Of each sweep's top from the best sweep's, in units of the case's top - median."""
+    """Of each sweep's top from the best sweep's, in units of the case's top - median; black frames do not count."""
     logit = presence_logit(smooth_in_sweeps(case.presence, case.sweeps, SELECTION.smoothing_sigma_frames))
-    top, median = top_and_median(logit, 8)
+    shown = case.presence > 0
+    top, median = top_and_median(logit[shown] if shown.any() else logit, 8)
     tops = [float(logit[sweep.start : sweep.stop].max()) for sweep in case.sweeps]
     return [(max(tops) - value) / max(1e-9, top - median) for value in tops]

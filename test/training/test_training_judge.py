@@ -1,22 +1,32 @@
 """Calibration and thresholds, on logits and masks drawn in the test."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from acouslic.geometry import sweep_ranges
 from algorithm.judgement.select_frame import judge_frames
+from algorithm.model.artifact import load_artifact
 from algorithm.model.manifest import HalfWay, SelectionConfig
+from bench.setting.random_artifact import TOWERS, write_random_artifact
+from training.fit import main as fit
 from training.frames.dataset import soft_masks, table_of
 from training.judge.calibrate import Calibration, CaseJudgement, calibrate_member, fit_temperature, judge_cases
 from training.judge.mask_threshold import choose_mask_threshold
 from training.judge.reading import choose_thresholds, describe_reading, fit_half_way, read_cases
+from training.judge.teacher import teach
+from training.judge.unseen_cases import score_members, uncertain_frames
 from training.learn.frame_metrics import best_f1, count_frames
-from training.learn.out_of_fold import OutOfFold
+from training.learn.out_of_fold import OutOfFold, read_out_of_fold, write_out_of_fold
+from training.learn.run_folder import RunFolder
 from training.release.cache import Cache
+from training.release.split import read_split
 
 PLAIN = SelectionConfig(smoothing_sigma_frames=0.0, choice_sigma_frames=0.0)
 
@@ -27,6 +37,7 @@ def draw_scores(uuids: list[str], logit: NDArray[np.float32], label: NDArray[np.
         uuid=np.array(uuids),
         frame_counts=np.full(len(uuids), len(logit) // len(uuids)),
         label=label,
+        black=np.zeros(len(logit), bool),
         presence_logit=logit,
         optimality_logit=logit[:0],
         mask_rows=np.zeros(0, np.int64),
@@ -72,6 +83,91 @@ def test_optimality_is_fitted_on_annotated_frames() -> None:
     scored = OutOfFold(**(vars(scored) | {"optimality_logit": logit}))
     calibration = calibrate_member(scored)
     assert calibration.optimality_temperature < 1
+
+
+def with_black(scored: OutOfFold, black: NDArray[np.bool_]) -> OutOfFold:
+    """The same scores, of which some frames are black."""
+    return replace(scored, black=black)
+
+
+def test_black_frames_are_judged_as_in_inference() -> None:
+    """Whatever a member says of black frames they are 0, lend their neighbours nothing, and leave top and median."""
+    rng = np.random.default_rng(3)
+    logit = rng.normal(-4, 1, 280).astype(np.float32)
+    logit[100:112] += 7
+    black = np.arange(280) % 140 >= 112
+    label = (np.arange(280) // 6 == 17).astype(np.uint8)
+    selection = SelectionConfig(half_way=HalfWay(0.4))
+    for said_of_black in (-9.0, 3.0):
+        logit[black] = said_of_black
+        scored = with_black(draw_scores(["a"], logit, label), black)
+        (case,) = judge_cases([scored], [Calibration()], selection)
+        presence = np.where(black, 0.0, 1 / (1 + np.exp(-logit.astype(np.float64))))
+        expected = judge_frames(presence, None, sweep_ranges(280), selection)
+        np.testing.assert_array_equal(case.seen, ~black)
+        for name in ("presence_alone", "presence", "quality"):
+            np.testing.assert_allclose(getattr(case.frames, name), getattr(expected, name), atol=1e-12)
+        assert not case.frames.presence[black].any()
+    unseen = with_black(draw_scores(["a"], logit, label), np.ones(280, bool))
+    (case,) = judge_cases([unseen, scored], [Calibration()] * 2, selection)
+    assert not case.seen.any(), "black by anybody's word"
+
+
+def test_black_frames_are_not_calibrated_on() -> None:
+    """The temperatures are those of the frames that show anything; 1 where none does."""
+    rng = np.random.default_rng(4)
+    logit = rng.normal(-1, 2, 400).astype(np.float32)
+    label = ((rng.random(400) < 1 / (1 + np.exp(-2 * logit))) * rng.integers(1, 3, 400)).astype(np.uint8)
+    shown = replace(draw_scores(["a"], logit, label), optimality_logit=logit[::-1].copy())
+    expected = calibrate_member(shown)
+    padded = replace(
+        draw_scores(["a"], np.append(logit, np.full(200, 9, np.float32)), np.append(label, np.full(200, 2, np.uint8))),
+        optimality_logit=np.append(logit[::-1], np.full(200, 9, np.float32)),
+    )
+    black = np.arange(600) >= 400
+    assert calibrate_member(with_black(padded, black)) == expected
+    assert calibrate_member(padded) != expected
+    assert calibrate_member(with_black(padded, np.ones(600, bool))) == Calibration()
+
+
+def test_runs_say_which_frames_are_black_and_older_ones_none(tmp_path: Path) -> None:
+    """What is written is read; a file of an earlier version, without a word of it, has no black frame."""
+    black = np.array([False, True, True, False])
+    scored = with_black(draw_scores(["a"], np.zeros(4, np.float32), np.zeros(4, np.uint8)), black)
+    write_out_of_fold(tmp_path / "now.npz", scored)
+    np.testing.assert_array_equal(read_out_of_fold(tmp_path / "now.npz").black, black)
+    np.savez(tmp_path / "earlier.npz", **{name: value for name, value in vars(scored).items() if name != "black"})
+    np.testing.assert_array_equal(read_out_of_fold(tmp_path / "earlier.npz").black, np.zeros(4, bool))
+
+
+def test_black_frames_are_seen_in_the_frames(tiny_training: Any, tmp_path: Path) -> None:
+    """A run's scores and a model's answers, however long they were kept, find the same black frames: those that
+    inference would find, not those that hold a codec's traces. They are no frames to measure half precision on."""
+    folder = tmp_path / "cache"
+    shutil.copytree(tiny_training.cache, folder)
+    uuid = Cache(folder).cases[0].uuid
+    frames = np.load(folder / "cases" / uuid / "frames.npy")
+    frames[[2, 40]], frames[41] = 0, 1
+    np.save(folder / "cases" / uuid / "frames.npy", frames)
+    cache = Cache(folder)
+    expected = (frames == 0).all(axis=(1, 2))
+    assert expected[40]
+    assert not expected[41]
+    write_random_artifact(tmp_path / "model", replace(TOWERS["tiny"], image_size=28), members=1, seed=4)
+    artifact = load_artifact(tmp_path / "model")
+    for _ in range(2):  # asked, and read again
+        (scored,) = score_members(artifact, cache, [(uuid,)], torch.device("cpu"), keep_in=tmp_path / "kept")
+        np.testing.assert_array_equal(scored.black, expected)
+    assert uncertain_frames([scored], cache, int((~expected).sum())).amax((1, 2)).min() > 0
+    lessons = teach([scored], artifact.manifest.members)
+    np.testing.assert_array_equal(lessons[uuid].presence == 0, expected)
+    run = tmp_path / "run"
+    words = [f"--split={tiny_training.paper_split}", "--optimiser.epochs=1", f"--cache={folder}"]
+    validated = read_split(tiny_training.paper_split).validation_cases()
+    shutil.copy(folder / "cases" / uuid / "frames.npy", folder / "cases" / validated[0] / "frames.npy")
+    assert fit(tiny_training.fit_arguments(run, *words)) == 0
+    of_run = read_out_of_fold(RunFolder(run).out_of_fold)
+    np.testing.assert_array_equal(of_run.black[: len(expected)], expected)
 
 
 def test_best_f1_by_hand() -> None:

@@ -98,6 +98,7 @@ def test_the_picture_shows_annotation_and_what_was_drawn(tiny_training: Any) -> 
         uuid=np.array([case.uuid]),
         frame_counts=np.array([case.frame_count]),
         label=case.labels,
+        black=case.black,
         presence_logit=np.zeros(case.frame_count, np.float32),
         optimality_logit=np.zeros(0, np.float32),
         mask_rows=np.array([frame]),

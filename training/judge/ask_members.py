@@ -122,13 +122,15 @@ def _join(masks: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
 
 
 def of_member(answers: Sequence[Answers], member: int, table: FrameTable) -> OutOfFold:
-    """What one member says of all frames of a table, whose cases `answers` are, as its run would have kept it."""
+    """What one member says of all frames of a table, whose cases `answers` are, as its run would have kept it. Which
+    frames are black is seen in the frames, so answers need not have kept it."""
     optimality = np.concatenate([case.optimality[member] for case in answers])
     masks = _join([case.masks[member] for case in answers])
     return OutOfFold(
         uuid=np.array([case.uuid for case in table.cases]),
         frame_counts=np.array([case.frame_count for case in table.cases]),
         label=table.label,
+        black=np.concatenate([case.black for case in table.cases]),
         presence_logit=np.concatenate([case.presence[member] for case in answers]),
         optimality_logit=optimality[:0] if np.isnan(optimality).any() else optimality,
         mask_rows=np.flatnonzero(table.label > 0) if len(masks) else np.zeros(0, np.int64),

@@ -40,21 +40,21 @@ class CaseJudgement:
     frames: FrameJudgement
     """Of the mean of the members."""
     seen: NDArray[np.bool_]
-    """(F,): the frames that the case's scale is read from."""
+    """(F,): the frames that the case's scale is read from, which are not black."""
     sweeps: Sequence[range]
 
 
 def calibrate_member(scored: OutOfFold) -> Calibration:
-    """Fit a member on its validation frames."""
-    presence = fit_temperature(scored.presence_logit, scored.label > 0)
+    """Fit a member on its validation frames that are not black: of those nobody asks it."""
+    presence = fit_temperature(scored.presence_logit[~scored.black], scored.label[~scored.black] > 0)
     if len(scored.optimality_logit) == 0:
         return Calibration(presence)
-    annotated = scored.label > 0
+    annotated = (scored.label > 0) & ~scored.black
     return Calibration(presence, fit_temperature(scored.optimality_logit[annotated], scored.label[annotated] == 1))
 
 
 def fit_temperature(logit: NDArray[np.float32], positive: NDArray[np.bool_]) -> float:
-    """The temperature with the least cross-entropy, within 0.5 and 20; 1 where only one class is there."""
+    """The temperature with the least cross-entropy, within 0.5 and 20; 1 where only one class is there, or none."""
     if positive.all() or not positive.any():
         return 1.0
     logits = torch.from_numpy(logit.astype(np.float64))
@@ -84,16 +84,21 @@ def judge_cases(
     reviewed: Mapping[str, Values] | None = None,
 ) -> list[CaseJudgement]:
     """Every case that any member validated on, once, with the mean of those members' probabilities; `reviewed` is
-    presence (F,) as a case head sees it, by uuid."""
+    presence (F,) as a case head sees it, by uuid.
+
+    A black frame shows nothing, whatever the members make of it: its presence is 0, as in inference.
+    """
     presence: dict[str, list[Values]] = {}
     optimality: dict[str, list[Values]] = {}
     labels: dict[str, NDArray[np.uint8]] = {}
+    black: dict[str, NDArray[np.bool_]] = {}
     for member, calibration in zip(scored, calibrations, strict=True):
         start = 0
         for uuid, count in zip(member.uuid.tolist(), member.frame_counts.tolist(), strict=True):
             rows = slice(start, start + count)
             start += count
             labels[uuid] = member.label[rows]
+            black[uuid] = member.black[rows] | black.get(uuid, False)
             presence.setdefault(uuid, []).append(
                 _probability(member.presence_logit[rows], calibration.presence_temperature)
             )
@@ -103,7 +108,7 @@ def judge_cases(
                 )
 
     def judge(uuid: str) -> CaseJudgement:
-        mean = np.mean(presence[uuid], axis=0)
+        mean = np.where(black[uuid], 0.0, np.mean(presence[uuid], axis=0))
         mean_optimality = np.mean(optimality[uuid], axis=0) if uuid in optimality else None
         again = None if reviewed is None else reviewed[uuid]
         sweeps = sweep_ranges(len(mean))

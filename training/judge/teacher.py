@@ -35,7 +35,10 @@ class FrameOpinions:
 
 
 def teach(scored: Sequence[OutOfFold], members: Sequence[MemberConfig]) -> dict[str, FrameOpinions]:
-    """By case, the mean of the calibrated members that did not learn from it; `scored` is each member's word."""
+    """By case, the mean of the calibrated members that did not learn from it; `scored` is each member's word.
+
+    A black frame has presence 0: in inference it has that, whatever a student makes of it.
+    """
     calibrations = [Calibration(member.presence_temperature, member.optimality_temperature) for member in members]
     return {
         case.uuid: FrameOpinions(case.frames.presence_alone, case.frames.optimality)
@@ -71,7 +74,7 @@ def ask_student(
 
 def black_frames(case: CachedCase) -> NDArray[np.bool_]:
     """(F,): frames without a single pixel above zero, as inference finds them."""
-    return np.asarray(case.frames.reshape(case.frame_count, -1).max(axis=1) == 0)
+    return case.black
 
 
 def _probability(logit: torch.Tensor) -> Values:

@@ -97,10 +97,11 @@ def score_members(
 
 def uncertain_frames(scored: Sequence[OutOfFold], cache: Cache, count: int) -> torch.Tensor:
     """The frames that each member is least certain of, uint8 (about `count` in all, S, S): a small change of a logit
-    moves their probability most."""
+    moves their probability most. Black ones, whose probability is 0, come last."""
     frames = []
     for member in scored:
-        rows = np.sort(np.argsort(np.abs(member.presence_logit), kind="stable")[: max(1, count // len(scored))])
+        doubt = np.where(member.black, np.inf, np.abs(member.presence_logit))
+        rows = np.sort(np.argsort(doubt, kind="stable")[: max(1, count // len(scored))])
         frames.append(table_of(cache, member.uuid.tolist()).read(rows).frames)
     return torch.cat(frames)
 

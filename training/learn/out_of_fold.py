@@ -32,6 +32,9 @@ class OutOfFold:
     """(cases,)"""
     label: NDArray[np.uint8]
     """(frames,)"""
+    black: NDArray[np.bool_]
+    """(frames,): without a single pixel above zero; inference gives them presence 0. None where a run of an earlier
+    version does not say."""
     presence_logit: NDArray[np.float32]
     """(frames,)"""
     optimality_logit: NDArray[np.float32]
@@ -59,6 +62,7 @@ def score_out_of_fold(
     if limit is not None:
         rows = np.unique(np.concatenate([rows[:limit], np.flatnonzero(table.label > 0)[:1]]))
     presence, optimality = np.zeros(len(table), np.float32), np.zeros(len(table), np.float32)
+    black = np.zeros(len(table), bool)
     mask_rows: list[int] = []
     masks: list[NDArray[np.uint8]] = []
     dtype, _ = autocast_type(device)
@@ -66,6 +70,7 @@ def score_out_of_fold(
         for start in range(0, len(rows), _BATCH):
             chosen = rows[start : start + _BATCH]
             batch = table.read(chosen)
+            black[chosen] = (batch.frames.flatten(1).amax(1) == 0).numpy()
             annotated = torch.nonzero(batch.label > 0)[:, 0]
             images = normalise(batch.frames.to(device), preprocessing, torch.float32)
             wanted = all_rows(images) if network.judges_by_mask else annotated.to(device)
@@ -83,6 +88,7 @@ def score_out_of_fold(
         uuid=np.array([case.uuid for case in table.cases]),
         frame_counts=np.array([case.frame_count for case in table.cases]),
         label=table.label,
+        black=black,
         presence_logit=presence,
         optimality_logit=optimality if network.has_optimality else optimality[:0],
         mask_rows=np.array(mask_rows, np.int64),
@@ -98,10 +104,15 @@ def write_out_of_fold(path: Path, scored: OutOfFold) -> None:
 
 
 def read_out_of_fold(path: Path) -> OutOfFold:
-    """The reverse. Raises AcouslicError where the file is missing or another."""
+    """The reverse. Raises AcouslicError where the file is missing or another.
+
+    Runs of earlier versions do not say which frames are black. They are read as having none, as they were then;
+    `acouslic train calibrate` on their exported model looks at the frames.
+    """
     try:
         # Opened here: NumPy leaves a damaged file open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
-            return OutOfFold(**{name: content[name] for name in content.files})
+            values = {name: content[name] for name in content.files}
+        return OutOfFold(**({"black": np.zeros(len(values["label"]), bool)} | values))
     except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise AcouslicError(f"{path} is not the scores of a finished run: {error}") from None

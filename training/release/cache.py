@@ -96,6 +96,12 @@ class CachedCase:
         return np.array(self._open("padding"))
 
     @functools.cached_property
+    def black(self) -> NDArray[np.bool_]:
+        """bool (F,): frames without a single pixel above zero at training size, as inference finds them. Of `padding`'s
+        black ones those that a codec left a trace in are not among them. Reads all frames once."""
+        return np.asarray(self.frames.reshape(self.frame_count, -1).max(axis=1) == 0)
+
+    @functools.cached_property
     def mask_frames(self) -> NDArray[np.int32]:
         """int32 (A,): the annotated frames, ascending."""
         return np.array(self._open("mask_frames"))
