@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from acouslic.errors import AcouslicError
 from acouslic.geometry import sweep_ranges
 from algorithm.judgement.select_frame import judge_frames
 from algorithm.model.artifact import load_artifact
@@ -21,7 +23,7 @@ from training.judge.calibrate import Calibration, CaseJudgement, calibrate_membe
 from training.judge.mask_threshold import choose_mask_threshold
 from training.judge.reading import choose_thresholds, describe_reading, fit_half_way, read_cases
 from training.judge.teacher import teach
-from training.judge.unseen_cases import score_members, uncertain_frames
+from training.judge.unseen_cases import cases_of_members, score_members, uncertain_frames
 from training.learn.frame_metrics import best_f1, count_frames
 from training.learn.out_of_fold import OutOfFold, read_out_of_fold, write_out_of_fold
 from training.learn.run_folder import RunFolder
@@ -207,6 +209,22 @@ def test_cases_are_judged_by_members_that_did_not_learn_from_them() -> None:
     np.testing.assert_allclose(judged[0].frames.presence, 0.5)
     np.testing.assert_allclose(judged[1].frames.presence, (0.5 + 1 / (1 + np.exp(-1.0))) / 2)
     assert judged[0].frames.optimality is None
+
+
+@pytest.mark.parametrize("own", ["none", "the paper's", "of subjects"])
+def test_the_papers_validation_cases_are_for_members_that_did_not_learn_from_them(own: str, tiny_training: Any) -> None:
+    """A model of the paper's split, or an imported one that names none, is judged by them; a model of other folds,
+    whose members learned from some of them, is refused."""
+    cache = Cache(tiny_training.cache)
+    paper, subjects = read_split(tiny_training.paper_split), read_split(tiny_training.subject_split)
+    sha256 = {"none": None, "the paper's": paper.sha256(), "of subjects": subjects.sha256()}[own]
+    manifest: Any = SimpleNamespace(members=[None] * 3, provenance=SimpleNamespace(split_sha256=sha256))
+    if own == "of subjects":
+        with pytest.raises(AcouslicError, match="may have learned from its validation cases"):
+            cases_of_members(manifest, cache, paper)
+        assert cases_of_members(manifest, cache, subjects) == [subjects.validation_cases(k) for k in range(3)]
+    else:
+        assert cases_of_members(manifest, cache, paper) == [paper.validation_cases()] * 3
 
 
 def draw_case(presence: list[float], label: list[int], optimality: list[float] | None = None) -> CaseJudgement:

@@ -38,15 +38,23 @@ def _resize(antialias: bool) -> str:
 def cases_of_members(manifest: Manifest, cache: Cache, split: Split | None) -> list[tuple[str, ...]]:
     """The cases that each member is judged by: those it has not learned from.
 
-    The validation part of the paper's split, or each member's fold of the model's own split; without a split all cases
-    of the cache, which none may have learned from. Raises AcouslicError for another model's split.
+    The validation part of the paper's split, where the model was trained on that or says of none (an imported one), or
+    each member's fold of the model's own split; without a split all cases of the cache, which none may have learned
+    from. Raises AcouslicError for another model's split.
     """
     members = len(manifest.members)
     if split is None:
         return [tuple(case.uuid for case in cache.cases)] * members
+    own = manifest.provenance.split_sha256
     if split.protocol == "paper":
+        if own not in (None, split.sha256()):
+            raise AcouslicError(
+                "the model's members were not trained on this split, so that they may have learned from its validation "
+                "cases: give the split that the model was made with, or leave --split out and give a cache of cases "
+                "that it has not seen"
+            )
         return [split.validation_cases()] * members
-    if manifest.provenance.split_sha256 != split.sha256() or split.members != members:
+    if own != split.sha256() or split.members != members:
         raise AcouslicError(
             "the model's members were not trained on the folds of this split, so nobody knows which cases they have "
             "learned from: give the split that the model was made with, or leave --split out and give a cache of "
