@@ -82,6 +82,24 @@ def test_settings_survive_their_file(tmp_path: Path) -> None:
     assert settings_of(parse_arguments([*WHERE, f"--config={path}", "--seed=9"])).seed == 9
 
 
+def test_the_command_line_goes_over_files_wherever_they_stand(tmp_path: Path) -> None:
+    """Of files the later one wins; `--config` may stand before or behind a setting, and is not shortened."""
+    one, other = tmp_path / "one.yaml", tmp_path / "other.yaml"
+    one.write_text("seed: 4\noptimiser:\n  epochs: 7\n  batch_size: 5\n")
+    other.write_text("optimiser:\n  batch_size: 6\n")
+    for words in (
+        [f"--config={one}", "--config", str(other), "--optimiser.epochs=3"],
+        ["--optimiser.epochs", "3", "--config", str(one), f"--config={other}"],
+        [f"--config={one}", "--optimiser.epochs=3", f"--config={other}"],
+    ):
+        settings = settings_of(parse_arguments([*words, *WHERE]))
+        assert (settings.seed, settings.optimiser.epochs, settings.optimiser.batch_size) == (4, 3, 6)
+    with pytest.raises(AcouslicError, match="conf"):
+        parse_arguments([*WHERE, f"--conf={one}"])
+    with pytest.raises(AcouslicError, match="config"):
+        parse_arguments([*WHERE, "--config"])
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
