@@ -15,12 +15,11 @@ from pathlib import Path
 from acouslic.errors import AcouslicError
 from acouslic.release import Release
 from acouslic.write import write_text
-from training.fit import fit_fold, make_parser, settings_of
+from training.fit import fit_fold, make_parser, parse_settings, settings_of
 from training.learn.run_folder import settings_to_yaml
 from training.network.open_clip_weights import tower_config_from_open_clip
 from training.network.tower_source import read_model_config
 from training.parallel import FoldProcesses, fit_command, visible_gpus
-from training.recipe.command_line import parse_with
 from training.release import prepare, split
 from training.release.cache import Cache
 
@@ -35,7 +34,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes that prepare")
     parser.add_argument("--antialias", type=bool, default=False, help="resize with antialiasing")
     parser.add_argument("--parallel", type=int, default=1, help="folds beside each other; 0 trains none")
-    options = parse_with(parser, "ensemble", arguments)
+    options = parse_settings(parser, "ensemble", arguments)
     if options.parallel < 0:
         raise AcouslicError(f"--parallel is how many folds to train at once, not {options.parallel}")
     settings, out, raw = settings_of(options), Path(options.out), Path(options.raw)

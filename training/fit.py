@@ -5,9 +5,9 @@
 
 `--fold 1` trains the member that validates on the first fold; without `--fold` every fold of a split by subject is
 trained, in RUN/fold_1, RUN/fold_2, ... . Settings come from the defaults (our recipe) or from `--faithful` (the
-published one), then from `--config`, then from the command line; unknown ones are refused. The same command goes on
-where an ended run stopped, and says so where it is finished. `--check` takes one batch through everything and leaves
-nothing behind.
+published one), then from `--config`, then from the command line; unknown ones are refused, and so is a file that names
+another published recipe than the command line. The same command goes on where an ended run stopped, and says so where
+it is finished. `--check` takes one batch through everything and leaves nothing behind.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
+from acouslic.errors import AcouslicError
 from training.learn.run_folder import RunFolder
 from training.learn.run_member import FoldCases, run_member
 from training.recipe.check_settings import check_settings
@@ -67,19 +68,37 @@ def parse_arguments(arguments: list[str]) -> Namespace:
     parser.add_argument("--out", required=True, help="folder of the run")
     parser.add_argument("--fold", type=int, help="fold to validate on, from 1; all of them if not given")
     parser.add_argument("--check", action="store_true", help="one batch of everything")
-    return parse_with(parser, "fit", arguments)
+    return parse_settings(parser, "fit", arguments)
 
 
 def make_parser(command: str, description: str | None, arguments: list[str]) -> ArgumentParser:
     """A parser of a command that trains: every setting, `--config`, and `--faithful`, which decides the defaults."""
-    chooser = argparse.ArgumentParser(add_help=False)
-    chooser.add_argument("--faithful", nargs="?", const="cls", choices=sorted(PRESETS))
-    preset = chooser.parse_known_args(arguments)[0].faithful
+    preset = _preset_of(arguments)
     parser = command_parser(command, description)
     parser.add_argument("--faithful", nargs="?", const="cls", choices=sorted(PRESETS), help="the published recipe")
     parser.add_argument("--config", action=ActionConfigFile, help="settings as YAML")
     add_settings(parser, TrainSettings() if preset is None else PRESETS[preset])
     return parser
+
+
+def parse_settings(parser: ArgumentParser, command: str, arguments: list[str]) -> Namespace:
+    """The options of a parser of `make_parser`. Raises AcouslicError for what is unknown or of a wrong type, and where
+    a `--config` file names a published recipe: the defaults are decided before a file is read."""
+    options = parse_with(parser, command, arguments)
+    if options.faithful != _preset_of(arguments):
+        raise AcouslicError(
+            f"{command}: a --config file says faithful: {options.faithful}, which decides the defaults only on the "
+            f"command line: give --faithful {options.faithful} there"
+        )
+    return options
+
+
+def _preset_of(arguments: list[str]) -> str | None:
+    """The published recipe that the command line names."""
+    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chooser.add_argument("--faithful", nargs="?", const="cls", choices=sorted(PRESETS))
+    preset: str | None = chooser.parse_known_args(arguments)[0].faithful
+    return preset
 
 
 def add_settings(parser: ArgumentParser, defaults: TrainSettings) -> None:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from acouslic.errors import AcouslicError
 from algorithm.engine.ensemble import Ensemble
 from training.__main__ import main as training_main
+from training.ensemble import main as ensemble
 from training.export.trained_member import MovedTower, artifact_of, read_member, shared_tower
 from training.export.write_artifact import main as export
 from training.fit import main, parse_arguments, settings_of
@@ -98,6 +99,18 @@ def test_the_command_line_goes_over_files_wherever_they_stand(tmp_path: Path) ->
         parse_arguments([*WHERE, f"--conf={one}"])
     with pytest.raises(AcouslicError, match="config"):
         parse_arguments([*WHERE, "--config"])
+
+
+def test_a_file_names_no_other_recipe_than_the_command_line(tmp_path: Path) -> None:
+    """`faithful` in a file would be read after the defaults were chosen: it is refused unless it says the same."""
+    path = tmp_path / "x.yaml"
+    path.write_text("faithful: seg\n")
+    with pytest.raises(AcouslicError, match="give --faithful seg there"):
+        parse_arguments([*WHERE, f"--config={path}"])
+    with pytest.raises(AcouslicError, match="ensemble: a --config file says faithful: seg"):
+        ensemble(["--raw=raw", "--out=out", f"--config={path}"])
+    assert settings_of(parse_arguments([*WHERE, f"--config={path}", "--faithful=seg"])) == FAITHFUL_SEG
+    assert settings_of(parse_arguments([*WHERE, "--faithful", f"--config={path}"])) == FAITHFUL_CLS
 
 
 @pytest.mark.parametrize(
