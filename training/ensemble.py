@@ -20,6 +20,7 @@ from training.learn.run_folder import settings_to_yaml
 from training.network.open_clip_weights import tower_config_from_open_clip
 from training.network.tower_source import read_model_config
 from training.parallel import FoldProcesses, fit_command, visible_gpus
+from training.recipe.check_settings import check_seed
 from training.release import prepare, split
 from training.release.cache import Cache
 
@@ -37,6 +38,7 @@ def main(arguments: list[str]) -> int:
     options = parse_settings(parser, "ensemble", arguments)
     if options.parallel < 0:
         raise AcouslicError(f"--parallel is how many folds to train at once, not {options.parallel}")
+    check_seed("--split_seed", options.split_seed)
     settings, out, raw = settings_of(options), Path(options.out), Path(options.raw)
     image_size = tower_config_from_open_clip(read_model_config(settings.tower)).image_size
     words = [f"--raw={raw}", f"--out={out / 'cache'}", f"--image-size={image_size}", f"--jobs={options.jobs}"]

@@ -40,6 +40,7 @@ from training.learn.run_member import (
 )
 from training.network.baselines import ROWS, Row, build_baseline
 from training.network.model import Network
+from training.recipe.check_settings import check_seed
 from training.recipe.command_line import command_parser, parse_with
 from training.recipe.settings import FAITHFUL_CLS, FAITHFUL_SEG, TrainSettings
 from training.release.cache import Cache
@@ -211,6 +212,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--config", action=ActionConfigFile, help="settings as YAML")
     add_settings(parser, FAITHFUL_SEG if wanted == "fetalclip_seg" else FAITHFUL_CLS)
     options = parse_with(parser, "table", arguments)
+    check_seed("--first_seed", options.first_seed)
+    check_seed("the last trial's seed", options.first_seed + options.trials - 1)
     split = read_split(Path(options.split))
     if not split.test_cases():
         raise AcouslicError(f"{options.split} has no test cases: make it with --protocol paper")

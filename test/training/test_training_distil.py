@@ -205,6 +205,7 @@ def test_what_is_refused(
     monkeypatch.undo()
     refused("held_out must be a share between 0 and 1", "--held_out=1.0")
     refused("optimiser.epochs must be at least 1", "--optimiser.epochs=0")
+    refused("seed must be between 0 and", "--seed=-1")
     refused("the student cannot be the gate", f"--runs={runs}", "--most_refined=0.01", "--optimiser.epochs=1")
     with pytest.raises(AcouslicError, match="is the model itself"):
         main(words(model, tiny_training, model))

@@ -123,12 +123,20 @@ def test_a_file_names_no_other_recipe_than_the_command_line(tmp_path: Path) -> N
         (["--adapter.rank=-1"], "adapter.rank"),
         (["--optimiser.batch_size=0"], "optimiser.batch_size"),
         (["--augment.flip=2"], "augment.flip"),
+        (["--seed=-1"], "seed must be between 0 and 4294967295, not -1"),
+        (["--seed=4294967296"], "seed"),
     ],
 )
 def test_a_wrong_setting_is_refused(words: list[str], named: str) -> None:
     """Unknown names, wrong types and impossible values end it at once, by name."""
     with pytest.raises(AcouslicError, match=named):
         settings_of(parse_arguments([*WHERE, *words]))
+
+
+def test_a_seed_of_folds_that_is_none_is_refused() -> None:
+    """Before anything is prepared."""
+    with pytest.raises(AcouslicError, match="--split_seed must be between 0 and"):
+        ensemble(["--raw=raw", "--out=out", "--split_seed=-1"])
 
 
 def test_an_unknown_setting_in_a_file_is_refused(tmp_path: Path) -> None:

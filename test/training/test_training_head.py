@@ -332,11 +332,13 @@ def test_a_head_is_not_calibrated_and_not_gated(headed: Path, tiny_training: Any
 
 
 def test_models_and_cases_without_a_head(model: Path, tiny_training: Any, tmp_path: Path) -> None:
-    """A gated model cannot have a head, and one case's labels cannot teach one: one sentence each, nothing written."""
+    """A gated model cannot have a head, and a seed is 0 or more: one sentence each, nothing written."""
     artifact, cache = load_artifact(model), Cache(tiny_training.cache)
     gated = replace(artifact.manifest, scoring=replace(artifact.manifest.scoring, mode="gated"))
     with pytest.raises(AcouslicError, match="has a gate"):
         add_case_head(replace(artifact, manifest=gated), cache, None, CPU, tmp_path / "new")
     with pytest.raises(AcouslicError, match="the model itself"):
         main([str(model), f"--cache={tiny_training.cache}", f"--out={model}"])
+    with pytest.raises(AcouslicError, match="--seed must be between 0 and"):
+        main([str(model), f"--cache={tiny_training.cache}", f"--out={tmp_path / 'new'}", "--seed=-1"])
     assert not (tmp_path / "new").exists()

@@ -266,10 +266,14 @@ def test_a_damaged_csv_of_runs_is_refused(tmp_path: Path, content: str, message:
 
 
 def test_what_a_split_needs_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A table without a column, and a split by subject without labels: the last line of stderr says so."""
+    """A table without a column, a split by subject without labels, a seed that is none: the last line of stderr says
+    so."""
     table = write_table(tmp_path / "table.csv", make_rows(20))
     assert training_main(["split", "--protocol", "subject", "--csv", str(table)]) == 1
     assert "give --runs or --cache" in capsys.readouterr().err
+    for seed in ("-1", "4294967296"):
+        assert training_main(["split", "--protocol", "subject", "--csv", str(table), "--seed", seed]) == 1
+        assert f"--seed must be between 0 and 4294967295, not {seed}" in capsys.readouterr().err
     table.write_text(table.read_text().replace("sweep_4_ac_mm", "sweep_4"))
     assert training_main(["split", "--protocol", "paper", "--csv", str(table)]) == 1
     assert "column sweep_4_ac_mm is missing" in capsys.readouterr().err.splitlines()[-1]

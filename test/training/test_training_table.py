@@ -165,7 +165,11 @@ def test_the_command_trains_the_papers_own_row(tiny_training: Any, tmp_path: Pat
 
 
 def test_a_split_without_test_cases_is_refused(tiny_training: Any, tmp_path: Path) -> None:
-    """Folds have no test cases to measure on."""
+    """Folds have no test cases to measure on; and every trial's seed has to be one."""
     words = tiny_training.fit_arguments(tmp_path, f"--split={tiny_training.subject_split}")
+    with pytest.raises(AcouslicError, match="--first_seed must be between 0 and"):
+        main(["--row=fetalclip_cls", "--first_seed=-1", *words])
+    with pytest.raises(AcouslicError, match="the last trial's seed must be between 0 and"):
+        main(["--row=fetalclip_cls", "--first_seed=4294967295", "--trials=2", *words])
     with pytest.raises(AcouslicError, match="no test cases"):
         main(["--row=fetalclip_cls", *words])

@@ -40,6 +40,7 @@ from training.judge.reading import choose_thresholds, describe_reading, fit_half
 from training.judge.teacher import black_frames
 from training.judge.unseen_cases import ask_about, cases_of_members, check_frames, of_members, uncertain_frames
 from training.learn.run_folder import made_with
+from training.recipe.check_settings import check_seed
 from training.release.cache import Cache
 from training.release.split import Split, read_split
 
@@ -169,6 +170,7 @@ def main(arguments: list[str]) -> int:
         raise AcouslicError(f"{options.out} is the model itself, which stays as it is: name another --out")
     if options.trials < 0:
         raise AcouslicError(f"--trials must be 0 or more, not {options.trials}")
+    check_seed("--seed", options.seed)
     check_writable(options.out.absolute().parent)
     set_cpu_threads()
     device, _ = choose_device(options.device)

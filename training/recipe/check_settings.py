@@ -4,6 +4,8 @@ from acouslic.errors import AcouslicError
 from training.recipe.settings import TrainSettings
 
 _ANY = float("inf")
+_LARGEST_SEED = 2**32 - 1
+"""NumPy and scikit-learn take no larger one."""
 
 _LIMITS: dict[str, tuple[float, float]] = {
     "adapter.rank": (0, _ANY),
@@ -48,8 +50,16 @@ _LIMITS.update(
 """Smallest and largest value of each number; None passes where a setting allows it."""
 
 
+def check_seed(name: str, seed: int) -> int:
+    """The seed itself. Raises AcouslicError, naming the option, where it is no seed for NumPy: 0 to 2**32 - 1."""
+    if not 0 <= seed <= _LARGEST_SEED:
+        raise AcouslicError(f"{name} must be between 0 and {_LARGEST_SEED}, not {seed}")
+    return seed
+
+
 def check_settings(settings: TrainSettings) -> TrainSettings:
     """The settings themselves. Raises AcouslicError, naming the setting, for values that no run can have."""
+    check_seed("seed", settings.seed)
     for name, (low, high) in _LIMITS.items():
         section, _, field = name.partition(".")
         value = getattr(getattr(settings, section), field)

@@ -1,5 +1,5 @@
 """From the raw release to what training reads.
 
 In: stacks, masks and the table of circumferences. Out: a cache of square frames, and a split of its cases. May use
-`acouslic` and `algorithm`.
+`acouslic`, `algorithm` and `training.recipe`.
 """

@@ -27,6 +27,7 @@ import numpy as np
 from acouslic.errors import AcouslicError
 from acouslic.release import CaseCircumferences, read_circumferences
 from acouslic.write import write_json
+from training.recipe.check_settings import check_seed
 from training.release.case_labels import CaseLabels, labels_of_cache, labels_of_runs, labels_of_table
 
 SCHEMA_VERSION = 1
@@ -227,6 +228,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=1, help="subject: seed of the folds; the paper's is fixed")
     parser.add_argument("--out", type=Path, help="split file to write")
     options = parser.parse_args(arguments)
+    check_seed("--seed", options.seed)
     rows = read_circumferences(options.csv)
     if options.runs:
         labels = labels_of_runs(options.runs, rows)
