@@ -4,7 +4,9 @@
 
 The folder gets `report.html`, `metrics.json` and `per_case.csv` by the evaluation's own code (`acouslic evaluate
 frames`), with each fold as a set of its own, the table `scores.npz` that they are made from, and `worst_frames.png`.
-Frames are read and chosen as an exported artifact would, with a reading fitted without the case's patient.
+Frames are read and chosen as an exported artifact would, with a reading fitted without the case's patient: the half-way
+depth, whether a sweep has one run, and how many frames are likely. The kept epoch and the temperatures are each fold's
+own, chosen on the very cases that it is judged by here.
 """
 
 import argparse
@@ -25,7 +27,6 @@ from algorithm.model.manifest import SelectionConfig
 from training.export.trained_member import TrainedMember, read_member
 from training.judge.calibrate import CaseJudgement, judge_cases
 from training.judge.nested_reading import read_nested
-from training.judge.reading import fit_most_frames, has_one_run_a_sweep
 from training.judge.worst_frames import draw_worst_frames, find_worst_frames
 from training.learn.run_folder import find_runs
 from training.release.cache import Cache
@@ -88,10 +89,8 @@ def main(arguments: list[str]) -> int:
     cache = Cache(options.cache or Path(members[0].record["cache"]))
     scored = [member.scored for member in members]
     judged = judge_cases(scored, [member.calibration for member in members], SelectionConfig())
-    selection = SelectionConfig(
-        one_run_a_sweep=has_one_run_a_sweep(judged), most_positive_frames=fit_most_frames(judged)
-    )
-    cases = read_nested(judged, {case.uuid: cache.case(case.uuid).subject_id for case in judged}, selection)
+    subjects = {case.uuid: cache.case(case.uuid).subject_id for case in judged}
+    cases = read_nested(judged, subjects, SelectionConfig(), one_run=True, most=True)
     write_scores(options.out / SCORES_FILE, members, cases, cache)
     encoded, picture = cv2.imencode(
         ".png", draw_worst_frames(find_worst_frames(cases, cache, options.worst), cache, scored)

@@ -9,7 +9,7 @@ from algorithm.judgement.select_frame import FrameJudgement
 from algorithm.model.manifest import SelectionConfig
 from training.judge.calibrate import CaseJudgement
 from training.judge.nested_reading import read_nested
-from training.judge.reading import fit_half_way
+from training.judge.reading import fit_half_way, has_one_run_a_sweep
 from training.judge.worst_frames import COLUMNS, draw_worst_frames, find_worst_frames
 from training.learn.out_of_fold import OutOfFold
 from training.release.cache import Cache
@@ -44,6 +44,24 @@ def test_a_case_is_read_without_its_patient() -> None:
         expected = read_nested([cases[k]], subjects, SelectionConfig(half_way=fit_half_way(without)))
         np.testing.assert_array_equal(read[k].frames.presence, expected[0].frames.presence)
     assert not np.array_equal(read[0].frames.presence, cases[0].frames.presence)
+
+
+def test_what_frames_are_likely_is_found_without_the_patient_too() -> None:
+    """The one case with two runs, and the one with most frames, are read by what the others have: one run a sweep, and
+    no more frames than twice theirs. It is done where it is asked for."""
+    cases = drawn_cases(8)
+    two_runs = np.repeat([0, 1, 0, 1, 0], [10, 5, 20, 6, 19])
+    many = np.repeat([0, 1, 0], [5, 50, 5])
+    for at, label in ((0, two_runs), (1, many)):
+        cases[at] = judged(f"case {at}", label.tolist(), np.where(label > 0, 0.95, 0.02).tolist())
+    subjects = {case.uuid: case.uuid for case in cases}
+    read = read_nested(cases, subjects, SelectionConfig(), one_run=True, most=True)
+    assert not has_one_run_a_sweep(cases)
+    assert np.flatnonzero(read[0].frames.presence >= 0.5).tolist() == list(range(35, 41))
+    # Eleven frames, in two runs, are the most of the others.
+    assert np.count_nonzero(read[1].frames.presence >= 0.5) == 22
+    plain = read_nested(cases, subjects, SelectionConfig())
+    assert [np.count_nonzero(case.frames.presence >= 0.5) for case in plain[:2]] == [11, 50]
 
 
 def test_few_cases_are_read_plainly() -> None:

@@ -86,8 +86,16 @@ def read_cases(
     one_run: bool = True,
     most: bool = True,
 ) -> tuple[SelectionConfig, list[CaseJudgement]]:
-    """`selection` with the reading that these cases allow, and the cases read so: half-way, one run a sweep where their
-    annotation has it, and no more frames than are likely, each where it is asked for.
+    """What `fit_reading` finds on these cases, and the cases read so."""
+    selection = fit_reading(cases, selection, half_way=half_way, one_run=one_run, most=most)
+    return selection, [read_again(case, selection) for case in cases]
+
+
+def fit_reading(
+    cases: Sequence[CaseJudgement], selection: SelectionConfig, *, half_way: bool, one_run: bool, most: bool
+) -> SelectionConfig:
+    """`selection` with the reading that these cases allow: half-way, one run a sweep where their annotation has it, and
+    no more frames than are likely, each where it is asked for.
 
     What `selection` has already is taken as it is.
     """
@@ -99,7 +107,7 @@ def read_cases(
     if most:
         limit = selection.most_positive_frames or fit_most_frames(cases)
         selection = replace(selection, most_positive_frames=limit)
-    return selection, [read_again(case, selection) for case in cases]
+    return selection
 
 
 def read_again(case: CaseJudgement, selection: SelectionConfig) -> CaseJudgement:
