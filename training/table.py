@@ -4,9 +4,10 @@
                              [--weights FILE] [--random_init true] [--SECTION.SETTING VALUE ...]
 
 Each trial has its own folder, RESULTS/<row>/trial_<seed>, starts from fresh weights and a seed of its own, and knows
-nothing of the others. Figures are of the test cases at threshold 0.5, in two protocols that are never mixed:
-`annotated_sweeps` (the paper's: only sweeps with a circumference) and `all_frames`. RESULTS/results.csv has a line a
-trial and protocol; RESULTS/table.md the means and standard deviations of all rows that are there.
+nothing of the others. `--weights` and `--random_init` are for networks of timm, in place of the weights of timm's hub;
+FetalCLIP's two rows take `--tower.weights`. Figures are of the test cases at threshold 0.5, in two protocols that are
+never mixed: `annotated_sweeps` (the paper's: only sweeps with a circumference) and `all_frames`. RESULTS/results.csv
+has a line a trial and protocol; RESULTS/table.md the means and standard deviations of all rows that are there.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import shlex
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import lightning
 import numpy as np
@@ -23,6 +25,7 @@ from jsonargparse import ActionConfigFile
 
 from acouslic.errors import AcouslicError
 from acouslic.write import write_text
+from algorithm.model.file_hashes import hash_file
 from training.export.trained_member import read_member, rebuild_network
 from training.fit import add_settings, check_split_of_cache, settings_of
 from training.frames.dataset import FrameTable, table_of
@@ -98,9 +101,16 @@ def run_trial(task: TableTask, seed: int) -> list[TrialResult]:
             network: Network = rebuild_network(read_member(folder), loaded)
             scored = score_out_of_fold(network, test, loaded.preprocessing, scoring_device(settings))
             write_out_of_fold(scores_path, scored)
-    elif not folder.start(settings, cases.described(task.cache)):
+    elif not folder.start(settings, cases.described(task.cache) | _start_of(task)):
         _train_baseline(task, settings, cases, test, folder, scores_path)
     return measure_trial(task.row, seed, folder, test, read_out_of_fold(scores_path))
+
+
+def _start_of(task: TableTask) -> dict[str, Any]:
+    """What a trial's weights started from, where it is not timm's hub: a trial that started from others is another."""
+    if task.weights is not None:
+        return {"weights_sha256": hash_file(task.weights)}
+    return {"random_init": True} if task.random_init else {}
 
 
 def _train_baseline(
@@ -219,8 +229,11 @@ def main(arguments: list[str]) -> int:
         raise AcouslicError(f"{options.split} has no test cases: make it with --protocol paper")
     cache = Cache(Path(options.cache))
     check_split_of_cache(split, cache)
+    row = next(row for row in ROWS if row.name == options.row)
+    if row.timm_name is None and (options.weights is not None or options.random_init):
+        raise AcouslicError(f"--weights and --random_init are for networks of timm: {row.name} takes --tower.weights")
     task = TableTask(
-        row=next(row for row in ROWS if row.name == options.row),
+        row=row,
         cache=cache,
         split=split,
         settings=settings_of(options),

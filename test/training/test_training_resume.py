@@ -58,7 +58,7 @@ def test_a_run_goes_on_with_its_own_cases_only(tiny_training: Any, tmp_path: Pat
             (f"--split={tiny_training.subject_split}", "--fold=2"),
             (f"--split={tiny_training.paper_split}",),
         ):
-            with pytest.raises(AcouslicError, match="names other cases, another fold or another cache"):
+            with pytest.raises(AcouslicError, match="names other cases, another fold, another cache or"):
                 main(tiny_training.fit_arguments(run, "--optimiser.epochs=1", *others))
     assert (finished / "run.json").read_text() == before
     assert not (ended / "run.json").exists()

@@ -1,7 +1,7 @@
 """`python -m training table`: rows of the paper's table from tiny networks, trial by trial."""
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,31 @@ def test_trials_are_independent(task: TableTask, tmp_path: Path) -> None:
     assert annotated.positives == everything.positives > 0
 
 
+def test_a_trial_from_other_weights_is_another_trial(task: TableTask, tmp_path: Path) -> None:
+    """Its figures are not those of these weights: the folder of one that started at random, from a file, or from
+    another content of that file is refused."""
+    weights = tmp_path / "cnn.pt"
+    torch.save(timm.create_model(CNN.timm_name, num_classes=1000).state_dict(), weights)
+    from_file = replace(task, weights=weights, random_init=False, out=tmp_path / "from_file")
+    run_trial(from_file, 1)
+    before = (tmp_path / "from_file" / CNN.name / "trial_1" / "run.json").stat().st_mtime_ns
+    run_trial(from_file, 1)
+    assert (tmp_path / "from_file" / CNN.name / "trial_1" / "run.json").stat().st_mtime_ns == before
+    for other in (replace(from_file, weights=None), replace(from_file, weights=None, random_init=True), from_file):
+        if other is from_file:
+            torch.save(timm.create_model(CNN.timm_name, num_classes=1000).state_dict(), weights)
+        with pytest.raises(AcouslicError, match="other weights to start from"):
+            run_trial(other, 1)
+
+
+def test_weights_that_would_not_be_used_are_refused(tiny_training: Any, tmp_path: Path) -> None:
+    """FetalCLIP's rows are trained on the tower."""
+    words = tiny_training.fit_arguments(tmp_path, f"--split={tiny_training.paper_split}")
+    for word in ("--weights=file", "--random_init=true"):
+        with pytest.raises(AcouslicError, match="fetalclip_cls takes --tower"):
+            main(["--row=fetalclip_cls", word, *words])
+
+
 @dataclass(frozen=True)
 class Frames:
     """What measuring needs of a table of frames."""
@@ -165,7 +190,7 @@ def test_the_command_trains_the_papers_own_row(tiny_training: Any, tmp_path: Pat
 
 
 def test_a_split_without_test_cases_is_refused(tiny_training: Any, tmp_path: Path) -> None:
-    """Folds have no test cases to measure on; and every trial's seed has to be one."""
+    """Folds have no test cases to measure on; there is a trial at least, and every trial's seed is one."""
     words = tiny_training.fit_arguments(tmp_path, f"--split={tiny_training.subject_split}")
     with pytest.raises(AcouslicError, match="--first_seed must be between 0 and"):
         main(["--row=fetalclip_cls", "--first_seed=-1", *words])

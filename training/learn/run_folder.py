@@ -86,8 +86,8 @@ class RunFolder:
             write_text(self.settings_path, text)
         elif self._read_cases() != cases:
             raise AcouslicError(
-                f"{self.cases_path} names other cases, another fold or another cache: a run goes on only with its own; "
-                "choose another --out"
+                f"{self.cases_path} names other cases, another fold, another cache or other weights to start from: a "
+                "run goes on only with its own; choose another --out"
             )
         foreign = sorted(self.root.glob("hpc_ckpt_*"))
         if foreign:
