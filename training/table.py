@@ -222,6 +222,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--config", action=ActionConfigFile, help="settings as YAML")
     add_settings(parser, FAITHFUL_SEG if wanted == "fetalclip_seg" else FAITHFUL_CLS)
     options = parse_with(parser, "table", arguments)
+    if options.trials < 1:
+        raise AcouslicError(f"--trials must be at least 1, not {options.trials}")
     check_seed("--first_seed", options.first_seed)
     check_seed("the last trial's seed", options.first_seed + options.trials - 1)
     split = read_split(Path(options.split))

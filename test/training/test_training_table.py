@@ -192,6 +192,8 @@ def test_the_command_trains_the_papers_own_row(tiny_training: Any, tmp_path: Pat
 def test_a_split_without_test_cases_is_refused(tiny_training: Any, tmp_path: Path) -> None:
     """Folds have no test cases to measure on; there is a trial at least, and every trial's seed is one."""
     words = tiny_training.fit_arguments(tmp_path, f"--split={tiny_training.subject_split}")
+    with pytest.raises(AcouslicError, match="--trials must be at least 1, not 0"):
+        main(["--row=fetalclip_cls", "--trials=0", *words])
     with pytest.raises(AcouslicError, match="--first_seed must be between 0 and"):
         main(["--row=fetalclip_cls", "--first_seed=-1", *words])
     with pytest.raises(AcouslicError, match="the last trial's seed must be between 0 and"):
