@@ -77,6 +77,21 @@ def test_all_frames_of_annotated_sweeps_as_published(table: FrameTable) -> None:
     assert sorted(rows.tolist()) == [*range(10), *range(30, 40)]
 
 
+def test_annotated_frames_of_a_sweep_without_a_circumference_are_not_published(table: FrameTable) -> None:
+    """The published code takes sweeps by their circumference, with all their frames or none, in training and in
+    validation; our recipe takes all annotated frames."""
+    table.label[[15, 16]] = 1
+    published = {"sweeps": "annotated", "negatives_per_positive": None, "min_positive_pixels": 0}
+    rows = plan(table, **published)
+    assert sorted(rows.tolist()) == [*range(10), *range(30, 40)]
+    validated, _ = validation_rows(table, 1, annotated_sweeps_only=True)
+    assert sorted(rows.tolist()) == validated.tolist()
+    assert {15, 16} <= set(plan(table, **published | {"sweeps": "all"}).tolist())
+    table.label[[*range(10), *range(30, 40)]] = 0
+    with pytest.raises(AcouslicError, match=r"and sampling\.sweeps"):
+        plan(table, **published)
+
+
 def test_presence_is_taught_as_annotated_or_with_doubt_at_the_ends(table: FrameTable) -> None:
     """Frames 3 to 5 of a sweep of ten; with two frames of doubt the ends lie between 2 and 3 and between 5 and 6, and a
     sweep without annotation is not in doubt."""

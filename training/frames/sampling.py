@@ -41,7 +41,8 @@ def plan_epoch(
     table: FrameTable, settings: SamplingSettings, hard: HardNegatives, seed: int, epoch: int, showings: int = 1
 ) -> Rows:
     """What an epoch shows, in its order: rows, or with several `showings` of each row numbers `row * showings + k`.
-    `order` of the settings says whether annotated frames are spread evenly among the others, or all are shuffled.
+    With `sweeps` of the settings only those of sweeps with a circumference, annotated frames too, as the published code
+    picks them. `order` says whether annotated frames are spread evenly among the others, or all are shuffled.
 
     Frames without label: all of them, or `negatives_per_positive` for each annotated one, of which `hard_share` come
     from the hard ones (neighbours of annotated runs that were not seen yet, and what scored highest when last seen).
@@ -49,10 +50,12 @@ def plan_epoch(
     """
     rng = np.random.default_rng((seed, epoch))
     usable = table.in_annotated_sweep if settings.sweeps == "annotated" else np.ones(len(table), bool)
-    positive = np.flatnonzero((table.label > 0) & (table.mask_pixels >= settings.min_positive_pixels))
+    positive = np.flatnonzero((table.label > 0) & usable & (table.mask_pixels >= settings.min_positive_pixels))
     negative = np.flatnonzero((table.label == 0) & usable & ~table.repeated)
     if len(positive) == 0:
-        raise AcouslicError("no annotated frame to train on: check the split and sampling.min_positive_pixels")
+        raise AcouslicError(
+            "no annotated frame to train on: check the split, sampling.min_positive_pixels and sampling.sweeps"
+        )
     if settings.negatives_per_positive is not None:
         wanted = min(len(negative), round(settings.negatives_per_positive * len(positive)))
         negative = _choose_negatives(table, negative, wanted, settings, hard, rng)

@@ -88,7 +88,7 @@ class SamplingSettings:
     """Which frames an epoch shows.
 
     Args:
-        sweeps: `all` six, or only those with an annotation (the published code).
+        sweeps: `all` six, or only `annotated` ones, those with a circumference (the published code).
         negatives_per_positive: frames without a label for each annotated one; nothing means all there are.
         hard_share: of these negatives, the share drawn from the hardest: first the neighbours of annotated runs,
             later those with the highest probability when last seen.
