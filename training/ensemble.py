@@ -16,7 +16,7 @@ from acouslic.errors import AcouslicError
 from acouslic.release import Release
 from acouslic.write import write_text
 from training.fit import fit_fold, make_parser, parse_settings, settings_of
-from training.learn.run_folder import settings_to_yaml
+from training.learn.run_folder import RunFolder, settings_to_yaml
 from training.network.open_clip_weights import tower_config_from_open_clip
 from training.network.tower_source import read_model_config
 from training.parallel import FoldProcesses, fit_command, visible_gpus
@@ -40,6 +40,9 @@ def main(arguments: list[str]) -> int:
         raise AcouslicError(f"--parallel is how many folds to train at once, not {options.parallel}")
     check_seed("--split_seed", options.split_seed)
     settings, out, raw = settings_of(options), Path(options.out), Path(options.raw)
+    # Before anything is written: WORK/settings.yaml is what Slurm's jobs read.
+    for member in range(options.folds):
+        RunFolder(out / f"fold_{member + 1}").refuse_other_settings(settings)
     image_size = tower_config_from_open_clip(read_model_config(settings.tower)).image_size
     words = [f"--raw={raw}", f"--out={out / 'cache'}", f"--image-size={image_size}", f"--jobs={options.jobs}"]
     _done(prepare.main([*words, *(["--antialias"] if options.antialias else [])]), "prepare")

@@ -29,6 +29,19 @@ def test_a_release_becomes_an_archive_in_two_commands(tiny_training: Any, tmp_pa
     assert archive.stat().st_size > 1000
 
 
+def test_settings_of_folds_that_are_there_are_not_written_over(tiny_training: Any, tmp_path: Path) -> None:
+    """Other settings for folds that have started are refused before anything is written; another machine's are not."""
+    words = [f"--raw={tiny_training.release}", "--folds=2", "--parallel=0", *tiny_training.fit_arguments(tmp_path)[1:]]
+    assert main(words) == 0
+    before = (tmp_path / "settings.yaml").read_bytes()
+    (tmp_path / "fold_2").mkdir()
+    (tmp_path / "fold_2" / "settings.yaml").write_bytes(before)
+    with pytest.raises(AcouslicError, match=r"fold_2/settings\.yaml holds other settings"):
+        main([*words, "--optimiser.epochs=9"])
+    assert (tmp_path / "settings.yaml").read_bytes() == before
+    assert main([*words, "--machine.threads=2"]) == 0
+
+
 def test_folds_beside_each_other_go_on_to_the_same_bits(tiny_training: Any, tmp_path: Path) -> None:
     """In bfloat16: two folds at once, stopped while they train, go on by the same command to the members that one fold
     after another gives."""

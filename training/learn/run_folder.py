@@ -76,14 +76,10 @@ class RunFolder:
         Raises AcouslicError where another run lies there: a run that went on with other cases would be judged by ones
         that it has learned from.
         """
-        text = settings_to_yaml(settings)
-        if self.settings_path.is_file() and not _same_result(read_settings(self.settings_path), settings):
-            raise AcouslicError(
-                f"{self.settings_path} holds other settings: a run goes on only with its own; choose another --out"
-            )
+        self.refuse_other_settings(settings)
         if not self.settings_path.is_file():
             write_json(self.cases_path, cases)
-            write_text(self.settings_path, text)
+            write_text(self.settings_path, settings_to_yaml(settings))
         elif self._read_cases() != cases:
             raise AcouslicError(
                 f"{self.cases_path} names other cases, another fold, another cache or other weights to start from: a "
@@ -96,6 +92,13 @@ class RunFolder:
                 f"goes on from {self.checkpoints / 'last.ckpt'}"
             )
         return self.record_path.is_file()
+
+    def refuse_other_settings(self, settings: TrainSettings) -> None:
+        """Raises AcouslicError where the run that is there was started with settings that train another member."""
+        if self.settings_path.is_file() and not _same_result(read_settings(self.settings_path), settings):
+            raise AcouslicError(
+                f"{self.settings_path} holds other settings: a run goes on only with its own; choose another --out"
+            )
 
     def identity(self) -> dict[str, Any]:
         """What tells this run's checkpoints from those on other cases. Settings, machine and folder may change:
