@@ -72,7 +72,8 @@ def test_the_command_writes_the_manifest(model, platform_case, capsys):
 
 
 def test_whole_cases_are_compared(model, platform_case, capsys, monkeypatch):
-    """With --whole-cases the manifest also says what the device's half type changes in the answers to the sweeps."""
+    """With --whole-cases the manifest also says what the device's half type changes in the answers to the sweeps, until
+    it is measured anew."""
     monkeypatch.setattr("algorithm.engine.device.cpu_flags", lambda: {"avx512_bf16"})
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     stack = np.random.default_rng(0).integers(0, 256, (12, 40, 60), dtype=np.uint8)
@@ -82,6 +83,14 @@ def test_whole_cases_are_compared(model, platform_case, capsys, monkeypatch):
     assert found.bfloat16_consequence.cases == 2
     assert found.float16_consequence is None
     assert "bfloat16 in 2 whole cases: it chooses another frame in" in capsys.readouterr().out
+    # Frames alone, and whole cases on a device that is fast in another type, leave it as it is.
+    assert main([str(model), *sweeps, "--frames", "2", "--device", "cpu"]) == 0
+    again = load_artifact(model).manifest.half_precision
+    assert (again.frames, again.bfloat16_consequence) == (2, found.bfloat16_consequence)
+    assert "stays as it was recorded" in capsys.readouterr().out
+    monkeypatch.setattr("training.export.precision.measure_consequences", lambda *_: {})
+    assert main([str(model), *sweeps, "--frames", "2", "--device", "cpu", "--whole-cases"]) == 0
+    assert load_artifact(model).manifest.half_precision == again
 
 
 def test_what_differs_between_two_answers(model, platform_case):

@@ -76,12 +76,14 @@ def compare_answers(exact: Sequence[CaseResult], half: Sequence[CaseResult]) -> 
 
 
 def with_consequences(measured: HalfPrecision, found: Mapping[str, Consequence]) -> HalfPrecision:
-    """The record with what was found, which is told to people too."""
+    """The record with what was found, which is told to people too; of other types it keeps what it has."""
     for name, consequence in found.items():
         may = ": it may be used" if changes_nothing(consequence) else ""
         print(f"{name} in {consequence.cases} whole cases: {describe_consequence(consequence)}{may}", flush=True)
     return dataclasses.replace(
-        measured, float16_consequence=found.get("float16"), bfloat16_consequence=found.get("bfloat16")
+        measured,
+        float16_consequence=found.get("float16", measured.float16_consequence),
+        bfloat16_consequence=found.get("bfloat16", measured.bfloat16_consequence),
     )
 
 

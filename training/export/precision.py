@@ -9,7 +9,7 @@ than it may (`algorithm.engine.device.choose_precision`).
 With `--whole-cases` it also analyses each sweep in float32 and in the half types that the device is fast in, and writes
 down what these change: the chosen frame, the frames called positive, the millimetres. A type that changes nothing is
 used then, however far it takes a single probability. Give validation cases, five at least. `export --whole_cases 5`
-does the same on cases of the cache.
+does the same on cases of the cache. What was written down of whole cases stays until they are analysed anew.
 """
 
 import argparse
@@ -142,9 +142,15 @@ def main(arguments: Sequence[str]) -> int:
     frames = torch.cat([_spread_frames(sweep, manifest, each) for sweep in options.sweeps])
     measured = measure_half_precision(options.model, frames, device)
     print(describe(measured), flush=True)
+    # Of the same weights: what changes them, or how frames are read, lets it go.
+    before = manifest.half_precision
+    known = {name: getattr(before, name) for name in ("float16_consequence", "bfloat16_consequence")}
+    measured = dataclasses.replace(measured, **known)
     if options.whole_cases:
         cases = [case_of_sweep(sweep) for sweep in options.sweeps]
         measured = with_consequences(measured, measure_consequences(load_artifact(options.model), cases, device))
+    elif any(known.values()):
+        print("what half precision changes in whole cases stays as it was recorded; --whole-cases measures it anew")
     path = options.model / MANIFEST_FILE
     write_text(path, manifest_to_json(dataclasses.replace(manifest, half_precision=measured)))
     print(f"written into {path}: pack the model again")
