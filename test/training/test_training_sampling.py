@@ -237,7 +237,8 @@ def test_the_published_recipe_shows_each_frame_three_times(recipe: str, showings
     }
     assert len(shown_once) == counts.sum(), "a frame's showings are numbered"
     table = learner.train_table
-    shown = (table.label > 0) | (table.in_annotated_sweep & ~table.repeated)
+    shown = table.in_annotated_sweep & ((table.label > 0) | ~table.repeated)
+    assert (table.label[~table.in_annotated_sweep] > 0).any(), "one case has an annotated frame without a circumference"
     assert set(frames) == set(np.flatnonzero(shown))
 
 

@@ -4,8 +4,9 @@
                             [--anyway]
 
 The head learns from what the members say of cases that they did not learn from: the validation part of the paper's
-split, or all folds of the split that the model's own members were trained on, each case by the member that validated on
-it; without --split all cases of the cache, which none of the members may have learned from.
+split, for a model that was trained on no other, or all folds of the split that the model's own members were trained on,
+each case by the member that validated on it; without --split all cases of the cache, which none of the members may have
+learned from.
 
 It is judged nested: five groups of subjects, each judged by a head that learned from the other four, and by a half-way
 reading fitted without the case's patient. Where F1 over all frames rises, and the lower end of the rise's interval is

@@ -3,10 +3,10 @@
     python -m training calibrate MODEL --cache CACHE [--split SPLIT] [--device cpu|cuda]
 
 For imported checkpoints, which come without any of it, and for a model that moves to a new site. The cases are the
-validation part of the paper's split, or all folds of the split that the model's own members were trained on, each
-judged by the member that validated on it; without --split all cases of the cache, which none of the members may have
-learned from. What `training export` chooses is chosen here by the same code and written into the manifest. Weights stay
-as they are.
+validation part of the paper's split, for a model that was trained on no other, or all folds of the split that the
+model's own members were trained on, each judged by the member that validated on it; without --split all cases of the
+cache, which none of the members may have learned from. What `training export` chooses is chosen here by the same code
+and written into the manifest. Weights stay as they are.
 """
 
 import argparse
@@ -40,8 +40,8 @@ def calibrate_artifact(
     """Write what the cases say into the manifest of the artifact in `folder`, and return it.
 
     Raises AcouslicError, before anything is written, where the artifact is not sound, the cache holds frames of another
-    size or resize, no case has an annotated frame, the split is neither the paper's nor the model's own, or the model
-    has a student or a case head.
+    size or resize, no case has an annotated frame, the split is not the model's own (for a model that names none: not
+    the paper's), or the model has a student or a case head.
     """
     artifact = load_artifact(folder)
     manifest = artifact.manifest

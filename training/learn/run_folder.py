@@ -7,7 +7,7 @@ RUN/checkpoints/{last,best}.ckpt   last: of the last epoch, or of a later step b
 RUN/logs/metrics.csv, RUN/tensorboard/
 RUN/member/                    peft's adapter_config.json and adapter_model.safetensors, heads.safetensors, member.json
 RUN/tower/                     only where the tower itself was trained: tower.safetensors, open_clip_config.json
-RUN/out_of_fold.npz            logits and masks of the validation cases, for calibration
+RUN/out_of_fold.npz            logits and masks of the validation cases and which frames are black, for calibration
 """
 
 import argparse
