@@ -1,5 +1,6 @@
 """`python -m training distil`: a student that learns what the ensemble says, and the model that has it as its gate."""
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ from algorithm.frames.preprocess import normalise
 from algorithm.judgement.score import score_case
 from algorithm.judgement.select_frame import probability_of
 from algorithm.model.artifact import load_artifact
-from algorithm.model.manifest import ScoringConfig, SelectionConfig, read_manifest
+from algorithm.model.manifest import HalfWay, ScoringConfig, SelectionConfig, read_manifest
 from algorithm.model.networks import StudentConfig
 from algorithm.model.student import student_from_state
 from training.export.calibrate_artifact import main as calibrate
@@ -256,15 +257,19 @@ def judged_twice(ensemble: Any, student: Any, annotated: Sequence[int] = ()) -> 
 
 
 def test_the_gate_refines_no_more_than_it_has_to() -> None:
-    """Twelve frames. The student puts the second best first and doubts two: refining the two that could win and those
-    is enough, and what it is sure of stays its own."""
-    ensemble = [0.0] * 8 + [0.95, 0.9, 0.6, 0.4]
-    student = [0.01] * 8 + [0.9, 0.95, 0.45, 0.55]
-    scoring, agreement = choose_gate([judged_twice(ensemble, student)], SELECTION, 0.5, 1.0)
-    assert (scoring.gate, scoring.stride, scoring.margin_frames) == ("student", 1, 0)
-    assert agreement.refined_share == pytest.approx(4 / 12)
-    assert (agreement.other_frames, agreement.changed_frames, agreement.positive_frames) == (0, 0, 6)
-    assert agreement.frame_f1 == 1.0
+    """A sweep with one run. The student puts its second best frame first and doubts the two at its ends: the leanest
+    settings that are tried are enough. Four frames on each side of what the ensemble calls positive are looked at and
+    twelve for the case's scale, and what the student is sure of stays its own."""
+    ensemble, student = np.full(140, 0.02), np.full(140, 0.02)
+    ensemble[110:116] = [0.6, 0.9, 0.95, 0.9, 0.8, 0.7]
+    student[110:116] = [0.45, 0.9, 0.9, 0.95, 0.8, 0.55]
+    half_way = dataclasses.replace(SELECTION, half_way=HalfWay(0.3, top_frames=1))
+    for selection, refined in ((SELECTION, 6 + 2 * 4), (half_way, 6 + 2 * 4 + 12)):
+        scoring, agreement = choose_gate([judged_twice(ensemble, student, range(110, 116))], selection, 0.5, 1.0)
+        assert (scoring.gate, scoring.stride, scoring.margin_frames) == ("student", 1, 4)
+        assert agreement.refined_share == pytest.approx(refined / 140)
+        assert (agreement.other_frames, agreement.changed_frames) == (0, 0)
+        assert agreement.frame_f1 == 1.0
 
 
 def test_a_student_that_misses_what_matters_is_refused() -> None:
