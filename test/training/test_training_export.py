@@ -16,7 +16,7 @@ from algorithm.engine.ensemble import Ensemble
 from algorithm.frames.preprocess import normalise
 from algorithm.frames.resized_frames import ResizedFrames
 from algorithm.model.artifact import MemberState, load_artifact, write_artifact
-from algorithm.model.manifest import MANIFEST_FILE, HalfWay, Manifest, manifest_to_json
+from algorithm.model.manifest import MANIFEST_FILE, Consequence, HalfPrecision, HalfWay, Manifest, manifest_to_json
 from algorithm.model.networks import PreprocessingConfig
 from training.__main__ import main as training_main
 from training.export.calibrate_artifact import main as calibrate
@@ -314,9 +314,12 @@ def test_without_a_split_all_cases_are_judged(
     copy: Path, tiny_training: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each of the seven once; half precision is measured anew, and whence the model comes stays as it was. What earlier
-    cases said of runs does not stay where these say otherwise."""
+    cases said of runs does not stay where these say otherwise, nor what half precision changed in whole cases, which
+    is told."""
     before = load_artifact(copy).manifest
-    before = change(copy, selection=replace(before.selection, one_run_a_sweep=True))
+    consequence = Consequence(2, 0, 10, 0, 0.0)
+    half = HalfPrecision(5, 0.001, 0.002, bfloat16_consequence=consequence)
+    before = change(copy, selection=replace(before.selection, one_run_a_sweep=True), half_precision=half)
     monkeypatch.setattr("training.judge.reading.has_one_run_a_sweep", lambda _: False)
     assert calibrate([str(copy), f"--cache={tiny_training.cache}", "--precision-frames=9"]) == 0
     after = load_artifact(copy).manifest
@@ -324,6 +327,8 @@ def test_without_a_split_all_cases_are_judged(
     assert "scored 7 of 7 cases" in said
     assert "7 validation cases" in said
     assert after.half_precision.frames == 9
+    assert after.half_precision.bfloat16_consequence is None
+    assert "in whole cases is to be measured anew" in said
     assert after.provenance == before.provenance
     assert not after.selection.one_run_a_sweep
 
