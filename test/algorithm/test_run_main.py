@@ -261,8 +261,8 @@ def test_a_missing_or_damaged_model(platform_case, speckle, tiny_model, run_algo
 
     other = shutil.copytree(tiny_model, tmp_path / "other")
     manifest = json.loads((other / "manifest.json").read_text())
-    (other / "manifest.json").write_text(json.dumps(manifest | {"schema_version": 7}))
-    assert_refused(run_algorithm(**environment(platform_case, other)), platform_case, "schema_version is 7")
+    (other / "manifest.json").write_text(json.dumps(manifest | {"schema_version": 8}))
+    assert_refused(run_algorithm(**environment(platform_case, other)), platform_case, "schema_version is 8")
 
     damaged = shutil.copytree(tiny_model, tmp_path / "damaged")
     content = bytearray((damaged / "tower.safetensors").read_bytes())
@@ -275,7 +275,7 @@ def test_a_mistake_of_ours_is_called_one(platform_case, speckle, tiny_model, run
     """An unexpected exception: traceback in the log, one sentence on stderr that calls it a bug, nothing written."""
     platform_case.write_sweep(speckle())
 
-    def broken(*_):
+    def broken(*_, **__):
         raise RuntimeError("two\nlines " + "x" * 100_000)
 
     monkeypatch.setattr("algorithm.pipeline.outline_best", broken)
