@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acouslic.errors import AcouslicError
+from acouslic.geometry import GIVEN_SPACING_MM
 from algorithm.case_list import find_sweeps
 from algorithm.frames.frame_source import ArrayFrames
 from algorithm.model.manifest import Manifest
@@ -74,7 +75,7 @@ class Model:
             if found[0].gestational_age:
                 age = parse_age(found[0].gestational_age)
             return self._pipeline.run(found[0].path, folder, case or found[0].case, age=age)
-        frames = ArrayFrames(sweep, spacing_mm)
+        frames = ArrayFrames(sweep, None if spacing_mm is None else _checked(spacing_mm))
         if folder is None:
             return self._pipeline.run_stream(frames, None, case or "array", age=age)
         prepare_output(folder)
@@ -87,3 +88,18 @@ def _parsed(gestational_age: object) -> GestationalAge:
     if not isinstance(gestational_age, str):
         raise AcouslicError(f"gestational_age is {gestational_age!r}; expected weeks and days as text, such as '28w3d'")
     return parse_age(gestational_age)
+
+
+def _checked(spacing_mm: object) -> tuple[float, float]:
+    """The (row, column) spacing that somebody gave, which may be of any type. Raises AcouslicError where it is not two
+    numbers from 0.01 to 5."""
+    try:
+        values = [] if isinstance(spacing_mm, str) else [float(value) for value in spacing_mm]  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        values = []
+    lowest, highest = GIVEN_SPACING_MM
+    if len(values) != 2 or not all(lowest <= value <= highest for value in values):
+        raise AcouslicError(
+            f"spacing_mm is {spacing_mm!r}; expected two numbers from {lowest:g} to {highest:g}, (row, column), in mm"
+        )
+    return values[0], values[1]

@@ -1,14 +1,15 @@
 """Where the pipeline gets its frames: a file that is being decoded, or an array in memory. No torch."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from acouslic.errors import AcouslicError
-from acouslic.geometry import GIVEN_SPACING_MM, SPACING_MM
+from acouslic.geometry import SPACING_MM
 from acouslic.stack import CHUNK_FRAMES, StackHeader
 
 _ARRAY = Path("an array")
@@ -36,8 +37,7 @@ class ArrayFrames:
     def __init__(self, frames: NDArray[np.uint8], spacing_mm: tuple[float, float] | None) -> None:
         """`frames` is uint8 (frames, rows, columns), `spacing_mm` (row, column); None assumes the challenge's 0.28 mm.
 
-        Raises AcouslicError for an array of another kind, an empty one, or a spacing that is not two numbers from 0.01
-        to 5.
+        Raises AcouslicError for an array of another kind, an empty one, or a spacing that is not a positive number.
         """
         if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8 or frames.ndim != 3 or 0 in frames.shape:
             kind = f"{frames.dtype} {frames.shape}" if isinstance(frames, np.ndarray) else type(frames).__name__
@@ -45,9 +45,12 @@ class ArrayFrames:
         note = None
         if spacing_mm is None:
             spacing_mm, note = (SPACING_MM, SPACING_MM), f"no pixel spacing was given; {SPACING_MM} mm is assumed"
+        if len(spacing_mm) != 2 or not all(math.isfinite(value) and value > 0 for value in spacing_mm):
+            raise AcouslicError(f"spacing_mm is {spacing_mm}; expected two positive numbers, (row, column), in mm")
         count, rows, columns = frames.shape
+        spacing = (float(spacing_mm[0]), float(spacing_mm[1]))
         self.header = StackHeader(
-            _ARRAY, count, rows, columns, str(frames.dtype), spacing_mm=_checked(spacing_mm), spacing_note=note
+            _ARRAY, count, rows, columns, str(frames.dtype), spacing_mm=spacing, spacing_note=note
         )
         self.read_s = 0.0
         self._frames = frames
@@ -57,17 +60,3 @@ class ArrayFrames:
         for start in range(0, len(self._frames), CHUNK_FRAMES):
             indices = range(start, min(start + CHUNK_FRAMES, len(self._frames)))
             yield indices, np.array(self._frames[indices.start : indices.stop], order="C")
-
-
-def _checked(spacing_mm: Any) -> tuple[float, float]:
-    """The (row, column) spacing that somebody gave, which may be of any type. Raises AcouslicError as `ArrayFrames`."""
-    try:
-        values = [] if isinstance(spacing_mm, str) else [float(value) for value in spacing_mm]
-    except (TypeError, ValueError):
-        values = []
-    lowest, highest = GIVEN_SPACING_MM
-    if len(values) != 2 or not all(lowest <= value <= highest for value in values):
-        raise AcouslicError(
-            f"spacing_mm is {spacing_mm!r}; expected two numbers from {lowest:g} to {highest:g}, (row, column), in mm"
-        )
-    return values[0], values[1]
