@@ -149,7 +149,9 @@ def make_published(head: str, seed: int, *, lora: bool = True, trained: bool = T
             elif name.startswith("decoder") and name.endswith("running_var"):
                 tensor.uniform_(0.5, 2)
             elif name.startswith(("decoder", "classifier")) and tensor.is_floating_point():
-                tensor.normal_(1.0 if tensor.ndim == 1 and "weight" in name else 0.0, 0.2 if tensor.ndim < 4 else 0.5)
+                # Of a convolution so that logits neither die nor grow: huge ones differ by rounding.
+                spread = 0.2 if tensor.ndim < 4 else 1.5 * tensor[0].numel() ** -0.5
+                tensor.normal_(1.0 if tensor.ndim == 1 and "weight" in name else 0.0, spread)
     return model
 
 
