@@ -23,6 +23,8 @@ where no member judges it. The second argument is the quality (F,) of all frames
 _MIDDLE = (0.4, 0.6)
 """Of a case's frames by rank: from there its scale is asked for. Frames beside each other in time are rarely neighbours
 by rank, so they err independently."""
+_SHARES = 4
+"""Of the frames that may be refined, one share in so many at most tells the scale: a short stack has few."""
 _OWN_WORD_FRAMES = 8
 """How many frames the gate's own word about the case's scale is worth: medians of cases differed by 0.4 between a
 student and its ensemble, logits of single frames by 1.2 (bench/LOG.md, 69)."""
@@ -67,7 +69,8 @@ def refine(
             optimality[indices] = found
         refined[indices] = True
 
-    at = middle_frames(presence, config.scale_frames if asks_for_scale(selection, config) else 0)
+    wanted = min(config.scale_frames, _limit(config, len(presence)) // _SHARES) if selection.half_way else 0
+    at = middle_frames(presence, wanted)
     if len(at):
         gate = presence_logit(presence)
         take(at, frame_quality(presence, optimality, selection.suboptimal_credit))
@@ -140,9 +143,14 @@ def choose_refined(
     ambiguous = (presence >= low) & (presence <= high) & (promise == 0)
     promise[ambiguous] = quality[ambiguous]
     wanted = np.flatnonzero(((promise >= 1.0) | ambiguous) & ~refined)
-    limit = max(1, int(config.max_refined_fraction * len(presence))) - np.count_nonzero(refined)
+    left = _limit(config, len(presence)) - np.count_nonzero(refined)
     best_first = wanted[np.argsort(-promise[wanted], kind="stable")]
-    return np.sort(best_first[: max(0, limit)])
+    return np.sort(best_first[:left])
+
+
+def _limit(config: ScoringConfig, frames: int) -> int:
+    """How many of a case's frames may be refined in all."""
+    return max(1, int(config.max_refined_fraction * frames))
 
 
 def _best_near(values: Values, sweeps: Sequence[range], reach: int) -> Values:

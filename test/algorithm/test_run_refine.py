@@ -112,6 +112,20 @@ def test_the_gates_frames_take_the_ensembles_scale():
     assert not known.presence[:20].any()
 
 
+def test_in_a_short_stack_the_scale_leaves_room_for_what_could_win():
+    """Of 40 frames 8 may be refined: two tell the scale, and the best with its margin is among the others. Of 10 frames
+    two may, which both could win."""
+    selection = dataclasses.replace(SELECTION, half_way=HalfWay(0.3))
+    config = dataclasses.replace(STUDENT, refine_ratio=0.3, max_refined_fraction=0.2, scale_frames=12, rounds=8)
+    for count, told, limit in ((40, 2, 8), (10, 0, 2)):
+        gate = np.linspace(0.02, 0.9, count)
+        ensemble = Answers(gate / 2)
+        known = refine(gate, None, [range(count)], selection, config, ensemble)
+        assert known.refined.sum() == limit
+        assert known.refined[-8:].sum() >= limit - told
+        assert [len(ensemble.asked[0]), len(ensemble.asked)] == ([told, 2] if told else [limit, 1])
+
+
 def test_a_scale_that_decides_nothing_is_not_asked_for():
     """Read plainly, a frame is positive whatever the rest of its case shows."""
     gate = np.linspace(0.01, 0.9, 140)
