@@ -29,7 +29,7 @@ from acouslic.write import check_writable
 from algorithm.engine.device import choose_device, set_cpu_threads
 from algorithm.model.artifact import Artifact, load_artifact, write_artifact
 from algorithm.model.manifest import Manifest
-from training.export.consequence import without_consequences
+from training.export.consequence import tell_what_is_void
 from training.export.model_card import write_card_beside
 from training.export.precision import FRAMES, describe, measure_artifact
 from training.judge.ask_members import Answers
@@ -105,7 +105,7 @@ def add_case_head(
         provenance=replace(manifest.provenance, made_by=f"{manifest.provenance.made_by}; its case head: {made}"),
     )
     # The head is part of what half precision moves.
-    without_consequences(manifest.half_precision)
+    tell_what_is_void(manifest.half_precision)
     frames = uncertain_frames(scored, cache, FRAMES)
     measured = measure_artifact(replace(artifact, manifest=manifest, case_head=state), frames, device)
     print(describe(measured), flush=True)

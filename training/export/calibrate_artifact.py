@@ -20,7 +20,7 @@ from acouslic.write import check_writable, write_text
 from algorithm.engine.device import choose_device, set_cpu_threads
 from algorithm.model.artifact import load_artifact
 from algorithm.model.manifest import MANIFEST_FILE, HalfPrecision, Manifest, SelectionConfig, manifest_to_json
-from training.export.consequence import without_consequences
+from training.export.consequence import tell_what_is_void
 from training.export.precision import FRAMES, describe, measure_artifact
 from training.judge.calibrate import calibrate_member, judge_cases
 from training.judge.mask_threshold import choose_mask_threshold
@@ -60,7 +60,7 @@ def calibrate_artifact(
     plain = _newly_read(manifest.selection)
     selection, cases = read_cases(judge_cases(scored, calibrations, plain), plain)
     mask_threshold = choose_mask_threshold(scored, cache)
-    without_consequences(manifest.half_precision)
+    tell_what_is_void(manifest.half_precision)
     manifest = replace(
         manifest,
         members=tuple(

@@ -75,14 +75,12 @@ def compare_answers(exact: Sequence[CaseResult], half: Sequence[CaseResult]) -> 
     return Consequence(len(exact), other_frames, positive_frames, changed_frames, largest_mm)
 
 
-def without_consequences(measured: HalfPrecision) -> HalfPrecision:
-    """The record where frames are judged otherwise from now on: what was found in whole cases holds no more, which
-    people are told."""
+def tell_what_is_void(measured: HalfPrecision) -> None:
+    """Say, where frames are judged otherwise from now on, that what was found in whole cases holds no more."""
     if measured.float16_consequence is not None or measured.bfloat16_consequence is not None:
         print(
             "what half precision changes in whole cases is to be measured anew: `acouslic train precision`", flush=True
         )
-    return dataclasses.replace(measured, float16_consequence=None, bfloat16_consequence=None)
 
 
 def with_consequences(measured: HalfPrecision, found: Mapping[str, Consequence]) -> HalfPrecision:

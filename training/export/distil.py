@@ -31,7 +31,7 @@ from algorithm.model.manifest import MANIFEST_FILE, Manifest, ScoringConfig
 from algorithm.model.networks import StudentConfig
 from algorithm.model.student import Student, student_from_state
 from algorithm.model.typed_json import check_bounds
-from training.export.consequence import without_consequences
+from training.export.consequence import tell_what_is_void
 from training.export.model_card import write_card_beside
 from training.export.trained_member import read_member
 from training.judge.gate_settings import JudgedTwice, choose_gate, describe_agreement, scale_shift, shifted
@@ -226,12 +226,13 @@ def _judge_twice(
 def _with_student(manifest: Manifest, config: StudentConfig, scoring: ScoringConfig, command: str) -> Manifest:
     """The manifest of the model that has the student. What half precision changed in whole cases went by another gate,
     and is taken out."""
+    tell_what_is_void(manifest.half_precision)
     made = made_with(command or "python -m training distil")
     return replace(
         manifest,
         student=config,
         scoring=scoring,
-        half_precision=without_consequences(manifest.half_precision),
+        half_precision=replace(manifest.half_precision, float16_consequence=None, bfloat16_consequence=None),
         provenance=replace(manifest.provenance, made_by=f"{manifest.provenance.made_by}; its student: {made}"),
     )
 
