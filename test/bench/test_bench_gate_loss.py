@@ -145,6 +145,10 @@ def test_losses_are_counted_against_the_exhaustive_run(tiny_model):
     # One hit of two found in the first case, none of one in the second.
     assert found.f1 == pytest.approx(2 * 1 / (2 + 3))
     assert found.f1_difference == pytest.approx(found.f1 - exhaustive.f1)
+    # The exhaustive run calls two frames in each case; of the blind gate's case one of them is called.
+    assert found.f1_to_exhaustive == pytest.approx(2 * 3 / (4 + 3))
+    assert found.f1_interval is not None
+    assert found.f1_interval[0] < found.f1_difference < found.f1_interval[1]
     assert found.refined_share == pytest.approx(2 / 10)
     # Every frame by the gate (2 s of 10 a case), one of five by all members.
     assert found.time_share == pytest.approx((2 + 10 / 5) / 10)
@@ -153,7 +157,7 @@ def test_losses_are_counted_against_the_exhaustive_run(tiny_model):
 
 def test_what_is_slower_and_no_better_is_not_listed():
     """Three settings: a fast one that loses, a slower one that does not, and one that is slower still."""
-    base = gate_loss.Loss(ScoringConfig(), 1.0, 1, 1, 1, 0.0, 0.1, 0.5)
+    base = gate_loss.Loss(ScoringConfig(), 1.0, 1, 1, 1, 0.0, None, 1, 0.1, 0.5)
     fast = dataclasses.replace(base, time_share=0.2, same_share=0.9)
     slowest = dataclasses.replace(base, time_share=0.8)
     assert gate_loss.best([slowest, base, fast]) == [fast, base]
