@@ -57,7 +57,8 @@ class Model:
         """Choose the best frame of a sweep, outline the abdomen there and measure it.
 
         `sweep` is a file that `predict` reads, or an array, uint8 (frames, rows, columns). An array has no pixel
-        spacing: give it as `spacing_mm`, (row, column) in mm from 0.01 to 5, or 0.28 mm is assumed and a note says so.
+        spacing, and neither has a video or PNG: give it as `spacing_mm`, (row, column) in mm from 0.01 to 5, or 0.28 mm
+        is assumed and a note says so. It stands in place of what other files state, and a note says where they differ.
         `case` is the name in the result, by default the file's. `gestational_age`, such as "28w3d", adds the
         circumference's centile; as with `predict`, the age that a list of cases gives stands before it. With
         `output_dir` the four files of the result are written there too, in place of earlier ones.
@@ -66,16 +67,15 @@ class Model:
         """
         folder = None if output_dir is None else Path(output_dir)
         age = None if gestational_age is None else _parsed(gestational_age)
+        spacing = None if spacing_mm is None else _checked(spacing_mm)
         if isinstance(sweep, str | Path):
-            if spacing_mm is not None:
-                raise AcouslicError(f"spacing_mm is for arrays: {sweep} states its own pixel spacing")
             found = find_sweeps([Path(sweep)])
             if len(found) > 1:
                 raise AcouslicError(f"{sweep} holds {len(found)} sweep stacks: give one of them")
             if found[0].gestational_age:
                 age = parse_age(found[0].gestational_age)
-            return self._pipeline.run(found[0].path, folder, case or found[0].case, age=age)
-        frames = ArrayFrames(sweep, None if spacing_mm is None else _checked(spacing_mm))
+            return self._pipeline.run(found[0].path, folder, case or found[0].case, age=age, spacing_mm=spacing)
+        frames = ArrayFrames(sweep, spacing)
         if folder is None:
             return self._pipeline.run_stream(frames, None, case or "array", age=age)
         prepare_output(folder)

@@ -91,14 +91,23 @@ class Pipeline:
         return cls(ensemble, batch_frames, import_s, time.monotonic() - start, load_case_head(artifact))
 
     def run(
-        self, sweep_path: Path, output_dir: Path | None, case: str, *, age: GestationalAge | None = None
+        self,
+        sweep_path: Path,
+        output_dir: Path | None,
+        case: str,
+        *,
+        age: GestationalAge | None = None,
+        spacing_mm: tuple[float, float] | None = None,
     ) -> CaseResult:
-        """Analyse the stack at `sweep_path` and write the result files into `output_dir`; see `run_stream`."""
+        """Analyse the stack at `sweep_path` and write the result files into `output_dir`; see `run_stream`.
+
+        `spacing_mm` (row, column) stands in place of what the file states, as in `acouslic.stack.open_stack`.
+        """
         with contextlib.ExitStack() as until_done:
             if output_dir is not None:
                 prepare_output(output_dir)
                 until_done.enter_context(removed_on_failure(output_dir))
-            stream = until_done.enter_context(contextlib.closing(FrameStream(sweep_path)))
+            stream = until_done.enter_context(contextlib.closing(FrameStream(sweep_path, spacing_mm)))
             return self.run_stream(stream, output_dir, case, age=age)
 
     def run_stream(

@@ -61,6 +61,16 @@ def test_an_array_without_spacing_is_noted(model, speckle):
     assert "0.28 mm is assumed" in " ".join(result.notes)
 
 
+def test_a_given_spacing_stands_in_place_of_the_file_s(model, platform_case, speckle):
+    """As `predict --spacing-mm`: of a file too, which may state none or another one; a note says where they differ."""
+    sweep = platform_case.write_sweep(speckle(4), spacing_mm=0.3)
+
+    result = model.analyse(sweep, spacing_mm=(0.5, 0.5))
+
+    assert result.header.spacing_mm == (0.5, 0.5)
+    assert "but 0.5 x 0.5 mm was given and is used" in result.notes[0]
+
+
 def test_an_age_gives_the_centile(model, platform_case, speckle):
     """As `predict --gestational-age`: from a file and from an array; what is no age is refused."""
     frames = speckle()
@@ -110,7 +120,7 @@ def test_files_are_written_where_asked(model, platform_case, speckle, tmp_path):
     ("sweep", "spacing_mm", "said"),
     [
         ("nowhere.mha", None, "nowhere.mha does not exist"),
-        ("nowhere.mha", (0.3, 0.3), "spacing_mm is for arrays"),
+        ("nowhere.mha", (0.3, 0.0), "expected two numbers from 0.01 to 5"),
         (
             np.zeros((2, 4, 4), np.float32),
             None,
