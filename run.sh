@@ -54,7 +54,8 @@ if [ $# -eq 0 ]; then
         # Into a folder that only becomes the case's own when it is complete.
         unfinished=$case_dir.unfinished.$$
         trap 'rm -rf "$unfinished"' EXIT
-        "$python" -m training generate --out "$unfinished" --cases 1 --seed "$demo_seed"
+        # What it says names the folder that is renamed below.
+        "$python" -m training generate --out "$unfinished" --cases 1 --seed "$demo_seed" >/dev/null
         mv "$unfinished" "$case_dir"
     fi
     sweep=$case_dir/images/stacked_fetal_ultrasound

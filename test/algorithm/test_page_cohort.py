@@ -61,6 +61,14 @@ def test_the_table_sorts_by_numbers_and_words(browser, cohort):
     assert browser.run("document.title") == "4 cases: fetal abdomen"
 
 
+def test_one_case_is_counted_as_one(tmp_path):
+    """In the title and in the heading."""
+    write_index(tmp_path / "index.html", [row("case 9", 99.5)])
+    page = (tmp_path / "index.html").read_text()
+    assert "<title>1 case: fetal abdomen</title>" in page
+    assert "<h1>1 case</h1>" in page
+
+
 def test_the_table_filters_by_verdict_and_words(browser, cohort):
     """Failed ones alone, then what holds both words in any column; how many are shown is said."""
     browser.open(cohort / "index.html")
