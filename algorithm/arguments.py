@@ -18,18 +18,23 @@ COMMANDS = {
     "predict": "analyse any number of sweep stacks",
     "amend": "take a measurement by hand, saved from report.html, up beside the result",
     "watch": "analyse each new stack that comes into a folder, once",
-    "health": "whether a server or a watcher on this machine is alive: exit code 0",
+    "health": "ask a server or a watcher of this machine for a sign of life: exit code 0 is healthy",
 }
 """One line of help by command; `acouslic --help` shows them too."""
 _SWEEP = """\
-a stack, or a folder of stacks: MetaImage (.mha, .mhd), TIFF (.tif, .tiff), NIfTI (.nii, .nii.gz), NRRD (.nrrd, .nhdr),
-DICOM (.dcm or without a suffix; a folder of DICOM files is one case), video (.mp4, .avi), one still (.png, .jpg); a
-folder of PNG is one sweep"""
+a stack, a folder of stacks, or a pattern in quotes ('/data/*.mha'): MetaImage (.mha, .mhd), TIFF (.tif, .tiff), NIfTI
+(.nii, .nii.gz), NRRD (.nrrd, .nhdr), DICOM (.dcm or without a suffix; a folder of DICOM files is one case), video
+(.mp4, .avi), one still (.png, .jpg, .jpeg); a folder of PNG is one sweep. Or a list of them: a .csv or .parquet file
+with a column path, and case and gestational_age if you like"""
 PORT = 4743
 """The platform's for invoke mode."""
 _EPILOG = """\
 environment: INPUT_DIR (default /input), OUTPUT_DIR (/output) and MODEL_DIR (/opt/ml/model) say where the case, the
 results and the model artifact are. Logs go to stdout; the last line of stderr says what failed, and the exit code is 1.
+"""
+_OF_ONE_CASE = """\
+environment: INPUT_DIR (default /input) is the folder of the case, as the platform lays it out: the stack in
+images/stacked-fetal-ultrasound/. OUTPUT_DIR (/output) gets the results.
 """
 
 
@@ -47,10 +52,18 @@ def make_parser(program: str = "algorithm") -> argparse.ArgumentParser:
     `program` is what help calls this program.
     """
     common = Parser(add_help=False)
-    common.add_argument("--model", type=Path, metavar="DIR", help="the model artifact (default: MODEL_DIR)")
+    common.add_argument(
+        "--model",
+        type=Path,
+        metavar="DIR",
+        help="the model artifact (default: MODEL_DIR of the environment, else /opt/ml/model)",
+    )
     common.add_argument("--device", choices=("cpu", "cuda"), help="default: a usable GPU, else the CPU")
     common.add_argument(
-        "--batch-frames", type=positive, metavar="N", help="frames a batch (default: what memory holds; 8 on a CPU)"
+        "--batch-frames",
+        type=positive,
+        metavar="N",
+        help="frames a batch (default: what a GPU's memory holds; on a CPU 8, or four a core up to 64)",
     )
     common.add_argument(
         "--log-format", choices=("text", "json"), default="text", help="json: each line of the log is an object"
@@ -62,12 +75,21 @@ def make_parser(program: str = "algorithm") -> argparse.ArgumentParser:
     )
     parser.set_defaults(command="exec", model=None, device=None, batch_frames=None, log_format="text")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", help="without one: analyse INPUT_DIR, once")
-    commands.add_parser("exec", parents=[common], help=COMMANDS["exec"])
-    _serve(commands.add_parser("serve", parents=[common], help=COMMANDS["serve"]))
-    _predict(commands.add_parser("predict", parents=[common], help=COMMANDS["predict"]))
-    _amend(commands.add_parser("amend", help=COMMANDS["amend"]))
-    _watch(commands.add_parser("watch", parents=[common], help=COMMANDS["watch"]))
-    _health(commands.add_parser("health", help=COMMANDS["health"]))
+    made = {
+        name: commands.add_parser(
+            name,
+            parents=[] if name in ("amend", "health") else [common],
+            help=text,
+            description=f"{text[:1].upper()}{text[1:]}.",
+            epilog=_OF_ONE_CASE if name in ("exec", "serve") else None,
+        )
+        for name, text in COMMANDS.items()
+    }
+    _serve(made["serve"])
+    _predict(made["predict"])
+    _amend(made["amend"])
+    _watch(made["watch"])
+    _health(made["health"])
     return parser
 
 
@@ -84,16 +106,18 @@ def _predict(predict: argparse.ArgumentParser) -> None:
         metavar="WEEKS",
         help="such as 28w3d, of cases that a list gives no age: adds the circumference's centile (INTERGROWTH-21st)",
     )
-    _of_every_case(predict)
+    _of_every_case(predict, no_page="write no report.html and no index.html")
     many = predict.add_argument_group("many cases")
     many.add_argument(
-        "--resume", action="store_true", help="skip what is complete and was made by the same model and version"
+        "--resume",
+        action="store_true",
+        help="skip what is complete and was made of the same files by the same model, version and settings",
     )
     many.add_argument(
         "--workers",
         type=positive,
         metavar="N",
-        help="that many at once, by Ray; cores are divided (default: one a GPU; without a GPU one in all)",
+        help="that many at once, by Ray; cores are divided (default: one a GPU; without GPUs one a machine)",
     )
     many.add_argument("--ray-address", metavar="ADDRESS", help="join a Ray cluster, such as HOST:6379 or auto")
     many.add_argument(
@@ -104,14 +128,14 @@ def _predict(predict: argparse.ArgumentParser) -> None:
     )
 
 
-def _of_every_case(command: argparse.ArgumentParser) -> None:
+def _of_every_case(command: argparse.ArgumentParser, *, no_page: str) -> None:
     """What `predict` and `watch` may be told of all their cases."""
     command.add_argument(
         "--dicom",
         action="store_true",
         help="for DICOM input: write a Segmentation and a structured report that refer to it, marked as research",
     )
-    command.add_argument("--no-page", dest="page", action="store_false", help="write no report.html and no index.html")
+    command.add_argument("--no-page", dest="page", action="store_false", help=no_page)
     command.add_argument(
         "--spacing-mm",
         type=millimetres,
@@ -137,14 +161,16 @@ def _watch(watch: argparse.ArgumentParser) -> None:
         metavar="S",
         help="a file is complete when nobody wrote to it for so long (default: 5 s)",
     )
-    _of_every_case(watch)
+    _of_every_case(watch, no_page="write no report.html (a watcher never writes index.html)")
 
 
 def _health(health: argparse.ArgumentParser) -> None:
     health.add_argument("--port", type=port, default=PORT, help=f"of a server (default: {PORT})")
     health.add_argument("--watcher", type=Path, metavar="OUT", help="of a watcher instead: its output folder")
     health.add_argument(
-        "--if-serving", action="store_true", help="well, too, where no process here is a server (the image's own check)"
+        "--if-serving",
+        action="store_true",
+        help="healthy, too, where no process here is a server (the image's own check)",
     )
     health.add_argument(
         "--longest", type=seconds, default=120.0, metavar="S", help="a watcher may be silent so long (default: 120 s)"

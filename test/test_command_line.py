@@ -1,6 +1,7 @@
 """The command `acouslic`, as it stands in the repository and as a wheel brings it to a clean environment."""
 
 import argparse
+import contextlib
 import os
 import re
 import shutil
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from acouslic import __version__
-from acouslic_cli.__main__ import main
+from acouslic_cli.__main__ import DIRECT_FROM_TRAINING, main
+from algorithm.arguments import COMMANDS
+from training.__main__ import COMMANDS as TRAINING_COMMANDS
 
 pytestmark = pytest.mark.usefixtures("restored_process")
 
@@ -49,6 +52,34 @@ def test_every_package_is_reached(words, capsys):
         main([*words, "--help"])
     assert ended.value.code == 0
     assert capsys.readouterr().out.startswith(f"usage: acouslic {' '.join(words)} ")
+
+
+def test_each_command_of_the_algorithm_says_what_it_does(capsys):
+    """Its line of the list opens its own help; what a command of one case reads and writes is said there."""
+    for command, text in COMMANDS.items():
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        shown = " ".join(capsys.readouterr().out.split())
+        assert f"{text[:1].upper()}{text[1:]}." in shown
+        assert ("OUTPUT_DIR (/output) gets the results" in shown) == (command in ("exec", "serve"))
+
+
+@pytest.mark.parametrize("command", [name for name in TRAINING_COMMANDS if name not in DIRECT_FROM_TRAINING])
+def test_each_command_of_training_is_named_as_people_call_it(command, capsys):
+    """Its help begins with `acouslic train`, and no heading ends in the middle of a sentence."""
+    with contextlib.suppress(SystemExit):
+        main(["train", command, "--help"])
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: acouslic train {command} ")
+    assert "those that the:" not in shown
+
+
+def test_help_says_what_each_setting_of_a_manifest_is(capsys):
+    """`train export`: what stands below a field of its dataclass."""
+    with contextlib.suppress(SystemExit):
+        main(["train", "export", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--scoring.margin_frames MARGIN_FRAMES Frames refined on each side of a frame that could win." in shown
 
 
 def test_groups_without_a_command_explain_themselves(capsys):

@@ -6,7 +6,7 @@
 WORK/cache, WORK/split.json and WORK/fold_1, WORK/fold_2, ... are what the single commands would make; one that was
 ended goes on. Settings are those of `fit`. `--parallel N` trains N folds beside each other, each on a GPU of its own
 where there are GPUs; `--parallel 0` stops before the first, for `slurm_ensemble.sh`, which trains them as an array of
-jobs. Then: python -m training export WORK --out model/ --pack model.tar.gz ...
+jobs. Then: acouslic train export WORK --out MODEL --pack model.tar.gz ...
 """
 
 import shlex
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--raw", required=True, help="the release: images/, masks/, circumferences/")
     parser.add_argument("--out", required=True, help="folder for cache, split and runs")
     parser.add_argument("--folds", type=int, default=5, help="one a member")
-    parser.add_argument("--split_seed", type=int, default=1)
+    parser.add_argument("--split_seed", type=int, default=1, help="seed of the folds")
     parser.add_argument("--jobs", type=int, default=1, help="processes that prepare")
     parser.add_argument("--antialias", type=bool, default=False, help="resize with antialiasing")
     parser.add_argument("--parallel", type=int, default=1, help="folds beside each other; 0 trains none")
@@ -67,7 +67,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _say_done(members: int, out: Path) -> int:
-    print(f"{members} members in {out}; next: python -m training export {out} --out model/", flush=True)
+    print(
+        f"{members} members in {out}; next: acouslic train export {out} --out MODEL (--help says what it must be told)",
+        flush=True,
+    )
     return 0
 
 

@@ -8,7 +8,7 @@
 # Prepares cache and split here first, which needs no GPU. A job that is preempted, or reaches two minutes before its time
 # limit, writes a checkpoint, ends with 143, asks Slurm to start it again and goes on from there. Given once more, the same
 # command leaves finished folds alone and goes on with the others. When all are done:
-#   python -m training export WORK --out model/ ...
+#   acouslic train export WORK --out MODEL ...
 # PYTHON names the interpreter (default: .venv/bin/python beside this repository's files).
 set -euo pipefail
 

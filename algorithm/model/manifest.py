@@ -32,6 +32,10 @@ SCHEMA_VERSION = 7
 """4 added the student and the case head, 5 `selection.one_run_a_sweep`, 6 `selection.most_positive_frames`, 7
 `scoring.rounds` and `scoring.scale_frames`. Older manifests are read as ones without."""
 MANIFEST_FILE = "manifest.json"
+_MISSING = (
+    f"mount or extract a model artifact (a folder with {MANIFEST_FILE}) there, or name the folder of one (--model, "
+    "MODEL_DIR)"
+)
 TOWER_FILE = "tower.safetensors"
 STUDENT_FILE = "student.safetensors"
 CASE_HEAD_FILE = "case_head.safetensors"
@@ -73,8 +77,9 @@ class ScoringConfig:
     """The gate: one pass through the members' averaged adapters and heads, through member `gate_member`, or through
     the artifact's student."""
     gate_member: Annotated[int, Meta(ge=0)] = 0
+    """The member that is the gate `member`, counted from 0."""
     stride: Annotated[int, Meta(ge=1)] = 4
-    """1 for a student, which looks at every frame."""
+    """The gate looks at every so many frames; 1 for a student, which looks at every frame."""
     margin_frames: Frames = 3
     """Frames refined on each side of a frame that could win."""
     refine_ratio: Share = 0.5
@@ -84,9 +89,9 @@ class ScoringConfig:
     max_refined_fraction: Annotated[float, Meta(gt=0, le=1)] = 0.2
     """At most this share of the frames is refined, the best first."""
     rounds: Annotated[int, Meta(ge=1, le=100)] = 1
-    """How often that is asked. From the second time on it is asked of what the ensemble has said by then, and frames
-    beside those that it calls positive are refined too, so that runs are followed to their ends. It ends sooner where
-    nothing more is wanted."""
+    """How often it is asked which frames are refined. From the second time on it is asked of what the ensemble has said
+    by then, and frames beside those that it calls positive are refined too, so that runs are followed to their ends. It
+    ends sooner where nothing more is wanted."""
     scale_frames: Annotated[int, Meta(ge=0, le=1000)] = 0
     """Frames of the middle by rank that are refined first where the case's own scale decides which frames are positive:
     a gate whose median lies elsewhere than the ensemble's would move every threshold."""
@@ -274,7 +279,7 @@ def read_manifest(folder: Path) -> Manifest:
     field is unknown, missing, of a wrong type or out of range.
     """
     path = folder / MANIFEST_FILE
-    content = read_typed_file(path, missing=f"mount or extract a model artifact (a folder with {MANIFEST_FILE}) there")
+    content = read_typed_file(path, missing=_MISSING)
     found = _as_current(read_object(content, path))
     version = found.get("schema_version")
     if type(version) is not int or version != SCHEMA_VERSION:

@@ -96,8 +96,8 @@ def test_weights_that_do_not_fit_are_not_written(sound, tmp_path):
 
 
 def test_missing_folder(tmp_path):
-    """An empty or missing folder gets one sentence that says what to mount."""
-    with pytest.raises(AcouslicError, match=r"manifest\.json is missing: mount"):
+    """An empty or missing folder gets one sentence that says what to mount, or how to name another folder."""
+    with pytest.raises(AcouslicError, match=r"manifest\.json is missing: mount .* \(--model, MODEL_DIR\)$"):
         load_artifact(tmp_path / "nothing")
     with pytest.raises(AcouslicError, match=r"manifest\.json is missing: mount"):
         load_artifact(tmp_path)

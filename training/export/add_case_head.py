@@ -161,12 +161,12 @@ def main(arguments: list[str]) -> int:
     """The command `python -m training head`."""
     parser = argparse.ArgumentParser(prog="acouslic train head", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path, metavar="MODEL", help="folder of the artifact; it stays as it is")
-    parser.add_argument("--cache", type=Path, required=True, help="cases that `training prepare` made")
+    parser.add_argument("--cache", type=Path, required=True, help="cases that `acouslic train prepare` made")
     parser.add_argument("--out", type=Path, required=True, help="folder of the artifact with the head")
     parser.add_argument("--split", type=Path, help="take its validation cases; without it all of the cache")
-    parser.add_argument("--device", choices=("cpu", "cuda"))
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--trials", type=int, default=0, help="recipes that Optuna tries for each head (none)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a usable GPU, else the CPU")
+    parser.add_argument("--seed", type=int, default=1, help="of everything random (default: %(default)s)")
+    parser.add_argument("--trials", type=int, default=0, help="recipes that Optuna tries for each head (default: none)")
     parser.add_argument("--anyway", action="store_true", help="write the model also where the head does not win")
     options = parser.parse_args(arguments)
     if options.out.resolve() == options.model.resolve():

@@ -92,13 +92,16 @@ def _newly_read(selection: SelectionConfig) -> SelectionConfig:
 
 def main(arguments: list[str]) -> int:
     """The command `python -m training calibrate`."""
-    parser = argparse.ArgumentParser(prog="python -m training calibrate", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="acouslic train calibrate", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path, metavar="MODEL", help="folder of the artifact; its manifest is rewritten")
-    parser.add_argument("--cache", type=Path, required=True, help="cases that `training prepare` made")
+    parser.add_argument("--cache", type=Path, required=True, help="cases that `acouslic train prepare` made")
     parser.add_argument("--split", type=Path, help="take its validation cases; without it all of the cache")
-    parser.add_argument("--device", choices=("cpu", "cuda"))
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a usable GPU, else the CPU")
     parser.add_argument(
-        "--precision-frames", type=int, default=FRAMES, help="on which half precision is measured; 0 for not at all"
+        "--precision-frames",
+        type=int,
+        default=FRAMES,
+        help=f"on which half precision is measured; 0 for not at all (default: {FRAMES})",
     )
     options = parser.parse_args(arguments)
     if options.precision_frames < 0:

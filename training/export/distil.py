@@ -241,7 +241,7 @@ def main(arguments: list[str]) -> int:
     """The command `python -m training distil`."""
     parser = command_parser("distil", __doc__)
     parser.add_argument("model", metavar="MODEL", help="folder of the artifact; it stays as it is")
-    parser.add_argument("--cache", required=True, help="cases that `training prepare` made")
+    parser.add_argument("--cache", required=True, help="cases that `acouslic train prepare` made")
     parser.add_argument("--out", required=True, help="folder of the artifact with the student")
     parser.add_argument("--runs", nargs="+", default=[], help="the members' runs, as `export` was given them")
     parser.add_argument("--split", help="without --runs: ask the model on this split's validation cases")

@@ -130,7 +130,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("sweeps", type=Path, nargs="+", metavar="SWEEP", help="stacks that it was not trained on")
     parser.add_argument("--frames", type=int, default=FRAMES, help=f"in all (default: {FRAMES})")
     parser.add_argument("--whole-cases", action="store_true", help="also what it changes in the answers to whole cases")
-    parser.add_argument("--device", choices=("cpu", "cuda"))
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a usable GPU, else the CPU")
     options = parser.parse_args(arguments)
     if options.frames < len(options.sweeps):
         raise AcouslicError(f"--frames {options.frames}: at least one frame a sweep is needed")

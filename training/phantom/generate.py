@@ -130,13 +130,22 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="acouslic generate", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the release to write")
     parser.add_argument("--cases", type=_positive, default=1, help="how many to draw (%(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="0 or more; one seed gives the same files everywhere")
-    parser.add_argument("--jobs", type=_positive, default=1, help="processes; each needs about 0.6 GB")
-    parser.add_argument("--platform", action="store_true", help="also write platform/<uuid>/ as the platform's /input")
-    parser.add_argument("--sweeps", type=_positive, default=SWEEPS_PER_CASE, help="at most 6")
-    parser.add_argument("--frames-per-sweep", type=_positive, default=FRAMES_PER_SWEEP, help="(%(default)s)")
     parser.add_argument(
-        "--rows", type=_positive, default=ROWS, help=f"{SMALLEST_ROWS} or more; 562 is the challenge's; columns follow"
+        "--seed", type=int, default=1, help="0 or more; one seed gives the same files everywhere (%(default)s)"
+    )
+    parser.add_argument("--jobs", type=_positive, default=1, help="processes; each needs about 0.6 GB (%(default)s)")
+    parser.add_argument("--platform", action="store_true", help="also write platform/<uuid>/ as the platform's /input")
+    parser.add_argument(
+        "--sweeps", type=_positive, default=SWEEPS_PER_CASE, help="sweeps of a case, at most 6 (%(default)s)"
+    )
+    parser.add_argument(
+        "--frames-per-sweep", type=_positive, default=FRAMES_PER_SWEEP, help="frames of each sweep (%(default)s)"
+    )
+    parser.add_argument(
+        "--rows",
+        type=_positive,
+        default=ROWS,
+        help=f"{SMALLEST_ROWS} or more; the challenge has 562, the default; columns follow",
     )
     options = parser.parse_args(arguments)
     if options.sweeps > SWEEPS_PER_CASE:
@@ -149,7 +158,7 @@ def main(arguments: list[str]) -> int:
     if table.exists():
         raise AcouslicError(f"{table} exists already: choose another --out, or delete the old release")
     rows = generate(options)
-    print(f"{len(rows)} cases in {options.out}")
+    print(f"{len(rows)} case{'' if len(rows) == 1 else 's'} in {options.out}")
     return 0
 
 

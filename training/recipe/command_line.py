@@ -3,14 +3,16 @@
 import argparse
 import itertools
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from acouslic.errors import AcouslicError
 
 
 def command_parser(command: str, description: str | None) -> ArgumentParser:
     """The parser of `acouslic train COMMAND`; of the description its first line is shown. Options have one name: a
-    shortened `--config` would not be known as such."""
+    shortened `--config` would not be known as such. Help on settings is what their dataclasses say of them, some of
+    them below each field."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     first_line = (description or "").splitlines()[0]
     return ArgumentParser(
         prog=f"acouslic train {command}", description=first_line, exit_on_error=False, allow_abbrev=False

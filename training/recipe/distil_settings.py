@@ -26,8 +26,9 @@ class StudentSize:
 
 @dataclass(frozen=True)
 class DistilSettings:
-    """Everything that decides what a student learns. Where sampling speaks of annotated frames, it takes those that the
-    ensemble gives a chance.
+    """Everything that decides what a student learns.
+
+    Where sampling speaks of annotated frames, it takes those that the ensemble gives a chance.
 
     Args:
         held_out: share of the subjects that it does not learn from: on their cases the gate's settings are chosen.

@@ -179,12 +179,14 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="acouslic train prepare", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--raw", type=Path, required=True, help="the release: images/, masks/, circumferences/")
     parser.add_argument("--out", type=Path, required=True, help="folder of the cache; 42 MB a case at 224")
-    parser.add_argument("--image-size", type=int, default=PrepareConfig.image_size, help="side of the tower's input")
+    parser.add_argument(
+        "--image-size", type=int, default=PrepareConfig.image_size, help="side of the tower's input (%(default)s)"
+    )
     parser.add_argument(
         "--antialias", action="store_true", help="resize with antialiasing (the submitted run does not)"
     )
     parser.add_argument("--allow-unannotated", action="store_true", help="accept cases without an annotated frame")
-    parser.add_argument("--jobs", type=int, default=PrepareConfig.jobs, help="processes")
+    parser.add_argument("--jobs", type=int, default=PrepareConfig.jobs, help="processes (%(default)s)")
     options = parser.parse_args(arguments)
     if options.image_size < 1 or options.jobs < 1:
         parser.error("--image-size and --jobs must be at least 1")

@@ -219,14 +219,18 @@ def count_parts(
 def main(arguments: list[str]) -> int:
     """The command `python -m training split`."""
     parser = argparse.ArgumentParser(prog="acouslic train split", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--protocol", choices=("paper", "subject"), required=True)
+    parser.add_argument(
+        "--protocol", choices=("paper", "subject"), required=True, help="the published split, or folds by subject"
+    )
     parser.add_argument("--csv", type=Path, required=True, help="the release's table of circumferences")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--runs", type=Path, help="csv of runs of optimal and suboptimal frames")
     source.add_argument("--cache", type=Path, help="a prepared cache, in place of --runs")
-    parser.add_argument("--folds", type=int, default=5, help="subject: number of folds, one a member")
-    parser.add_argument("--seed", type=int, default=1, help="subject: seed of the folds; the paper's is fixed")
-    parser.add_argument("--out", type=Path, help="split file to write")
+    parser.add_argument("--folds", type=int, default=5, help="subject: number of folds, one a member (%(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=1, help="subject: seed of the folds (%(default)s); the paper's is fixed"
+    )
+    parser.add_argument("--out", type=Path, help="split file to write; without it the counts are only shown")
     options = parser.parse_args(arguments)
     check_seed("--seed", options.seed)
     rows = read_circumferences(options.csv)
