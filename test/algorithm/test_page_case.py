@@ -382,6 +382,22 @@ def test_dark_light_and_print(browser, case_dir):
     browser.look(1200, 900)
 
 
+@pytest.mark.parametrize(
+    ("age", "said"),
+    [
+        ("15w4d", r"The ends of the interval lie (at|above) the \d+\w\w centile and (at|above) the \d+\w\w centile\."),
+        ("30w0d", r"Both ends of the interval lie below the 1st centile\."),
+    ],
+)
+def test_the_centiles_of_the_interval_are_told_in_a_sentence(age, said, tmp_path):
+    """Two that are the same are told once."""
+    header = write_stack(tmp_path / "x.mha")
+    made = result_of(header)
+    result = result_of(header, growth=judge_growth(made.circumference_mm, made.interval_mm, parse_age(age)))
+    text = case_page(result, read_pictures(header, [CHOSEN]), [200], "0" * 64)
+    assert re.search(said, text)
+
+
 def test_what_comes_from_outside_is_shown_as_text(browser, tmp_path):
     """A case and a note that try to run something: shown as they are, not run, not even by a page without policy."""
     header = write_stack(tmp_path / "x.mha")
