@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from acouslic.errors import AcouslicError
-from acouslic.geometry import sweep_index, sweep_ranges
+from acouslic.geometry import SPACING_MM, sweep_index, sweep_ranges
 from acouslic.sockets import NO_FRAME
 from evaluation.inputs.case_truth import CaseTruth
 from evaluation.inputs.frame_scores import FrameScores, read_frame_scores
@@ -21,6 +21,7 @@ from evaluation.metrics.official import OPTIMAL, score_case
 _OUTLINE_TOLERANCE_PX = 0.75
 """How far a simplified outline may run from the real one, where that takes no more corners than allowed."""
 _MOST_OUTLINES, _MOST_CORNERS = 10, 400
+_SPACING_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,8 @@ def _result(
         optimal_distance_frames=distance_in_sweep(truth.frame_labels == OPTIMAL, frame_number),
         rows=truth.rows,
         columns=truth.columns,
+        other_pixel_size=truth.spacing_mm is not None
+        and not np.allclose(truth.spacing_mm, SPACING_MM, rtol=_SPACING_TOLERANCE, atol=0),
         reference_outline_frame_number=outline_frame,
         reference_outline_px=reference,
         predicted_outline_px=outlines_px(mask),

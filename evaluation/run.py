@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from acouslic.geometry import SPACING_MM
 from acouslic.printable import printable
 from evaluation.case_evaluation import CaseTask
 from evaluation.evaluate import evaluate
@@ -37,4 +38,11 @@ def run(
     for result in results:
         if result.failure is not None:
             print(f"failed: {printable(result.failure)}")
+    others = sum(result.other_pixel_size for result in results)
+    if others:
+        print(
+            f"warning: the pixel size is another than {SPACING_MM} mm in {others} of {len(results)} cases; "
+            f"circumferences are measured with {SPACING_MM} mm, as the official evaluator does, so errors in mm and "
+            "scores mean nothing there"
+        )
     print(f"score {metrics['score']['mean']:.4f} over {len(results)} cases; results in {output_dir}")

@@ -48,6 +48,8 @@ class CaseResult:
     rows: int = 0
     columns: int = 0
     """Size of a frame, for drawing."""
+    other_pixel_size: bool = False
+    """The reference states another pixel size than the 0.28 mm that every circumference is measured with."""
     reference_outline_frame_number: int = -1
     """The frame of the reference outlines: the chosen one where it is annotated, else the nearest annotated one of
     the same sweep, else of the whole case; -1 where nothing is annotated."""

@@ -179,6 +179,20 @@ def test_local_scores_a_folder_of_predictions(predictions: Path, release: Path, 
     assert sorted(path.name for path in output.iterdir()) == sorted([*OUTPUT_FILES, "ground_truth_index"])
 
 
+def test_another_pixel_size_is_warned_of(
+    challenge: Any, predictions: Path, release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The official procedure measures with 0.28 mm whatever the files state, so such a case's score says nothing."""
+    assert local(predictions, release, tmp_path / "results") == 0
+    assert "warning" not in capsys.readouterr().out
+    reference = release / "masks/stacked_fetal_abdomen/b.mha"
+    challenge.write_image(reference, challenge.stack({50: challenge.disc()}), spacing_mm=0.56)
+    mask = predictions / "b/images/fetal-abdomen-segmentation/output.mha"
+    write_mask_stack(mask, challenge.disc(), 50, challenge.frames, (0.56, 0.56))
+    assert local(predictions, release, tmp_path / "results") == 0
+    assert "warning: the pixel size is another than 0.28 mm in 1 of 3 cases" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("option", [[], ["--subset"]])
 def test_local_wants_every_case_or_a_subset(
     predictions: Path, release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: list[str]
