@@ -165,7 +165,7 @@ def _read_fields(path: Path) -> tuple[dict[str, str], int]:
         with path.open("rb") as file:
             while "ElementDataFile" not in fields:
                 line = file.readline(_MAX_HEADER_BYTES)
-                key, equals, value = line.decode("latin-1").partition("=")
+                key, equals, value = line.decode("utf-8", "surrogateescape").partition("=")
                 if not equals or file.tell() > _MAX_HEADER_BYTES:
                     raise AcouslicError(
                         f"{path} is not a MetaImage: its text header ends before an ElementDataFile line; "

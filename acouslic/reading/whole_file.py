@@ -99,7 +99,7 @@ def _nrrd_fields(file: BinaryIO, path: Path) -> dict[str, str]:
     """The header's fields, in small letters; the file then stands at the pixels."""
     fields: dict[str, str] = {}
     while line := file.readline(_MOST_HEADER_BYTES):
-        text = line.decode("latin-1").strip()
+        text = line.decode("utf-8", "surrogateescape").strip()
         if not text:
             break
         if file.tell() > _MOST_HEADER_BYTES:

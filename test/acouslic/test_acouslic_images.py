@@ -56,6 +56,12 @@ def test_volumes_are_read_as_simpleitk_reads_them(tmp_path: Path, name: str, com
     assert np.array_equal(np.concatenate([chunk.copy() for _, chunk in open_stack(path).iter_chunks(3)]), FRAMES)
 
 
+def test_pixels_beside_a_header_may_have_any_name(tmp_path: Path) -> None:
+    """The header names the file in UTF-8, as SimpleITK writes it."""
+    assert np.array_equal(read_stack(_volume(tmp_path / "Bäuche.nhdr")).frames, FRAMES)
+    assert (tmp_path / "Bäuche.raw").is_file()
+
+
 @pytest.mark.parametrize("name", ["x.nii", "x.nrrd"])
 def test_a_volume_of_four_dimensions_or_two(tmp_path: Path, name: str) -> None:
     """One volume of a series is a stack, one slice is a stack of one frame, two volumes are neither."""

@@ -95,6 +95,18 @@ def test_header_size_of_a_raw_file_is_skipped(tmp_path: Path, header_size: str, 
     assert np.array_equal(read_stack(path).frames, FRAMES)
 
 
+def test_pixels_beside_a_header_may_have_any_name(tmp_path: Path) -> None:
+    """The header names the file in UTF-8, as SimpleITK writes it; so does a pattern of names."""
+    path = tmp_path / "Bäuche.mhd"
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(FRAMES), str(path))
+    assert (tmp_path / "Bäuche.raw").is_file()
+    assert np.array_equal(read_stack(path).frames, FRAMES)
+    for number, frame in enumerate(FRAMES):
+        (tmp_path / f"Bäuche{number}.raw").write_bytes(frame.tobytes())
+    path = _write(tmp_path / "pattern.mhd", b"", data_file=f"Bäuche%d.raw 0 {len(FRAMES) - 1} 1")
+    assert np.array_equal(read_stack(path).frames, FRAMES)
+
+
 def test_windows_line_ends_and_unknown_keys_are_read(tmp_path: Path) -> None:
     """Headers written on Windows, and what the platform adds, do no harm."""
     path = _write(tmp_path / "x.mha", SmallestImagePixelValue="0", Comment="a = b")
