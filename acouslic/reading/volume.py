@@ -5,7 +5,9 @@ its checksum too, so `whole_file.py` holds what a header announces against what 
 The whole stack is decoded at once, into a second copy: the file's frames in its own type.
 """
 
-from collections.abc import Generator
+import contextlib
+import tempfile
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +18,8 @@ from numpy.typing import NDArray
 
 from acouslic.errors import AcouslicError
 from acouslic.reading.source import SourceHeader, colour_note, one_channel
-from acouslic.reading.whole_file import check_nifti, check_nrrd
+from acouslic.reading.whole_file import check_nifti, check_nrrd, named_file
+from acouslic.sockets import stack_suffix
 
 _PIXEL_TYPES = {
     "8-bit unsigned integer": "u1", "8-bit signed integer": "i1", "16-bit unsigned integer": "u2",
@@ -36,9 +39,10 @@ class Volume:
         """As `FrameSource.frames`."""
         itk, header = _itk(), self.header
         reader = itk.ImageFileReader()
-        reader.SetFileName(str(header.path))
         try:
-            image = reader.Execute()  # kept, because the view does not keep its memory
+            with _name_for_itk(header.path) as name:
+                reader.SetFileName(name)
+                image = reader.Execute()  # kept, because the view does not keep its memory
             pixels = itk.GetArrayViewFromImage(image)
         except RuntimeError:
             raise AcouslicError(f"{header.path} could not be decoded: it is damaged, or too large for memory") from None
@@ -58,9 +62,10 @@ def open_volume(path: Path, kind: str) -> Volume:
     """
     (check_nifti if kind == "NIfTI" else check_nrrd)(path)
     reader = _itk().ImageFileReader()
-    reader.SetFileName(str(path))
     try:
-        reader.ReadImageInformation()
+        with _name_for_itk(path) as name:
+            reader.SetFileName(name)
+            reader.ReadImageInformation()
     except RuntimeError:
         raise AcouslicError(f"{path} is not a {kind} that SimpleITK can read: damaged, or of a rare form") from None
     sizes = reader.GetSize()
@@ -87,6 +92,25 @@ def open_volume(path: Path, kind: str) -> Volume:
         is_still=len(sizes) == 2,
     )
     return Volume(header, channels)
+
+
+@contextlib.contextmanager
+def _name_for_itk(path: Path) -> Iterator[str]:
+    """A name by which SimpleITK finds the file: its own, or where that is no UTF-8, which would end the process, that
+    of a link."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        suffix = stack_suffix(path.name)
+        beside = named_file(path) if suffix in (".nrrd", ".nhdr") else None
+        with tempfile.TemporaryDirectory() as folder:
+            link = Path(folder, f"linked{suffix}")
+            link.symlink_to(path.absolute())
+            if beside is not None:
+                Path(folder, beside.name).symlink_to(beside.absolute())
+            yield str(link)
+    else:
+        yield str(path)
 
 
 def _itk() -> ModuleType:

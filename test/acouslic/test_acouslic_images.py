@@ -2,6 +2,9 @@
 
 import builtins
 import gzip
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +57,22 @@ def test_volumes_are_read_as_simpleitk_reads_them(tmp_path: Path, name: str, com
     assert stack.header.spacing_note is None
     assert stack.header.frame_spacing == 1.5
     assert np.array_equal(np.concatenate([chunk.copy() for _, chunk in open_stack(path).iter_chunks(3)]), FRAMES)
+
+
+@pytest.mark.parametrize(("name", "compressed"), VOLUMES)
+def test_names_that_are_no_utf8_are_read(tmp_path: Path, repository: Path, name: str, compressed: bool) -> None:
+    """In a process of its own, which SimpleITK ended at such a name."""
+    (tmp_path / "plain").mkdir()
+    _volume(tmp_path / "plain" / name, compressed=compressed)
+    folder = (tmp_path / "plain").rename(tmp_path / os.fsdecode(b"B\xe4uche"))
+    program = (
+        "import os, sys; from pathlib import Path; from acouslic.stack import read_stack; "
+        "print(int(read_stack(Path(os.fsdecode(sys.argv[1]))).frames.sum()))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, folder / name], cwd=repository, capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{FRAMES.sum()}\n", "")
 
 
 def test_pixels_beside_a_header_may_have_any_name(tmp_path: Path) -> None:
