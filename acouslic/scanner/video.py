@@ -29,7 +29,7 @@ class Video:
         av, header = _av(), self.header
         where, count = header.where, 0
         try:
-            with av.open(str(header.path)) as container:
+            with av.open(_url(header.path)) as container:
                 stream = container.streams.video[0]
                 # Damage is an error, not something to paint over.
                 stream.codec_context.options = {"err_detect": "crccheck+bitstream+buffer+explode"}
@@ -51,7 +51,7 @@ def open_video(path: Path) -> Video:
     """Count the frames of a video; none is decoded. Raises AcouslicError where it is damaged or holds no picture."""
     av = _av()
     try:
-        with av.open(str(path)) as container:
+        with av.open(_url(path)) as container:
             if not container.streams.video:
                 raise AcouslicError(f"{path} holds no video")
             stream = container.streams.video[0]
@@ -78,6 +78,12 @@ def open_video(path: Path) -> Video:
         sweep_lengths=told_apart([counted]),
     )
     return Video(header)
+
+
+def _url(path: Path) -> str:
+    """What FFmpeg opens the file by. It takes the beginning of `10:22.mp4` for a protocol, but not that of a path from
+    the root."""
+    return str(path.absolute())
 
 
 def _av() -> ModuleType:

@@ -59,6 +59,14 @@ def test_a_video_is_one_sweep(tmp_path: Path, name: str, codec: str, pixel_forma
     assert any("is a video" in note for note in stack.header.notes)
 
 
+def test_a_video_may_have_a_time_as_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A colon within a path that does not begin at the root."""
+    frames = pictures()
+    video(tmp_path / "10:22:33.avi", frames, "ffv1", "gray")
+    monkeypatch.chdir(tmp_path)
+    assert np.array_equal(read_stack(Path("10:22:33.avi")).frames, frames)
+
+
 def test_a_video_in_colour_is_refused(tmp_path: Path) -> None:
     """As of Doppler."""
     colour = np.repeat(pictures()[..., None], 3, axis=-1)
