@@ -247,8 +247,9 @@ def _grey(pixels: NDArray[Any], layout: Layout, path: Path, frame_index: int) ->
         values = values * np.uint8(255)
     if layout.palette is not None:
         indices = values[..., 0] // (255 if layout.dtype == bool else 1)
-        # A palette has 16 bits a colour.
-        values = (layout.palette[:, indices] >> 8).astype(np.uint8).transpose(1, 2, 0)
+        # A palette has 16 bits a colour; as libtiff does, one that is all below 256 is taken for one of 8 bits.
+        unused_bits = 8 if layout.palette.max() > 255 else 0
+        values = (layout.palette[:, indices] >> unused_bits).astype(np.uint8).transpose(1, 2, 0)
     grey = one_channel(values, path, frame_index)
     if layout.photometric == WHITE_IS_ZERO:
         if not np.issubdtype(grey.dtype, np.unsignedinteger):

@@ -114,6 +114,14 @@ def test_a_grey_palette_is_read(tmp_path: Path) -> None:
     assert "got colour" in _refused(_tiff(tmp_path / "y.tif", photometric="palette", colormap=colours))
 
 
+def test_a_palette_of_8_bits_is_read_as_simpleitk_reads_it(tmp_path: Path) -> None:
+    """Some writers put 0..255 where the format has 0..65535: not a black picture."""
+    greys = np.arange(255, -1, -1, dtype=np.uint16)
+    path = _tiff(tmp_path / "x.tif", photometric="palette", colormap=np.stack([greys] * 3))
+    assert np.array_equal(read_stack(path).frames, 255 - FRAMES)
+    assert np.array_equal(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path))), 255 - FRAMES)
+
+
 @pytest.mark.parametrize("writer", ["imagej", "shaped"])
 def test_one_directory_for_all_frames(tmp_path: Path, writer: str) -> None:
     """ImageJ above 4 GB, and tifffile when asked to, write one directory and say the number of frames in words."""
