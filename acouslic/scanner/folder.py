@@ -89,4 +89,4 @@ _NEVER_DICOM = (*(suffix for suffix in STACK_SUFFIXES if suffix != ".dcm"), ".ra
 def _by_numbers(path: Path) -> tuple[list[tuple[int, str]], str]:
     """`frame2.png` before `frame10.png`."""
     parts = re.split(r"([0-9]+)", path.name)
-    return [(int(part[:18]), "") if part.isdigit() else (0, part) for part in parts], path.name
+    return [(int(part[:18]), "") if part.isdecimal() else (0, part) for part in parts], path.name

@@ -101,6 +101,14 @@ def test_a_folder_of_png_is_one_sweep(tmp_path: Path) -> None:
     assert "f10.png: expected pictures of 96 x 128 as f0.png, got 95 x 128" in _refused(tmp_path)
 
 
+def test_a_raised_digit_in_a_name_is_no_number(tmp_path: Path) -> None:
+    """Alone between two numbers, where it was taken for one."""
+    frames = pictures(2)
+    cv2.imwrite(str(tmp_path / "1²2.png"), frames[0])
+    cv2.imwrite(str(tmp_path / "2.png"), frames[1])
+    assert np.array_equal(read_stack(tmp_path).frames, frames)
+
+
 def test_a_pixel_size_that_is_given_stands_in_place_of_the_files(tmp_path: Path) -> None:
     """Without a note where the file states none, with one where it states another."""
     cv2.imwrite(str(tmp_path / "x.png"), pictures(1)[0])
