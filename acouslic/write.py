@@ -7,6 +7,7 @@ composed here instead of by SimpleITK: a case is 351 MB of zeros around one mask
 import errno
 import json
 import os
+import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,10 +43,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Raises AcouslicError where no file can be written into `folder`, which is made if it is missing."""
-    probe = folder / ".writable"
-    write_bytes(probe, b"")
-    probe.unlink()
+    """Raises ShortageError where no file can be written into `folder`, which is made if it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Under a name that no other process has: many may begin in one folder at once.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ShortageError(f"{folder} could not be written: {why_not_written(error)}") from error
 
 
 def write_mask_stack(

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import SimpleITK
 from acouslic.errors import AcouslicError
 from acouslic.sockets import FRAME_NUMBER_FILE, SEGMENTATION_FILE
 from acouslic.stack import StackHeader, read_stack
-from acouslic.write import check_outputs, write_bytes, write_json, write_mask_stack
+from acouslic.write import check_outputs, check_writable, write_bytes, write_json, write_mask_stack
 
 MASK = np.zeros((20, 30), dtype=bool)
 MASK[5:15, 8:25] = True
@@ -206,6 +207,15 @@ def test_unwritable_folder_is_one_sentence(tmp_path: Path) -> None:
     for path in (tmp_path / "taken" / "x.json", Path("/proc/x.json")):
         with pytest.raises(AcouslicError, match=r"x\.json could not be written"):
             write_bytes(path, b"1")
+
+
+def test_a_folder_is_tried_by_many_at_once(tmp_path: Path) -> None:
+    """The parts of a cohort begin together in one folder: none takes the other's trial away, and nothing is left."""
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(check_writable, [tmp_path / "new" / "results"] * 2000))
+    assert not list((tmp_path / "new" / "results").iterdir())
+    with pytest.raises(AcouslicError, match=r"/proc/x could not be written: No such file"):
+        check_writable(Path("/proc/x"))
 
 
 @pytest.mark.parametrize("frame_index", [0, 7, 11, None])
