@@ -138,7 +138,7 @@ def precision_recall_plot(results: Sequence[CaseResult], metrics: Mapping[str, A
         labels.append(f"{PROTOCOL_WORDS[protocol]}: F1 {number(own.get('f1'))}")
         labels[-1] += f" ({interval(around)})" if around else ""
         axes.plot(*_precision_recall(scored, protocol), color=colour, linewidth=2, label=labels[-1])
-        if "precision" in own:
+        if {"precision", "recall"} <= own.keys():
             axes.plot(own["recall"], own["precision"], "o", color=colour, markersize=9)
     axes.set(**_UNIT_RANGES, xlabel="recall", ylabel="precision")
     axes.legend(loc="lower left", frameon=False, fontsize=13, labelcolor=INK)

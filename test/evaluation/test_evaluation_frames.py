@@ -99,6 +99,18 @@ def test_optional_columns_decide(tmp_path: Path) -> None:
     assert first.distance(first.labels > 0) is None
 
 
+@pytest.mark.parametrize("annotated", [0, 1])
+def test_frames_without_any_positive_one_are_judged(tmp_path: Path, annotated: int) -> None:
+    """Called positive are some: their precision is 0, and there is no recall to draw it over."""
+    columns = columns_of() | {"label": np.zeros(4 * FRAMES, int), "annotated_sweep": np.full(4 * FRAMES, annotated)}
+    np.savez(tmp_path / "scores.npz", **columns)
+    assert main(["frames", str(tmp_path / "scores.npz"), "--output", str(tmp_path / "out")]) == 0
+    own = json.loads((tmp_path / "out/metrics.json").read_text())["frame_f1"]["all_frames"]["at_own_threshold"]
+    assert own["precision"] == 0
+    assert "recall" not in own
+    assert (tmp_path / "out/report.html").is_file()
+
+
 def changed(name: str, index: int, value: Any) -> dict[str, np.ndarray]:
     columns = columns_of(1)
     columns[name] = columns[name].astype(object if isinstance(value, str) else columns[name].dtype)
