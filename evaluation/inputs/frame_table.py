@@ -2,7 +2,6 @@
 
 import csv
 import io
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,14 @@ from acouslic.geometry import sweep_index, sweep_ranges
 from acouslic.sockets import NO_FRAME
 from acouslic.strict_json import shown
 from acouslic.table import plain_cell
+from evaluation.inputs.ground_truth import NPZ_ERRORS
 
 REQUIRED = ("case", "frame", "label", "presence")
 OPTIONAL = ("optimality", "set", "subject", "annotated_sweep", "chosen")
 _TEXT = {"case", "set", "subject"}
 _HIGHEST_LABEL = 2
+_PLAIN_KINDS = "biufUS"
+"""Of numpy's kinds of arrays: real numbers and text."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +89,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         # From bytes: numpy leaves a file open that turns out to be damaged.
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
             columns = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except NPZ_ERRORS as error:
         raise AcouslicError(f"{path} is not a readable .npz file: {error}") from None
     lengths = {array.shape for array in columns.values()}
     if len(lengths) > 1 or any(len(shape) != 1 for shape in lengths):
@@ -97,8 +99,13 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 
 def _checked_column(path: Path, name: str, values: np.ndarray) -> np.ndarray:
     """Text, or float64 in the column's range."""
+    if values.dtype.kind not in _PLAIN_KINDS:
+        raise AcouslicError(f"{path}: the column {name} holds neither numbers nor text, but {values.dtype!s:.40}")
     if name in _TEXT:
-        texts = np.array([plain_cell(value) for value in values.astype(str).tolist()], dtype=str)
+        try:
+            texts = np.array([plain_cell(value) for value in values.astype(str).tolist()], dtype=str)
+        except UnicodeDecodeError:
+            raise AcouslicError(f"{path}: the column {name} holds bytes beyond ASCII; save it as text") from None
         if name == "case" and (texts == "").any():
             raise AcouslicError(f"{path}: row {int(np.argmax(texts == '')) + 1} names no case")
         return texts

@@ -33,9 +33,17 @@ INDEX_FILE = "frame_index.npz"
 SUBJECTS_SCHEMA_VERSION = 1
 
 _INDEX_VERSION = 1
+_INDEX_FIELDS = {
+    "version", "sha256", "frame_labels", "annotated_frames", "packed_masks", "columns", "spacing_mm",
+}  # fmt: skip
 _HASH_PIECE_BYTES = 1 << 20
 _JSON_LIMIT_BYTES = 16 << 20
 _HIGHEST_LABEL = 2
+NPZ_ERRORS = (
+    OSError, ValueError, EOFError, TypeError, AttributeError, KeyError, SyntaxError, RuntimeError, zipfile.BadZipFile,
+    zlib.error,
+)  # fmt: skip
+"""What numpy and zipfile raise for a damaged `.npz`; RuntimeError where a flipped bit says that it is encrypted."""
 
 
 @dataclass(frozen=True)
@@ -206,9 +214,9 @@ def _load_index(path: Path, digest: str) -> dict[str, np.ndarray] | None:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             index = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+    except NPZ_ERRORS:
         return None
-    if int(index.get("version", -1)) != _INDEX_VERSION or str(index.get("sha256")) != digest:
+    if index.keys() != _INDEX_FIELDS or (str(index["version"]), str(index["sha256"])) != (str(_INDEX_VERSION), digest):
         return None
     return index
 

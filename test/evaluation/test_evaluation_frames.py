@@ -1,7 +1,9 @@
 """`evaluation frames`: scores and labels alone give the same figures and report as a whole evaluation."""
 
 import csv
+import io
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +148,46 @@ def test_a_wrong_table_is_one_sentence(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x04K\x01.", NPY])
+def in_zip(name: str, **fields: int) -> bytes:
+    """A sound `.npz` in whose directory of members `fields` are others."""
+    np.savez(buffer := io.BytesIO(), **{name: np.zeros(3)})
+    with zipfile.ZipFile(buffer, "a") as archive:
+        for field, value in fields.items():
+            setattr(archive.infolist()[0], field, value)
+        archive.comment = b"so that the directory is written anew"
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("case", np.array(["é".encode()] * FRAMES), "the column case holds bytes beyond ASCII; save it as text"),
+        ("case", np.zeros(FRAMES, "V4"), "the column case holds neither numbers nor text, but |V4"),
+        ("presence", np.full(FRAMES, 0.5 + 1j), "presence holds neither numbers nor text, but complex128"),
+        ("frame", np.arange(FRAMES).astype("m8[s]"), "frame holds neither numbers nor text, but timedelta64[s]"),
+    ],
+)
+def test_an_array_of_another_kind_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, values: np.ndarray, message: str
+) -> None:
+    """Nothing of it is dropped in silence."""
+    np.savez(tmp_path / "scores.npz", **(columns_of(1) | {name: values}))
+    assert main(["frames", str(tmp_path / "scores.npz"), "--output", str(tmp_path / "out")]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"PK\x03\x04",
+        b"\x80\x04K\x01.",
+        NPY,
+        in_zip("case", flag_bits=1),
+        in_zip("case", compress_type=77),
+        in_zip("case", extract_version=99),
+    ],
+)
 def test_a_damaged_npz_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes) -> None:
     """Nothing is unpickled."""
     (tmp_path / "scores.npz").write_bytes(content)

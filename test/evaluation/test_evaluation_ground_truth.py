@@ -1,6 +1,7 @@
 """The index of the reference: made once, of annotated frames only, and used for no other stack."""
 
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +90,28 @@ def test_the_index_is_made_once(release: Path, tmp_path: Path, monkeypatch: pyte
     assert len(decoded) == 2
 
 
-@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 nothing", None])
-def test_a_damaged_index_is_made_anew(release: Path, tmp_path: Path, damage: bytes | None) -> None:
-    """An empty, a broken and a cut-off index are replaced."""
+def encrypted(index: bytes) -> bytes:
+    """The index, one flipped bit of which says that a member is encrypted."""
+    place = index.index(b"PK\x01\x02") + 8
+    return index[:place] + b"\x01" + index[place + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda _: b"",
+        lambda _: b"PK\x03\x04 nothing",
+        lambda index: index[:-30],
+        lambda index: index.replace(b"spacing_mm", b"spacing_nm"),
+        encrypted,
+    ],
+)
+def test_a_damaged_index_is_made_anew(release: Path, tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    """An empty, a broken and a cut-off index are replaced, and one with a flipped bit."""
     source, cache = find_release(release)["uuid-a"], tmp_path / "cache"
     expected = read_truth(source, cache)
     (path,) = cache.iterdir()
-    path.write_bytes(path.read_bytes()[:-30] if damage is None else damage)
+    path.write_bytes(damage(path.read_bytes()))
     assert np.array_equal(read_truth(source, cache).packed_masks, expected.packed_masks)
     (path,) = cache.iterdir()
     assert path.stat().st_size > 100
