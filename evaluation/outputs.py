@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from acouslic.errors import AcouslicError
+from acouslic.printable import printable
 from acouslic.table import csv_text
 from acouslic.write import write_text
 from evaluation.metrics.case_result import CaseResult
@@ -107,5 +108,5 @@ def _case_metrics(result: CaseResult) -> dict[str, Any]:
         "predicted_ac_mm": result.predicted_ac_mm,
         "undefined_overlap": result.undefined_overlap,
         "exec_duration_s": result.exec_duration_s,
-        "failure": result.failure,
+        "failure": None if result.failure is None else printable(result.failure),
     }

@@ -31,7 +31,9 @@ def run(
         results = [replace(result, set_name=sets[result.case]) for result in results]
     more = dict(notes or {})
     if left_out:
-        more["cases_left_out"] = [{"case": case, "reason": reason} for case, reason in sorted(left_out.items())]
+        more["cases_left_out"] = [
+            {"case": case, "reason": printable(reason)} for case, reason in sorted(left_out.items())
+        ]
     metrics = write_outputs(output_dir, results, more)
     for reason in (left_out or {}).values():
         print(f"left out: {printable(reason)}")

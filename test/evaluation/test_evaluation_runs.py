@@ -290,6 +290,20 @@ def test_complete_scores_what_is_complete_and_names_what_is_not(
     assert "case stranger is not one of" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--lenient", "--complete"])
+def test_reasons_may_name_a_folder_that_is_no_utf8(
+    predictions: Path, release: Path, tmp_path: Path, option: str
+) -> None:
+    """Why a case failed or was left out, escaped, in every file."""
+    predictions = predictions.rename(tmp_path / os.fsdecode(b"F\xf6tus"))
+    (predictions / "b/fetal-abdomen-frame-number.json").write_text("[")
+    assert local(predictions, release, tmp_path / "results", option) == 0
+    metrics = read_metrics(tmp_path / "results")
+    reason = metrics["cases"][1]["failure"] if option == "--lenient" else metrics["cases_left_out"][0]["reason"]
+    assert "F\\udcf6tus/b/fetal-abdomen-frame-number.json is not JSON" in reason
+    assert "F\\udcf6tus" in (tmp_path / "results/report.html").read_text()
+
+
 @pytest.mark.parametrize("wrong", ["no release", "a damaged mask"])
 def test_a_run_that_fails_leaves_no_figures_of_another(
     predictions: Path, release: Path, tmp_path: Path, wrong: str
