@@ -1,5 +1,6 @@
 """What a run leaves behind: `metrics.json` for the leaderboard, `per_case.csv` for people, `report.html`."""
 
+import contextlib
 import json
 import logging
 import math
@@ -32,7 +33,7 @@ def write_outputs(output_dir: Path, results: Sequence[CaseResult], notes: Mappin
 
 
 def write_files(output_dir: Path, results: Sequence[CaseResult], metrics: Mapping[str, Any], table: str) -> None:
-    """Write the metrics, the table of cases (CSV text) and the report of the results.
+    """Write the metrics, the table of cases (CSV text) and the report of the results: all of them, or none.
 
     Raises AcouslicError where a file cannot be written, and ValueError as `check_metrics`.
     """
@@ -41,10 +42,16 @@ def write_files(output_dir: Path, results: Sequence[CaseResult], metrics: Mappin
     from evaluation.report.page import write_report
 
     check_metrics(metrics)
-    write_text(output_dir / PER_CASE_FILE, table)
-    write_report(output_dir / REPORT_FILE, results, metrics)
-    # Last, so that metrics are only there where everything is.
-    write_text(output_dir / METRICS_FILE, json.dumps(metrics, allow_nan=False, ensure_ascii=False, indent=1) + "\n")
+    try:
+        write_text(output_dir / PER_CASE_FILE, table)
+        write_report(output_dir / REPORT_FILE, results, metrics)
+        # Last, so that metrics are only there where everything is.
+        text = json.dumps(metrics, allow_nan=False, ensure_ascii=False, indent=1)
+        write_text(output_dir / METRICS_FILE, text + "\n")
+    except BaseException:
+        with contextlib.suppress(AcouslicError):
+            remove_outputs(output_dir)
+        raise
 
 
 def remove_outputs(output_dir: Path) -> None:

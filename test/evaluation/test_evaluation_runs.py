@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from acouslic.errors import AcouslicError
 from acouslic.release import CaseCircumferences, write_circumferences
 from acouslic.write import write_json, write_mask_stack
 from evaluation.__main__ import main, one_line
@@ -318,6 +319,20 @@ def test_a_run_that_fails_leaves_no_figures_of_another(
         (predictions / "a/images/fetal-abdomen-segmentation/output.mha").write_bytes(b"nonsense")
         assert local(predictions, release, output) == 1
     assert sorted(path.name for path in output.iterdir()) == ["ground_truth_index", "notes.txt"]
+
+
+def test_results_that_cannot_all_be_written_are_not_kept(
+    predictions: Path, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full at the second file leaves no first one."""
+
+    def full(*_: object) -> None:
+        assert (tmp_path / "results/per_case.csv").is_file()
+        raise AcouslicError("no room")
+
+    monkeypatch.setattr("evaluation.report.page.write_report", full)
+    assert local(predictions, release, tmp_path / "results") == 1
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["ground_truth_index"]
 
 
 def test_what_a_run_says_of_itself_and_its_sets(predictions: Path, release: Path, tmp_path: Path) -> None:
