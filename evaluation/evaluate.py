@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from typing import Any
@@ -67,8 +67,10 @@ def _run(
     executor = ProcessPoolExecutor(
         min(workers, len(indices)), mp_context=context, initializer=_start_worker, initargs=(progress, os.getpid())
     )
+    futures: dict[int, Future[CaseResult]] = {}
     try:
-        futures = {index: executor.submit(_work, index, tasks[index], case_limit_s) for index in indices}
+        for index in indices:
+            futures[index] = executor.submit(_work, index, tasks[index], case_limit_s)
         for index, future in futures.items():
             results[index] = future.result()
             print(f"[{len(results)}/{len(tasks)}] {results[index].case}: {_outcome(results[index])}", flush=True)

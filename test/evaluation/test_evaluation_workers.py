@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -103,6 +105,17 @@ def test_workers_that_cannot_start(tasks: Any) -> None:
     spoilt = CaseTask(task.source, EndsWhenUnpickled(), None, True, None)  # type: ignore[arg-type]
     with pytest.raises(AcouslicError, match="died before they began"):
         evaluate([spoilt], workers=1)
+
+
+def test_workers_that_die_while_tasks_are_handed_out(tasks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool then refuses the next task, as it does a little later when its result is asked for."""
+
+    def refuse(*_: object) -> None:
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", refuse)
+    with pytest.raises(AcouslicError, match="died before they began"):
+        evaluate(tasks(lenient=True), workers=1)
 
 
 def test_the_first_failure_in_order_is_told(tasks: Any, challenge: Any) -> None:
