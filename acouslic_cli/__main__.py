@@ -4,6 +4,12 @@
 use those.
 """
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # As in algorithm/__main__.py.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import sys
 from collections.abc import Mapping, Sequence
 from typing import NoReturn

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from algorithm.process.interrupts import Interrupts
+from acouslic.interrupts import Interrupts
 
 if TYPE_CHECKING:
     from algorithm.predict import PredictSettings

@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from acouslic.errors import AcouslicError
+from acouslic.interrupts import Interrupts
 from acouslic.sockets import SweepInput
 from algorithm.predict import CaseStream, PredictSettings, analyse_case
 from algorithm.process.collector import uncollected
 from algorithm.process.cores import usable_cores
 from algorithm.process.devices import Node, Share, divide, visible_gpus
-from algorithm.process.interrupts import Interrupts
 from algorithm.result.record import Maker, recorded_row
 from algorithm.result.table import ResultRow
 

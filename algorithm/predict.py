@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from acouslic.interrupts import Interrupts
 from acouslic.sockets import SweepInput
 from acouslic.write import check_writable
 from algorithm.case_list import check_apart, find_sweeps
@@ -21,7 +22,6 @@ from algorithm.page.case_page import write_case_page
 from algorithm.page.cohort_page import write_index
 from algorithm.process.collector import uncollected
 from algorithm.process.devices import visible_gpus
-from algorithm.process.interrupts import Interrupts
 from algorithm.process.messages import complain, explain
 from algorithm.process.progress import Progress
 from algorithm.process.timing import process_age_s

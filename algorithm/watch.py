@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from acouslic.errors import AcouslicError, ShortageError
+from acouslic.interrupts import Interrupts
 from acouslic.sockets import FRAME_NUMBER_FILE, SweepInput
 from acouslic.write import check_writable
 from algorithm.case_list import check_apart, check_case_name, stacks_in_folder, sweep_of_file
 from algorithm.predict import PredictSettings, analyse_case
 from algorithm.process.collector import uncollected
-from algorithm.process.interrupts import Interrupts
 from algorithm.process.messages import complain, explain, is_for_now
 from algorithm.process.timing import process_age_s
 from algorithm.result.case_folder import remove_leftovers

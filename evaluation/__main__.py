@@ -1,5 +1,11 @@
 """`python -m evaluation`: the container's run, and the commands for people (`local`, `pack`, `compare`, `frames`)."""
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # As in algorithm/__main__.py.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -7,6 +13,7 @@ from pathlib import Path
 
 from acouslic import printable
 from acouslic.errors import AcouslicError
+from acouslic.interrupts import Interrupts
 from acouslic.streams import set_up_streams
 
 # The workers start from this module too: what they do not need is imported by the commands themselves.
@@ -32,14 +39,22 @@ commands (each with --help):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code. An error is one line, the last one on stderr."""
+    """Run a command; returns the exit code: SIGTERM 143, Ctrl-C 130. An error is one line, the last one on stderr."""
     set_up_streams()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    interrupts = Interrupts()
     try:
-        return _run(list(arguments))
+        interrupts.install()
+        code = _run(list(arguments))
+        interrupts.end()
+        return code
     except AcouslicError as error:
         print(one_line(str(error)), file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        interrupts.end()
+        print(f"stopped by a signal before the result was complete; {interrupts.kept}", file=sys.stderr)
+        return 128 + (interrupts.number or signal.SIGINT)
 
 
 def one_line(message: str) -> str:

@@ -22,6 +22,8 @@ from evaluation.metrics.case_result import CaseResult
 CASE_LIMIT_S = 120
 """A case takes about one second. One that takes this long never ends, and its worker is ended."""
 _PARENT_CHECK_S = 2.0
+_LAST_CASES_S = 2.0
+"""What the cases that are under way may still take when a signal ends the run."""
 
 _progress: Any = None
 """In a worker: one byte a task, shared with the parent: `_STARTED` where it has been begun."""
@@ -69,8 +71,13 @@ def _run(
     )
     futures: dict[int, Future[CaseResult]] = {}
     try:
-        for index in indices:
-            futures[index] = executor.submit(_work, index, tasks[index], case_limit_s)
+        # The workers inherit this: Ctrl-C in a terminal reaches them too, and is for this process alone to answer.
+        heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            for index in indices:
+                futures[index] = executor.submit(_work, index, tasks[index], case_limit_s)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, heard)
         for index, future in futures.items():
             results[index] = future.result()
             print(f"[{len(results)}/{len(tasks)}] {results[index].case}: {_outcome(results[index])}", flush=True)
@@ -79,9 +86,23 @@ def _run(
             if index not in results and future.done() and future.exception() is None:
                 results[index] = future.result()
         return [index for index in indices if progress[index] == _STARTED and index not in results]
+    except KeyboardInterrupt:
+        executor.shutdown(wait=False, cancel_futures=True)
+        _end_workers()
+        raise
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
     return []
+
+
+def _end_workers() -> None:
+    """Let the workers end what they have begun, so that none leaves half a file, but not for long."""
+    end_s = time.monotonic() + _LAST_CASES_S
+    workers = multiprocessing.active_children()
+    for worker in workers:
+        worker.join(max(0.0, end_s - time.monotonic()))
+    for worker in workers:
+        worker.kill()
 
 
 def _outcome(result: CaseResult) -> str:

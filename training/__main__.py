@@ -11,9 +11,9 @@ import os
 import sys
 
 from acouslic.errors import AcouslicError
+from acouslic.interrupts import Interrupts
 from acouslic.printable import one_line
 from acouslic.streams import set_up_streams
-from algorithm.process.interrupts import Interrupts
 
 # Module and one line of help by command. A module is imported only when its command runs: `generate` and `split` work
 # without torch.

@@ -1,4 +1,4 @@
-"""The running program itself: how many cores it has, how it ends, what it says and how long it took.
+"""The running program itself: how many cores it has, what it says and how long it took.
 
-In: signals, errors, the machine. Out: sentences, times. May use `acouslic` alone, and never loads torch.
+In: errors, the machine. Out: sentences, times. May use `acouslic` alone, and never loads torch.
 """

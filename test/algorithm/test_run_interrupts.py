@@ -5,8 +5,8 @@ import signal
 
 import pytest
 
-from algorithm.process import interrupts
-from algorithm.process.interrupts import Interrupts
+from acouslic import interrupts
+from acouslic.interrupts import Interrupts
 
 
 @pytest.fixture

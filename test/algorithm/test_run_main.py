@@ -372,14 +372,14 @@ def test_the_real_process(platform_case, speckle, tiny_model, repository):
     assert timings["peak_rss_bytes"] > 50e6
 
 
-@pytest.mark.parametrize("package", ["algorithm", "training"])
+@pytest.mark.parametrize("package", ["algorithm", "training", "evaluation", "acouslic_cli"])
 def test_an_interrupt_before_the_program_has_begun_ends_it_without_a_word(package, repository):
     """Ctrl-C while the first modules are imported: the signal itself, and no traceback."""
     code = (
         "import os, runpy, signal, sys\n"
         "class Interrupt:\n"
         "    def find_spec(self, name, path, target=None):\n"
-        "        if name in ('acouslic.streams', 'algorithm.process.interrupts'):\n"
+        "        if name in ('acouslic.streams', 'acouslic.interrupts'):\n"
         "            os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.meta_path.insert(0, Interrupt())\n"
         f"runpy.run_module('{package}', run_name='__main__', alter_sys=True)"

@@ -152,7 +152,7 @@ def start_server_with(start_server, monkeypatch):
 def test_a_signal_after_the_result_is_not_heard(platform_case, speckle, tiny_model, run_algorithm, monkeypatch):
     """SIGTERM once the result is complete: exit code 0, nothing on stderr, the results stay."""
     platform_case.write_sweep(speckle())
-    from algorithm.process.interrupts import Interrupts
+    from acouslic.interrupts import Interrupts
 
     end = Interrupts.end
 

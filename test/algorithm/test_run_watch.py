@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import pytest
 
 from acouslic.errors import AcouslicError, ShortageError
+from acouslic.interrupts import Interrupts
 from acouslic.sockets import FRAME_NUMBER_FILE
 from algorithm import watch
 from algorithm.__main__ import _settings_of, main
@@ -24,7 +25,6 @@ from algorithm.arguments import make_parser
 from algorithm.case_list import sweep_of_file
 from algorithm.health import check_server, is_server_here
 from algorithm.predict import PredictSettings
-from algorithm.process.interrupts import Interrupts
 from algorithm.process.messages import JsonFormatter, log_line
 from algorithm.result.record import Maker, recorded_row, write_record
 from algorithm.result.source import source_of

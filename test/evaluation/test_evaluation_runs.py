@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -319,6 +320,25 @@ def test_a_run_that_fails_leaves_no_figures_of_another(
         (predictions / "a/images/fetal-abdomen-segmentation/output.mha").write_bytes(b"nonsense")
         assert local(predictions, release, output) == 1
     assert sorted(path.name for path in output.iterdir()) == ["ground_truth_index", "notes.txt"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_with_one_sentence(
+    predictions: Path, release: Path, tmp_path: Path, repository: Path, number: signal.Signals
+) -> None:
+    """To all processes, as from a terminal, while the workers start: one sentence, no figures, nobody left."""
+    folders = ("--predictions", predictions, "--raw", release, "--output", tmp_path / "results")
+    command = [sys.executable, "-m", "evaluation", "local", *map(str, folders)]
+    with subprocess.Popen(
+        command, cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline().startswith("3 cases, ")
+        os.killpg(run.pid, number)
+        _, errors = run.communicate(timeout=60)
+    assert run.returncode == 128 + number
+    assert errors == ("stopped by a signal before the result was complete; nothing of an incomplete result was kept\n")
+    assert not set(OUTPUT_FILES) & {path.name for path in tmp_path.glob("results/*")}
 
 
 def test_results_that_cannot_all_be_written_are_not_kept(
