@@ -27,7 +27,9 @@ new_enough() {
 
 choose_python() {
     local candidate
-    for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
+    local -a candidates=(python3 python3.13 python3.12 python3.11)
+    [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
+    for candidate in "${candidates[@]}"; do
         if new_enough "$candidate"; then
             echo "$candidate"
             return

@@ -160,7 +160,9 @@ def test_set_up_wants_a_python_that_is_new_enough(repository, tmp_path):
 
 
 def test_set_up_installs_once_and_again_only_for_other_requirements(repository, tmp_path):
-    """The second run does nothing; a changed pin or a larger set installs; the test set serves the run as well."""
+    """The second run does nothing; a changed pin or a larger set installs; the test set serves the run as well.
+
+    PYTHON may have a space in its path."""
     shutil.copytree(repository / "requirements", tmp_path / "requirements")
     script = tmp_path / "requirements" / "set_up.sh"
     log = tmp_path / "pip-calls"
@@ -171,11 +173,12 @@ case "$*" in
     *sysconfig*) echo "{tmp_path}" ;;
 esac
 """
-    path = tools(tmp_path / "tools", python3=python, cp=f'#!/bin/sh\nexec {shutil.which("cp")} "$@"\n')
+    path = tools(tmp_path / "tools", cp=f'#!/bin/sh\nexec {shutil.which("cp")} "$@"\n')
+    tools(tmp_path / "a python", python3=python)
 
     def installs(*words: str) -> int:
         log.write_text("")
-        ended = run(script, *words, path=path)
+        ended = run(script, *words, path=path, PYTHON=str(tmp_path / "a python" / "python3"))
         assert ended.returncode == 0, ended.stderr
         return len(log.read_text().splitlines())
 
