@@ -49,9 +49,10 @@ make_environment() {
     "$python" -m venv --clear "$environment" || fail "The virtual environment $environment could not be made."
 }
 
-# What is installed is known by a checksum of every file here: pins, constraints and this script.
+# What is installed is known by a checksum of every file here (pins, constraints and this script) and of the place: an
+# environment that was moved or copied with its repository would run the code of the old one.
 requirements_checksum() {
-    cat "$here"/*.txt "$here/set_up.sh" | cksum
+    { cat "$here"/*.txt "$here/set_up.sh" && echo "$environment"; } | cksum
 }
 
 main() {

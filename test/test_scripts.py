@@ -197,6 +197,27 @@ esac
     assert (tmp_path / "repository.pth").read_text().strip() == str(tmp_path)
 
 
+def test_a_copied_repository_runs_its_own_code(repository, tmp_path):
+    """Its environment is copied with it and names the old place, in what Python imports and in the command."""
+    site = tmp_path / "site"
+    site.mkdir()
+    python = f"""#!/bin/sh
+case "$*" in
+    *"-m venv"*) for last in "$@"; do :; done; mkdir -p "$last/bin"; cp "$0" "$last/bin/python" ;;
+    *sysconfig*) echo "{site}" ;;
+esac
+"""
+    path = tools(tmp_path / "tools", python3=python, cp=f'#!/bin/sh\nexec {shutil.which("cp")} "$@"\n')
+    shutil.copytree(repository / "requirements", tmp_path / "old" / "requirements")
+    for name in ("old", "new"):
+        root = tmp_path / name
+        if name == "new":
+            shutil.copytree(tmp_path / "old", root)
+        assert run(root / "requirements" / "set_up.sh", "runtime", path=path).returncode == 0
+        assert (site / "repository.pth").read_text().strip() == str(root)
+        assert f'"{root}/.venv/bin/python"' in (root / ".venv" / "bin" / "acouslic").read_text()
+
+
 def test_run_explains_itself_and_refuses_what_it_cannot_use(repository):
     """--help says what there is; a missing sweep is named; a third argument is a usage error."""
     script = repository / "run.sh"
