@@ -87,7 +87,7 @@ def _sweep_entry(path: Path) -> dict[str, Any]:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AcouslicError(f"{path} is not a readable JSON file: {error}") from None
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise AcouslicError(f"{path}: expected a list of sockets, got {type(entries).__name__}")
@@ -106,6 +106,9 @@ def _socket(entry: dict[str, Any]) -> dict[str, Any]:
 def _relative_folder(path: Path, entry: dict[str, Any]) -> PurePosixPath:
     """Where the sweep lies inside the input folder."""
     text = _socket(entry).get("relative_path", SWEEP_FOLDER)
-    if not isinstance(text, str) or PurePosixPath(text).is_absolute() or ".." in PurePosixPath(text).parts:
-        raise AcouslicError(f"{path}: relative_path {text!r} of {SWEEP_SLUG} leads out of the input folder")
+    is_path = isinstance(text, str) and text.isprintable()
+    if not is_path or PurePosixPath(text).is_absolute() or ".." in PurePosixPath(text).parts:
+        raise AcouslicError(
+            f"{path}: relative_path {text!r:.80} of {SWEEP_SLUG} leads out of the input folder, or is no path"
+        )
     return PurePosixPath(text)

@@ -69,7 +69,7 @@ def test_relative_path_of_the_socket_is_followed(tmp_path: Path) -> None:
     assert find_sweep_input(folder).path == folder / "images/elsewhere/y.mha"
 
 
-@pytest.mark.parametrize("relative_path", ["/etc", "../x", "images/../../x", 3, None])
+@pytest.mark.parametrize("relative_path", ["/etc", "../x", "images/../../x", 3, None, "a\0b", "\ud800"])
 def test_relative_path_out_of_the_input_is_refused(tmp_path: Path, relative_path: Any) -> None:
     """A path that leaves the input folder, or is none, is an error."""
     entries = [{"socket": {"slug": SWEEP_SLUG, "relative_path": relative_path}}]
@@ -105,6 +105,7 @@ def test_missing_folder_is_refused(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("not json", "not a readable JSON"),
+        ("[" * 100_000, "not a readable JSON"),
         ("{}", "list of sockets"),
         ("[3]", "list of sockets"),
         ("[]", "got 0"),
