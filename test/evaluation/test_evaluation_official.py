@@ -213,6 +213,15 @@ def test_a_perfect_prediction_scores_exactly_one() -> None:
     assert official.aggregate([values])["score"]["mean"] == 1
 
 
+def test_a_mask_that_is_a_line_measures_the_same_again() -> None:
+    """OpenCV fits an ellipse to points on a line with the help of chance."""
+    line = np.zeros((60, 80), dtype=bool)
+    line[30, 25:55] = True
+    measured = {official.score_case(make_truth({5: 1}, line), 5, line).predicted_ac_mm for _ in range(5)}
+    assert len(measured) == 1
+    assert measured != {None}
+
+
 def test_aggregates_are_mean_and_population_deviation() -> None:
     """Two cases by hand; the score's "std" is the official formula, which gives 0.75 where no case differs."""
     worst = dict.fromkeys(official.CASE_METRICS, 0.0) | {"nae_circumference": 1.0}
