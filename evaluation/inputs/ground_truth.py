@@ -61,8 +61,9 @@ class TruthSource:
 def find_official(folder: Path) -> dict[str, TruthSource]:
     """The cases of the platform's ground truth, sorted, with or without its further folder `ground_truth/`.
 
-    Each is a folder with one label stack and one JSON of circumferences. `subjects.json` and an index in a case's
-    folder are ours and may be missing. Raises AcouslicError where a case's folder lacks something, or none is there.
+    Each is a folder with one label stack and one JSON of circumferences; hidden files do not count. `subjects.json` and
+    an index in a case's folder are ours and may be missing. Raises AcouslicError where a case's folder lacks something,
+    or none is there.
     """
     root = folder / OFFICIAL_FOLDER if (folder / OFFICIAL_FOLDER).is_dir() else folder
     try:
@@ -171,7 +172,7 @@ def subjects_json(subjects: Mapping[str, str]) -> dict[str, Any]:
 
 def _official_source(folder: Path, subject_id: str | None) -> TruthSource:
     masks = folder / MASKS_FOLDER
-    paths = sorted(item for item in masks.glob("*") if item.suffix.lower() in SOCKET_SUFFIXES)
+    paths = sorted(item for item in masks.glob("[!.]*") if item.suffix.lower() in SOCKET_SUFFIXES)
     if len(paths) != 1:
         raise AcouslicError(f"{masks} must hold exactly one label stack, found {len(paths)}")
     index_path = folder / INDEX_FILE

@@ -102,6 +102,12 @@ def test_ground_truth_with_and_without_its_further_folder(one_case: Any, tmp_pat
     assert one_case.score()[0].official == expected
 
 
+def test_what_a_mac_leaves_beside_a_label_stack_does_not_count(one_case: Any) -> None:
+    """`._name.mha` in an archive that was packed there."""
+    (one_case.ground_truth_dir / "case-a/fetal_abdomen_stacked_masks/._case-a.mha").write_bytes(b"Mac OS X")
+    assert one_case.score()[0].official["wfss"] == 1
+
+
 def test_the_input_folder_may_be_a_link(one_case: Any, tmp_path: Path) -> None:
     """The platform's /input can be a symlink."""
     one_case.save()
