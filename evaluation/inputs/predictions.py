@@ -95,10 +95,10 @@ def _case_folders(folder: Path) -> list[tuple[str, bool]]:
 def read_local_prediction(folder: Path, case: str) -> Submission:
     """One case of a folder of `algorithm predict`: `DIR/<case>/` laid out as the platform's `/output`.
 
-    Raises AcouslicError, naming the case, where a file is missing or leads out of the case's folder.
+    The case's folder may be a link. Raises AcouslicError, naming the case, where a file is missing or leads out of it.
     """
     what = f"case {case}"
-    root = folder.resolve() / case
+    root = (folder / case).resolve()
     mask_path = one_mask_inside(root, PurePosixPath(SEGMENTATION_FILE).parent, what)
     frame_number = _frame_number_of_file(root, PurePosixPath(FRAME_NUMBER_FILE), what)
     judgement_path = _optional_file(root, CIRCUMFERENCE_FILE, what)

@@ -195,6 +195,14 @@ def test_another_pixel_size_is_warned_of(
     assert "warning: the pixel size is another than 0.28 mm in 1 of 3 cases" in capsys.readouterr().out
 
 
+def test_local_follows_a_link_to_a_case(predictions: Path, release: Path, tmp_path: Path) -> None:
+    """A folder of predictions may be put together from those of several runs."""
+    (predictions / "b").rename(tmp_path / "another run")
+    (predictions / "b").symlink_to(tmp_path / "another run")
+    assert local(predictions, release, tmp_path / "results") == 0
+    assert read_metrics(tmp_path / "results")["wfss"]["mean"] == 1
+
+
 @pytest.mark.parametrize("option", [[], ["--subset"]])
 def test_local_wants_every_case_or_a_subset(
     predictions: Path, release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: list[str]
