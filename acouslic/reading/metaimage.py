@@ -289,7 +289,11 @@ def _regular_file_bytes(path: Path, pixel_path: Path) -> int:
 
 def _is_list(fields: dict[str, str]) -> bool:
     """Whether the header names one file a frame: in a list that follows it, or by a pattern."""
-    return fields["ElementDataFile"].split()[:1] == ["LIST"] or "%" in fields["ElementDataFile"]
+    return _names_follow(fields["ElementDataFile"]) or "%" in fields["ElementDataFile"]
+
+
+def _names_follow(value: str) -> bool:
+    return value.split()[:1] == ["LIST"]
 
 
 def _frame_paths(header: MetaImageHeader, value: str) -> tuple[Path, ...]:
@@ -312,7 +316,7 @@ def _frame_paths(header: MetaImageHeader, value: str) -> tuple[Path, ...]:
 
 
 def _frame_names(path: Path, value: str, header_bytes: int) -> list[str]:
-    return _listed_names(path, value, header_bytes) if value.startswith("LIST") else _pattern_names(path, value)
+    return _listed_names(path, value, header_bytes) if _names_follow(value) else _pattern_names(path, value)
 
 
 def _listed_names(path: Path, value: str, header_bytes: int) -> list[str]:

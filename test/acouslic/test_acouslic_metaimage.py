@@ -252,6 +252,13 @@ def test_one_file_a_frame_is_read_as_simpleitk_reads_it(tmp_path: Path, value: s
     assert stack.header.spacing_mm == (0.25, 0.3)
 
 
+def test_a_pattern_of_names_may_begin_as_a_list(tmp_path: Path) -> None:
+    """`LIST` is a word of its own there."""
+    for number, frame in enumerate(FRAMES, start=1):
+        (tmp_path / f"LIST{number}.raw").write_bytes(frame.tobytes())
+    assert np.array_equal(read_stack(_write(tmp_path / "x.mhd", b"", data_file="LIST%d.raw 1 21 1")).frames, FRAMES)
+
+
 @pytest.mark.parametrize(
     ("value", "names", "message"),
     [
