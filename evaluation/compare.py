@@ -117,6 +117,8 @@ def read_run(folder: Path) -> RunCases:
         by_case[row["case"]] = row
     if not by_case:
         raise AcouslicError(f"{path} has no cases")
+    if isinstance(metrics, dict) and "score" not in metrics and "score" not in rows[0]:
+        raise AcouslicError(f"{folder} has frames alone, as `evaluate frames` writes them: compare runs with masks")
     run = RunCases(folder, dict(sorted(by_case.items())))
     _check_same_run(run, metrics)
     return run

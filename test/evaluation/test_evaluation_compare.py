@@ -12,6 +12,7 @@ import pytest
 from acouslic.errors import AcouslicError
 from acouslic.geometry import FRAMES_PER_CASE
 from evaluation.compare import compare_runs, main, read_run
+from evaluation.frames import main as judge_frames
 from evaluation.metrics.case_result import CaseResult
 from evaluation.metrics.frame_f1 import ConfusionCounts, case_counts
 from evaluation.metrics.intervals import mean_interval, paired_f1_interval, units_of
@@ -192,3 +193,12 @@ def test_damaged_runs_are_refused(make_case_result: Build, tmp_path: Path) -> No
     refused("no score", text.replace(score, "", 1), metrics, "'case 00' has no score")
     refused("no column", text.replace("all_frames_selection_tp", "x", 1), metrics, "column .*selection_tp is missing")
     refused("no case column", text.replace("case,", "name,", 1), metrics, "must have a column case")
+
+
+def test_runs_of_frames_alone_are_refused_as_what_they_are(tmp_path: Path) -> None:
+    """`evaluate frames` gives no score, and evaluating again would give none either."""
+    rows = [f"a,{frame},{int(frame == 3)},{frame / 20}" for frame in range(12)]
+    (tmp_path / "scores.csv").write_text("\n".join(["case,frame,label,presence", *rows]))
+    judge_frames([str(tmp_path / "scores.csv"), "--output", str(tmp_path / "run")])
+    with pytest.raises(AcouslicError, match=r"run has frames alone, .*: compare runs with masks"):
+        read_run(tmp_path / "run")
