@@ -8,8 +8,8 @@ student, where there is one, on every frame; each combination of settings is the
 (bound: the same in at least 98 % of cases) and frame F1 over all frames at the manifest's presence threshold (bound:
 within 0.005; its 95 % interval is by case, paired). A third says whether the same frames are called: F1 against the
 frames that the exhaustive run calls positive. Time is that of the recorded passes, as a share of the exhaustive one's.
-The table lists the artifact's own settings, the defaults, and those that nothing beats in both time and loss. The last
-line is a JSON object, its `chosen` the fastest settings within the bounds.
+The table lists the artifact's own settings and, without `--own-settings`, the defaults and those that nothing beats in
+both time and loss. The last line is a JSON object, its `chosen` the fastest settings within the bounds.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from acouslic.errors import AcouslicError
@@ -189,9 +190,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         device, _ = choose_device(args.device)
         artifact = load_artifact(args.model)
         manifest = artifact.manifest
-        dtype, _ = choose_precision(device, manifest.half_precision)
-        with_gate = any(member.presence for member in manifest.members)
+        dtype = choose_precision(device, manifest.half_precision)[0]
+        if args.precision is not None:
+            dtype = getattr(torch, args.precision)
         base = manifest.scoring
+        has_gate = any(member.presence for member in manifest.members)
+        with_gate = has_gate and not (args.own_settings and base.gate == "student")
         # Scored by everything that any setting could ask for: the averaged gate is merged only for a gated manifest.
         mode = ScoringConfig(mode="gated", gate="average") if with_gate else ScoringConfig()
         asking = dataclasses.replace(artifact, manifest=dataclasses.replace(manifest, scoring=mode))
@@ -211,9 +215,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AcouslicError as error:
         print(error, file=sys.stderr)
         return 1
-    grid = GRID if with_gate else GRID | {"gate": ("member",)}
+    grid = GRID if has_gate else GRID | {"gate": ("member",)}
     exhaustive = outcome(records, manifest, ScoringConfig())
-    named = {"as in the manifest": dataclasses.replace(base, mode="gated"), "defaults": ScoringConfig(mode="gated")}
+    named = {"as in the manifest": dataclasses.replace(base, mode="gated")}
+    if not args.own_settings:
+        named["defaults"] = ScoringConfig(mode="gated")
     tried = [*settings(grid, base), *(settings(STUDENT_GRID, base) if student is not None else [])]
     tried = [] if args.own_settings else tried
     losses = [loss(records, manifest, scoring, exhaustive) for scoring in tried]
@@ -317,9 +323,14 @@ def _parser() -> argparse.ArgumentParser:
         "--release", type=Path, nargs="+", required=True, help="folders of cases in the raw release's layout"
     )
     parser.add_argument("--cases", type=int, help="only the first N of each")
-    parser.add_argument("--own-settings", action="store_true", help="try the manifest's settings and the defaults only")
+    parser.add_argument("--own-settings", action="store_true", help="try the manifest's settings only")
     parser.add_argument("--cache", type=Path, help="a folder for what was scored, used again the next time")
     parser.add_argument("--device", choices=("cpu", "cuda"))
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16", "float16"),
+        help="of all that is scored (default: as the model is used)",
+    )
     return parser
 
 

@@ -197,13 +197,16 @@ def record_release(
     batch_frames: int,
     student: Student | None = None,
 ) -> list[Record]:
-    """Records of all cases (name, image, mask), those in the folder `cache` read from there."""
+    """Records of all cases (name, image, mask), those in the folder `cache` read from there, but not where the averaged
+    gate is wanted and was not asked."""
     records = []
     for number, (case, image_path, mask_path) in enumerate(cases, start=1):
         kept = None if cache is None else cache / f"{case}.npz"
         if kept is not None and kept.is_file():
-            records.append(Record.load(kept))
-            continue
+            record = Record.load(kept)
+            if len(record.gate_presence) or not with_gate:
+                records.append(record)
+                continue
         start = time.perf_counter()
         record = record_case(
             ensemble, case, image_path, mask_path, with_gate=with_gate, batch_frames=batch_frames, student=student

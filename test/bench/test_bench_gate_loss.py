@@ -178,8 +178,23 @@ def test_the_command_records_once_and_prints_json_last(tiny_model, release, tmp_
     own = capsys.readouterr().out
     assert json.loads(own.splitlines()[-1])["settings_tried"] == 0
     assert "as in the manifest" in own
+    assert "defaults" not in json.loads(own.splitlines()[-1])
     assert first["cases"] == 1
     assert set(first) >= {"exhaustive", "defaults", "as_in_the_manifest", "chosen", "versions", "date", "machine"}
+
+
+def test_a_student_is_judged_without_the_averaged_gate(release, tmp_path, capsys):
+    """By the manifest's own settings nobody asks it, and it is a pass of its own. Once others are to be tried it is
+    asked after all. The precision is the one that was wanted."""
+    scoring = ScoringConfig(mode="gated", gate="student", stride=1)
+    model, cache = tmp_path / "model", tmp_path / "cache"
+    write_random_artifact(model, TOWERS["tiny"], members=2, scoring=scoring, student=StudentConfig(4, (1, 1)))
+    command = ["--model", str(model), "--release", str(release.root), "--cache", str(cache), "--device", "cpu"]
+    assert gate_loss.main([*command, "--own-settings", "--precision", "bfloat16"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["precision"] == "bfloat16"
+    assert not len(Record.load(cache / "one.npz").gate_presence)
+    assert gate_loss.main([*command, "--precision", "float32"]) == 0
+    assert len(Record.load(cache / "one.npz").gate_presence) == 30
 
 
 def test_labels_are_the_largest_value_of_each_frame(release):
