@@ -143,8 +143,9 @@ def test_the_same_seed_gives_the_same_bits_also_after_a_signal(
 def test_without_runs_the_model_is_asked(
     distilled: Path, model: Path, tiny_training: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its own split says which member may teach which case: what it says is what the runs said, so the student is
-    nearly the same. A command that goes on asks only for the cases that it has not kept."""
+    """Its own split says which member may teach which case: what it says is what the runs said, in the type that the
+    runs ask in, so the student is nearly the same. A command that goes on asks only for the cases that it has not
+    kept."""
     out, asked = tmp_path / "model", []
     arguments = words(model, tiny_training, out, f"--split={tiny_training.subject_split}", ANY)
 
@@ -155,8 +156,9 @@ def test_without_runs_the_model_is_asked(
         return ask_members(ensemble, table, *rest)
 
     monkeypatch.setattr("training.judge.unseen_cases.ask_members", ask_until_ended)
-    # The runs were scored in float32; a CPU with bfloat16 would ask a model in that type that was not measured.
-    monkeypatch.setattr("training.judge.unseen_cases.choose_precision", lambda *_: (torch.float32, "as the runs"))
+    # The runs were scored in float32, whatever this CPU is fast in and the model may be used in.
+    monkeypatch.setattr("training.export.distil.autocast_type", lambda _: (torch.float32, "as the runs"))
+    monkeypatch.setattr("training.judge.unseen_cases.choose_precision", lambda *_: (torch.bfloat16, "measured"))
     with pytest.raises(KeyboardInterrupt):
         main(arguments)
     assert main(arguments) == 0

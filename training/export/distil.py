@@ -4,8 +4,9 @@
                               [--SECTION.SETTING VALUE ...]
 
 Every frame of the cache's cases teaches, with a label or without. What the members say of cases that they did not learn
-from is read from their runs, RUNS being what `export` was given; without --runs the model is asked: on the cases of its
-own split or the paper's, or without --split on all of the cache, which no member may have learned from.
+from is read from their runs, RUNS being what `export` was given; without --runs the model is asked, in half precision
+where the device is fast in that, as runs are: on the cases of its own split or the paper's, or without --split on all
+of the cache, which no member may have learned from.
 
 A share of the subjects is held out. On their cases the student's scale is brought to the ensemble's, and the gate's
 settings are chosen: which of its judgements the ensemble looks at again, so that chosen frame and positive frames are
@@ -37,6 +38,7 @@ from training.export.trained_member import read_member
 from training.judge.gate_settings import JudgedTwice, choose_gate, describe_agreement, scale_shift, shifted
 from training.judge.teacher import FrameOpinions, ask_student, black_frames, taught_table, teach
 from training.judge.unseen_cases import cases_of_members, check_frames, score_members
+from training.learn.autocast import autocast_type
 from training.learn.out_of_fold import OutOfFold
 from training.learn.run_folder import RunFolder, find_runs, made_with
 from training.learn.run_member import scoring_device, train
@@ -161,9 +163,10 @@ def _ask_model(
     split = None if teacher.split is None else read_split(teacher.split)
     set_cpu_threads()
     device = scoring_device(settings.as_training())
-    return score_members(
-        artifact, cache, cases_of_members(artifact.manifest, cache, split), device, keep_in=work / "teacher"
-    )
+    uuids = cases_of_members(artifact.manifest, cache, split)
+    # What members say at the end of their runs is computed in this type too.
+    dtype, _ = autocast_type(device)
+    return score_members(artifact, cache, uuids, device, keep_in=work / "teacher", dtype=dtype)
 
 
 def _hold_out(cache: Cache, uuids: Sequence[str], settings: DistilSettings) -> tuple[list[str], list[str]]:

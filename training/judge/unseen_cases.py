@@ -69,11 +69,14 @@ def ask_about(
     uuids: Sequence[tuple[str, ...]],
     device: torch.device,
     keep_in: Path | None = None,
+    dtype: torch.dtype | None = None,
 ) -> dict[str, Answers]:
     """What all members say of every frame of the cases of any member, by uuid. Each frame is looked at once; where
-    answers are kept in a folder, those that lie there are not asked for again."""
+    answers are kept in a folder, those that lie there are not asked for again.
+
+    Without a `dtype` it is computed in the one that the model is used in."""
     manifest = artifact.manifest
-    dtype, _ = choose_precision(device, manifest.half_precision)
+    dtype = choose_precision(device, manifest.half_precision)[0] if dtype is None else dtype
     exhaustive = replace(manifest, scoring=replace(manifest.scoring, mode="exhaustive"))
     ensemble = Ensemble.from_artifact(replace(artifact, manifest=exhaustive), device, dtype)
     batch_frames = choose_batch_frames(manifest.tower, ensemble.members, device, dtype)
@@ -98,9 +101,10 @@ def score_members(
     uuids: Sequence[tuple[str, ...]],
     device: torch.device,
     keep_in: Path | None = None,
+    dtype: torch.dtype | None = None,
 ) -> list[OutOfFold]:
-    """What each member says of its cases; `keep_in` as for `ask_about`."""
-    return of_members(ask_about(artifact, cache, uuids, device, keep_in), cache, uuids)
+    """What each member says of its cases; `keep_in` and `dtype` as for `ask_about`."""
+    return of_members(ask_about(artifact, cache, uuids, device, keep_in, dtype), cache, uuids)
 
 
 def uncertain_frames(scored: Sequence[OutOfFold], cache: Cache, count: int) -> torch.Tensor:
