@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
@@ -72,3 +73,28 @@ class Interrupts:
     def _interrupt(self, number: int) -> None:
         self.number, self._interrupted_at, self._pending = number, time.monotonic(), None
         raise KeyboardInterrupt(number)
+
+
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """Inside, both signals wait, whatever answers them; after it the first of them is answered. In another thread than
+    the main one, where no signal is answered, it does nothing.
+
+    A block of this thread alone would not do: a library's thread may take the signal, and Python then runs the handler
+    in the main thread all the same.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+    answered = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
+    try:
+        for number in answered:
+            signal.signal(number, lambda number, _: waiting.append(number))
+        yield
+    finally:
+        for number, handler in answered.items():
+            signal.signal(number, handler)
+        if waiting:
+            signal.raise_signal(waiting[0])

@@ -1,11 +1,12 @@
 """All cases, shared among worker processes. If one of these dies, that is noticed and its case is named."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -15,6 +16,7 @@ import cv2
 import SimpleITK
 
 from acouslic.errors import AcouslicError
+from acouslic.interrupts import signals_held
 from evaluation.case_evaluation import CaseTask, evaluate_case
 from evaluation.inputs.limits import limit_own_memory, read_limits, worker_count
 from evaluation.metrics.case_result import CaseResult
@@ -71,13 +73,10 @@ def _run(
     )
     futures: dict[int, Future[CaseResult]] = {}
     try:
-        # The workers inherit this: Ctrl-C in a terminal reaches them too, and is for this process alone to answer.
-        heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        # A worker whose start is interrupted would tell of it.
+        with signals_held(), _deaf_to_interrupts():
             for index in indices:
                 futures[index] = executor.submit(_work, index, tasks[index], case_limit_s)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, heard)
         for index, future in futures.items():
             results[index] = future.result()
             print(f"[{len(results)}/{len(tasks)}] {results[index].case}: {_outcome(results[index])}", flush=True)
@@ -93,6 +92,17 @@ def _run(
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
     return []
+
+
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Processes that start inside do not hear Ctrl-C: in a terminal it reaches them too, and is for this one alone to
+    answer."""
+    heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
 
 
 def _end_workers() -> None:

@@ -2,11 +2,12 @@
 
 import os
 import signal
+import threading
 
 import pytest
 
 from acouslic import interrupts
-from acouslic.interrupts import Interrupts
+from acouslic.interrupts import Interrupts, signals_held
 
 
 @pytest.fixture
@@ -72,3 +73,40 @@ def test_what_is_ignored_stays_so():
     finally:
         signal.signal(signal.SIGINT, before)
         signal.signal(signal.SIGTERM, on_term)
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_held_signals_are_answered_at_the_end(number):
+    """By what answered them before, once, also where the block ends with an error; an ignored one stays ignored."""
+    done = []
+
+    def work():
+        with signals_held():
+            stop(number)
+            stop(signal.SIGTERM)
+            done.append(True)
+            raise ValueError
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        work()
+    assert done
+    assert caught.value.args == (number,)
+    signal.signal(number, signal.SIG_IGN)
+    with signals_held():
+        stop(number)
+    assert signal.getsignal(number) == signal.SIG_IGN
+
+
+def test_another_thread_holds_nothing():
+    """Python answers signals in the main thread alone, and lets no other thread set what answers them."""
+    done = []
+
+    def work():
+        with signals_held():
+            done.append(True)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert done
