@@ -190,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         device, _ = choose_device(args.device)
         artifact = load_artifact(args.model)
         manifest = artifact.manifest
-        dtype = choose_precision(device, manifest.half_precision)[0]
+        dtype, _ = choose_precision(device, manifest.half_precision)
         if args.precision is not None:
             dtype = getattr(torch, args.precision)
         base = manifest.scoring
@@ -206,6 +206,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for release in map(Release, args.release)
             for uuid in release.cases()[: args.cases]
         ]
+        if len({uuid for uuid, *_ in cases}) < len(cases):
+            raise AcouslicError("two of the releases hold a case of the same name: measure them one by one")
         student = None
         if manifest.student is not None and artifact.student is not None:
             student = student_from_state(manifest.student, artifact.student, device, dtype)
@@ -274,8 +276,8 @@ def text(
     ]
     header += ["F1", "F1 difference", "F1 to exhaustive", "refined", "time"]
     mean_worth = f"{np.mean(exhaustive.worth):.3f}"
-    rows = [["exhaustive", *["-"] * 8, "100.0 %", mean_worth, "100.0 %", f"{exhaustive.f1:.4f}", "0", "1"]]
-    rows[0] += ["100.0 %", "1"]
+    rows = [["exhaustive", *["-"] * 8, "100.0 %", mean_worth, "100.0 %", f"{exhaustive.f1:.4f}"]]
+    rows[0] += ["0", "1", "100.0 %", "1"]
     rows += [_row(name, item) for name, item in shown.items()]
     rows += [_row("chosen" if item is chosen else "", item) for item in front]
     if chosen is not None and chosen not in front:
@@ -324,7 +326,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--cases", type=int, help="only the first N of each")
     parser.add_argument("--own-settings", action="store_true", help="try the manifest's settings only")
-    parser.add_argument("--cache", type=Path, help="a folder for what was scored, used again the next time")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        help="a folder for what was scored, used again the next time: one for each model and precision",
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"))
     parser.add_argument(
         "--precision",

@@ -197,6 +197,12 @@ def test_a_student_is_judged_without_the_averaged_gate(release, tmp_path, capsys
     assert len(Record.load(cache / "one.npz").gate_presence) == 30
 
 
+def test_releases_with_a_case_of_the_same_name_are_refused(tiny_model, release, capsys):
+    """What was scored is kept by name, so one case would be judged by what was said of another."""
+    assert gate_loss.main(["--model", str(tiny_model), "--release", str(release.root), str(release.root)]) == 1
+    assert "hold a case of the same name" in capsys.readouterr().err
+
+
 def test_labels_are_the_largest_value_of_each_frame(release):
     """Nine labelled frames of thirty."""
     assert np.flatnonzero(frame_labels(release.mask_path("one"))).tolist() == list(range(8, 17))
