@@ -77,8 +77,8 @@ class Interrupts:
 
 @contextlib.contextmanager
 def signals_held() -> Iterator[None]:
-    """As `Interrupts.held`, where nobody knows what answers the signals: inside, both wait; after it the first of them is
-    answered. In another thread than the main one, where no signal is answered, it does nothing.
+    """As `Interrupts.held`, where nobody knows what answers the signals: inside, both wait; after it the first of them
+    is answered. In another thread than the main one, where no signal is answered, it does nothing.
 
     A block of this thread alone would not do: a library's thread may take the signal, and Python then runs the handler
     in the main thread all the same.
