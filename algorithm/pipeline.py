@@ -1,13 +1,14 @@
 """One case from its stack to its files, by a model that is loaded once."""
 
 import contextlib
+import functools
 import json
 import logging
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +16,19 @@ import torch
 
 from acouslic.errors import AcouslicError
 from acouslic.stack import StackHeader
-from algorithm.engine.batches import choose_batch_frames
-from algorithm.engine.device import choose_device, choose_precision, keep_exact_sums, set_cpu_threads
+from algorithm.engine.batches import Batches, choose_batch_frames
+from algorithm.engine.device import Precision, choose_device, choose_precision, keep_exact_sums, set_cpu_threads
 from algorithm.engine.ensemble import Ensemble
 from algorithm.engine.outline_start import OutlineStart
 from algorithm.frames.frame_source import FrameSource
 from algorithm.frames.frame_stream import FrameStream
 from algorithm.frames.resized_frames import ResizedFrames
 from algorithm.frames.seen_field import MOST_UNSEEN, see_field
+from algorithm.judgement.recheck import recheck
 from algorithm.judgement.review import load_case_head, review_case
 from algorithm.judgement.score import FrameScores, score_case
 from algorithm.judgement.select_frame import FrameJudgement, choose_candidates, judge_frames
-from algorithm.model.artifact import load_artifact
+from algorithm.model.artifact import Artifact, load_artifact
 from algorithm.model.heads import CaseHead
 from algorithm.process.memory import is_out_of_memory, keep_freed_memory
 from algorithm.process.timing import RunTimings, peak_rss_bytes
@@ -44,6 +46,16 @@ def _ignore(_: float) -> None:
 
 
 @dataclass(frozen=True)
+class Recheck:
+    """The members in float32, for the frames that decide something."""
+
+    members: Callable[[], Ensemble]
+    """They are merged when the first case asks for them, and stay."""
+    margin: float
+    """How far from a decision half precision may have moved a logit."""
+
+
+@dataclass(frozen=True)
 class Pipeline:
     """A loaded model, ready for any number of cases, one at a time."""
 
@@ -52,6 +64,8 @@ class Pipeline:
     import_s: float
     load_s: float
     case_head: CaseHead | None = None
+    recheck: Recheck | None = None
+    """Where the ensemble computes in half precision and is asked again in float32."""
 
     @classmethod
     def load(
@@ -72,23 +86,35 @@ class Pipeline:
             choosing = pool.submit(choose_device, device)
             artifact = load_artifact(model_dir)
             chosen, device_reason = choosing.result()
-        dtype, dtype_reason = choose_precision(chosen, artifact.manifest.half_precision)
-        try:
-            ensemble = Ensemble.from_artifact(artifact, chosen, dtype)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            raise AcouslicError(
-                f"the memory of {chosen} does not hold the model in {model_dir}: free some, or use the CPU"
-            ) from None
-        if batch_frames is None:
-            batch_frames = choose_batch_frames(artifact.manifest.tower, ensemble.members, chosen, dtype)
+        precision = choose_precision(chosen, artifact.manifest.half_precision)
+        pipeline = cls.of_artifact(artifact, chosen, precision, batch_frames=batch_frames, import_s=import_s)
+        pipeline = replace(pipeline, load_s=time.monotonic() - start)
+        ensemble = pipeline.ensemble
         log.info("model: %s, %d members, from %s", artifact.manifest.name, ensemble.members, model_dir)
         log.info("device: %s (%s); %d CPU threads (%s)", chosen, device_reason, threads, threads_reason)
-        log.info("precision: %s (%s)", str(dtype).removeprefix("torch."), dtype_reason)
+        log.info("precision: %s (%s)", str(precision.dtype).removeprefix("torch."), precision.reason)
         at_once = f", together in batches of fewer than {ensemble.batched_below}" if ensemble.batched_below else ""
-        log.info("batches of %d frames; members run one after another%s", batch_frames, at_once)
-        return cls(ensemble, batch_frames, import_s, time.monotonic() - start, load_case_head(artifact))
+        log.info("batches of %d frames; members run one after another%s", pipeline.batch_frames, at_once)
+        return pipeline
+
+    @classmethod
+    def of_artifact(
+        cls,
+        artifact: Artifact,
+        device: torch.device,
+        precision: Precision,
+        *,
+        batch_frames: int | None = None,
+        import_s: float = 0.0,
+    ) -> "Pipeline":
+        """An artifact that is read already, in a precision that is chosen already; see `load`."""
+        ensemble = _merge(artifact, device, precision.dtype)
+        if batch_frames is None:
+            batch_frames = choose_batch_frames(artifact.manifest.tower, ensemble.members, device, precision.dtype)
+        again = None
+        if precision.recheck_margin is not None:
+            again = Recheck(functools.cache(lambda: _merge(artifact, device, torch.float32)), precision.recheck_margin)
+        return cls(ensemble, batch_frames, import_s, 0.0, load_case_head(artifact), again)
 
     def run(
         self,
@@ -146,6 +172,9 @@ class Pipeline:
             progress=progress,
             sweeps=header.sweeps,
         )
+        refined = time.monotonic()
+        if self.recheck is not None:
+            scores = self._ask_again(self.recheck, scores, header.sweeps, resized)
         scored = time.monotonic()
         result = self._conclude(case, header, resized, scores, age)
         segmented = time.monotonic()
@@ -161,6 +190,7 @@ class Pipeline:
             preprocess_s=resized.preprocess_s,
             gate_s=scores.gate_s,
             refine_s=scores.refine_s,
+            recheck_s=scored - refined,
             segment_s=segmented - scored,
             write_s=written - segmented,
             first_frame_s=scores.first_batch_at - started_at,
@@ -168,7 +198,7 @@ class Pipeline:
             peak_rss_bytes=peak_rss_bytes(),
             peak_device_bytes=_peak_device_bytes(self.ensemble.device),
         )
-        self._log(result, scores.reused, timings)
+        self._log(result, scores, timings)
         return result
 
     def _conclude(
@@ -227,6 +257,22 @@ class Pipeline:
             growth=growth,
         )
 
+    def _ask_again(
+        self, again: Recheck, scores: FrameScores, sweeps: list[range], resized: ResizedFrames
+    ) -> FrameScores:
+        """The scores of a case with the frames that decide something in float32."""
+        manifest = self.ensemble.manifest
+        blank = resized.blank()
+        return recheck(
+            scores,
+            Batches(again.members(), resized.frames, self.batch_frames, resized.fill),
+            lambda known: self._judge(known, sweeps, blank),
+            sweeps,
+            manifest.selection,
+            threshold=manifest.thresholds.presence,
+            margin=again.margin,
+        )
+
     def _judge(self, scores: FrameScores, sweeps: list[range], blank: np.ndarray) -> FrameJudgement:
         """The frames in their case. A black frame shows nothing, whatever a network makes of it: 0."""
         presence = np.where(blank, 0.0, scores.presence_probability)
@@ -255,11 +301,10 @@ class Pipeline:
         # A black frame cannot be outlined, even where nothing is above 0.
         candidates = choose_candidates(np.where(blank, -1.0, judged.quality), sweeps, selection.candidates)
         candidates = [index for index in candidates if not blank[index]]
-        return outline_best(
-            self.ensemble, resized.frames, candidates, fov, header.spacing_mm, sweeps, starts, blank=blank
-        )
+        ensemble = self.ensemble if self.recheck is None else self.recheck.members()
+        return outline_best(ensemble, resized.frames, candidates, fov, header.spacing_mm, sweeps, starts, blank=blank)
 
-    def _log(self, result: CaseResult, reused_frames: int, timings: RunTimings) -> None:
+    def _log(self, result: CaseResult, scores: FrameScores, timings: RunTimings) -> None:
         for note in result.notes:
             case_log.info("note: %s", note)
         case_log.info(
@@ -269,7 +314,8 @@ class Pipeline:
                     "case": result.case,
                     "frames": result.header.frames,
                     "refined_frames": int(result.refined.sum()),
-                    "reused_frames": reused_frames,
+                    "reused_frames": scores.reused,
+                    "rechecked_frames": scores.rechecked,
                     "members": self.ensemble.members,
                     "frame_number": result.frame_number,
                     "circumference_mm": result.circumference_mm,
@@ -282,6 +328,18 @@ class Pipeline:
                 ensure_ascii=False,
             )
         )
+
+
+def _merge(artifact: Artifact, device: torch.device, dtype: torch.dtype) -> Ensemble:
+    """The artifact's members on the device; AcouslicError where its memory does not hold them."""
+    try:
+        return Ensemble.from_artifact(artifact, device, dtype)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise AcouslicError(
+            f"the memory of {device} does not hold the model in {artifact.folder}: free some, or use the CPU"
+        ) from None
 
 
 def _peak_device_bytes(device: torch.device) -> int:

@@ -74,7 +74,7 @@ def keep_scores(model: Path, cache: Cache, out: Path, stride: int) -> None:
     """Ask the model about all cases of the cache; those that `out` holds already are left out."""
     artifact = load_artifact(model)
     device, _ = choose_device(None)
-    dtype, _ = choose_precision(device, artifact.manifest.half_precision)
+    dtype = choose_precision(device, artifact.manifest.half_precision).dtype
     ensemble = Ensemble.from_artifact(artifact, device, dtype)
     out.mkdir(parents=True, exist_ok=True)
     for number, case in enumerate(cache.cases, start=1):

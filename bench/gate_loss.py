@@ -190,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         device, _ = choose_device(args.device)
         artifact = load_artifact(args.model)
         manifest = artifact.manifest
-        dtype, _ = choose_precision(device, manifest.half_precision)
+        dtype = choose_precision(device, manifest.half_precision).dtype
         if args.precision is not None:
             dtype = getattr(torch, args.precision)
         base = manifest.scoring

@@ -162,7 +162,7 @@ def measure(args: argparse.Namespace, work: Path) -> tuple[dict[str, Any], str]:
     device, reason = choose_device(args.device)
     if device.type != "cuda" and args.device != "cpu":
         raise AcouslicError(f"no GPU can be used ({reason}): --device cpu measures the same on the CPU, in hours")
-    dtype, _ = choose_precision(device)
+    dtype = choose_precision(device).dtype
     _say(f"{device} ({reason}), {dtype}; making the artifact and the case")
     sweep = generated_sweep(work, frames=args.case_frames, rows=args.rows)
     sizes = {"config": args.config, "members": args.members, "adapted_blocks": args.adapted_blocks}

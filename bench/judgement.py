@@ -83,7 +83,7 @@ def _answers_of_member(
     if missing:
         scores.mkdir(parents=True, exist_ok=True)
         device, _ = choose_device(None)
-        dtype, _ = choose_precision(device, HalfPrecision())
+        dtype = choose_precision(device, HalfPrecision()).dtype
         loaded = shared_tower([member], cache, MovedTower())
         ensemble = Ensemble.from_artifact(artifact_of([member], loaded), device, dtype)
         for number, case in enumerate(missing, start=1):

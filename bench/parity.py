@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     set_cpu_threads()
     keep_exact_sums()
     device, _ = choose_device(args.device)
-    half_type = getattr(torch, args.precision) if args.precision else choose_precision(device)[0]
+    half_type = getattr(torch, args.precision) if args.precision else choose_precision(device).dtype
     exact = score_exhaustively(args.model, args.sweeps, device, torch.float32)
     half = score_exhaustively(args.model, args.sweeps, device, half_type)
     selection = read_manifest(args.model).selection

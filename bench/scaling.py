@@ -110,7 +110,7 @@ def measure_scoring(ensemble: Ensemble, frames: int, batch_frames: int) -> float
 def load(model: Path, device: torch.device) -> Ensemble:
     """The ensemble as the algorithm would load it."""
     artifact = load_artifact(model)
-    return Ensemble.from_artifact(artifact, device, choose_precision(device, artifact.manifest.half_precision)[0])
+    return Ensemble.from_artifact(artifact, device, choose_precision(device, artifact.manifest.half_precision).dtype)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -15,12 +16,26 @@ MOST_RECORDED_DIFFERENCE = MOST_HALF_DIFFERENCE / 2
 """In an artifact's manifest, which knows the largest of a sample: of the demo's 50 cases the largest is twice that of
 640 of their frames."""
 
+MOST_RECHECKED_DIFFERENCE = 0.1
+"""A type that moves a probability further is not asked at all: too many frames would be near a decision."""
+_LOGIT_A_PROBABILITY = 4.0
+"""Where a probability is 0.5, its logit moves four times as far."""
 
 FEWEST_CASES = 5
 """So many whole cases have to agree before a type is taken for what it changes in them."""
 LEAST_FRAME_F1 = 0.9995
 """So that the F1 against the truth stays within 0.001 (`Consequence.frame_f1`)."""
 MOST_CIRCUMFERENCE_DIFFERENCE_MM = 0.1
+
+
+class Precision(NamedTuple):
+    """In which precision the members of an artifact compute."""
+
+    dtype: torch.dtype
+    reason: str
+    recheck_margin: float | None = None
+    """Frames whose logit lies this near a decision are asked again in float32 (`judgement/recheck.py`); None: no frame
+    is."""
 
 
 def choose_device(wanted: str | None = None) -> tuple[torch.device, str]:
@@ -63,12 +78,13 @@ def _look_for_gpu() -> tuple[torch.device, str]:
     return device, f"{name} is there"
 
 
-def choose_precision(device: torch.device, measured: HalfPrecision | None = None) -> tuple[torch.dtype, str]:
-    """The first of `device`'s half types that keeps the artifact's probabilities near float32's, else float32, with the
+def choose_precision(device: torch.device, measured: HalfPrecision | None = None) -> Precision:
+    """The first of `device`'s half types that keeps the artifact's answers those of float32, else float32, with the
     reason.
 
     `measured` is what the artifact's manifest says of half precision. A type that was not measured is trusted; one that
-    moves a probability too far is taken all the same where it changed nothing in whole cases (`changes_nothing`).
+    moves a probability too far is taken all the same where it changed nothing in whole cases (`changes_nothing`), by
+    itself or with the frames near a decision asked again in float32.
     """
     types, reason = half_types(device)
     reasons = [reason]
@@ -76,18 +92,39 @@ def choose_precision(device: torch.device, measured: HalfPrecision | None = None
         name = str(dtype).removeprefix("torch.")
         difference = None if measured is None else getattr(measured, name)
         if measured is None or difference is None:
-            return dtype, "; ".join([*reasons, f"{name} was not measured for this artifact"])
+            return Precision(dtype, "; ".join([*reasons, f"{name} was not measured for this artifact"]))
         if difference <= MOST_RECORDED_DIFFERENCE:
-            return dtype, "; ".join([*reasons, f"{name} is within {difference:.4f} of float32 for this artifact"])
-        consequence: Consequence | None = getattr(measured, f"{name}_consequence")
-        if consequence is not None and changes_nothing(consequence):
-            return dtype, "; ".join(
-                [*reasons, f"{name} gives the answers of float32 in {consequence.cases} cases of this artifact"]
-            )
-        reasons.append(f"{name} is {difference:.3f} off for this artifact, more than {MOST_RECORDED_DIFFERENCE}")
-        if consequence is not None:
-            reasons.append(f"and in {consequence.cases} cases {describe_consequence(consequence)}")
-    return torch.float32, "; ".join(reasons)
+            within = f"{name} is within {difference:.4f} of float32 for this artifact"
+            return Precision(dtype, "; ".join([*reasons, within]))
+        against = [f"{name} is {difference:.3f} off for this artifact, more than {MOST_RECORDED_DIFFERENCE}"]
+        for rechecked in (False, True):
+            consequence: Consequence | None = getattr(measured, consequence_field(dtype, rechecked=rechecked))
+            margin = recheck_margin(difference) if rechecked else None
+            if consequence is None or (rechecked and margin is None):
+                continue
+            how = f"{name}, with the frames near a decision in float32," if rechecked else name
+            if changes_nothing(consequence):
+                agreed = f"{how} gives the answers of float32 in {consequence.cases} cases of this artifact"
+                return Precision(dtype, "; ".join([*reasons, agreed]), margin)
+            against.append(f"in {consequence.cases} cases {how} {describe_consequence(consequence)}")
+        reasons += against
+    return Precision(torch.float32, "; ".join(reasons))
+
+
+def consequence_field(dtype: torch.dtype, *, rechecked: bool) -> str:
+    """The field of `HalfPrecision` that says what a half type changes in whole cases."""
+    return f"{str(dtype).removeprefix('torch.')}{'_rechecked' if rechecked else ''}_consequence"
+
+
+def recheck_margin(difference: float | None) -> float | None:
+    """How near a decision a logit has to lie to be asked again in float32, where a half type moves a probability by up
+    to `difference`; None where that is not known, or too far for it.
+
+    It is the largest logit's difference of a single frame; smoothing along the sweep halves what a decision sees of it.
+    """
+    if difference is None or difference > MOST_RECHECKED_DIFFERENCE:
+        return None
+    return _LOGIT_A_PROBABILITY * difference
 
 
 def changes_nothing(consequence: Consequence) -> bool:
@@ -104,7 +141,7 @@ def changes_nothing(consequence: Consequence) -> bool:
 def describe_consequence(consequence: Consequence) -> str:
     """What a half type changed, in a few words for people."""
     return (
-        f"it chooses another frame in {consequence.other_frames}, calls {consequence.changed_frames} of "
+        f"chooses another frame in {consequence.other_frames}, calls {consequence.changed_frames} of "
         f"{consequence.positive_frames} frames otherwise, and measures up to "
         f"{consequence.circumference_difference_mm:.2f} mm apart"
     )

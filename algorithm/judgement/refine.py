@@ -138,7 +138,7 @@ def choose_refined(
     for values in (quality, smoothed_quality):
         near = (values >= config.refine_ratio * values.max()) | confirmed
         # Above every ambiguous frame's quality, which is 1 at most.
-        promise = np.maximum(promise, _best_near(np.where(near, 1.0 + values, 0.0), sweeps, config.margin_frames))
+        promise = np.maximum(promise, best_near(np.where(near, 1.0 + values, 0.0), sweeps, config.margin_frames))
     low, high = config.refine_presence
     ambiguous = (presence >= low) & (presence <= high) & (promise == 0)
     promise[ambiguous] = quality[ambiguous]
@@ -153,7 +153,7 @@ def _limit(config: ScoringConfig, frames: int) -> int:
     return max(1, int(config.max_refined_fraction * frames))
 
 
-def _best_near(values: Values, sweeps: Sequence[range], reach: int) -> Values:
+def best_near(values: Values, sweeps: Sequence[range], reach: int) -> Values:
     """Of each frame (F,) the highest of `values` at most `reach` frames away in its sweep."""
     best = values.copy()
     for sweep in sweeps:

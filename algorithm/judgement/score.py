@@ -46,6 +46,8 @@ class FrameScores:
     """`time.monotonic()` when the first batch was done."""
     outline_starts: Mapping[int, OutlineStart] = field(default_factory=dict)
     """Of some of the best frames, by index: what their outlines begin with."""
+    rechecked: int = 0
+    """How many frames were asked again in float32 (`recheck.py`)."""
 
 
 def score_case(

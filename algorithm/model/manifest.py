@@ -28,9 +28,10 @@ from algorithm.model.networks import (
 )
 from algorithm.model.typed_json import convert, read_object, read_typed_file, refuse_other_fields
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 """4 added the student and the case head, 5 `selection.one_run_a_sweep`, 6 `selection.most_positive_frames`, 7
-`scoring.rounds` and `scoring.scale_frames`. Older manifests are read as ones without."""
+`scoring.rounds` and `scoring.scale_frames`, 8 what half precision changes where frames are asked again in float32.
+Older manifests are read as ones without."""
 MANIFEST_FILE = "manifest.json"
 _MISSING = (
     f"mount or extract a model artifact (a folder with {MANIFEST_FILE}) there, or name the folder of one (--model, "
@@ -198,6 +199,9 @@ class HalfPrecision:
     bfloat16: Share | None = None
     float16_consequence: Consequence | None = None
     bfloat16_consequence: Consequence | None = None
+    float16_rechecked_consequence: Consequence | None = None
+    """The same with the frames near a decision asked again in float32 (`judgement/recheck.py`)."""
+    bfloat16_rechecked_consequence: Consequence | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError for what cannot have been measured."""
@@ -293,8 +297,11 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
+_RECHECKED = {"float16_rechecked_consequence", "bfloat16_rechecked_consequence"}
+
+
 def _as_current(found: dict[str, object]) -> dict[str, object]:
-    """A manifest of schema 3 to 6 with the fields that came later; anything else, and one that states such a field
+    """A manifest of schema 3 to 7 with the fields that came later; anything else, and one that states such a field
     already, as it is."""
     version, selection, scoring = (found.get(name) for name in ("schema_version", "selection", "scoring"))
     if type(version) is not int:
@@ -308,6 +315,9 @@ def _as_current(found: dict[str, object]) -> dict[str, object]:
         version, found = 6, found | {"selection": selection | {"most_positive_frames": None}}
     if version == 6 and isinstance(scoring, dict) and not {"rounds", "scale_frames"} & scoring.keys():
         version, found = 7, found | {"scoring": scoring | {"rounds": 1, "scale_frames": 0}}
+    half = found.get("half_precision")
+    if version == 7 and isinstance(half, dict) and not _RECHECKED & half.keys():
+        version, found = 8, found | {"half_precision": half | dict.fromkeys(sorted(_RECHECKED))}
     return found | {"schema_version": version}
 
 

@@ -24,6 +24,8 @@ class RunTimings:
     """Scoring by the gate; 0 where all frames are scored by all members."""
     refine_s: float
     """Scoring by the whole ensemble."""
+    recheck_s: float
+    """Asking again in float32, beside half precision; 0 where nothing is."""
     segment_s: float
     """Outlining and measuring."""
     write_s: float

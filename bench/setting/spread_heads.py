@@ -37,7 +37,7 @@ def spread_heads(model: Path, sweep: Path, device_name: str | None) -> None:
     device, _ = choose_device(device_name)
     artifact = load_artifact(model, verify_hashes=False)
     manifest = artifact.manifest
-    ensemble = Ensemble.from_artifact(artifact, device, choose_precision(device, manifest.half_precision)[0])
+    ensemble = Ensemble.from_artifact(artifact, device, choose_precision(device, manifest.half_precision).dtype)
     with contextlib.closing(FrameStream(sweep)) as stream:
         resized = ResizedFrames(stream, manifest.tower.image_size, manifest.preprocessing, device)
         resized.finish()

@@ -23,7 +23,7 @@ from training.export.calibrate_artifact import main as calibrate
 from training.export.consequence import case_of_cache
 from training.export.pack import main as pack
 from training.export.trained_member import MovedTower, read_member, rebuild_network, shared_tower
-from training.export.write_artifact import main
+from training.export.write_artifact import ExportSettings, _whole_cases, main
 from training.fit import main as fit
 from training.frames.dataset import table_of
 from training.learn.run_folder import RunFolder, find_runs
@@ -117,6 +117,22 @@ def test_what_half_precision_changes_in_whole_cases(
         main([*words, "--scoring.gate=student", "--scoring.stride=1"])
     with pytest.raises(AcouslicError, match="whole_cases needs precision_frames"):
         main([*words, "--whole_cases=2", "--precision_frames=0"])
+
+
+def test_whole_cases_by_default(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Five on a GPU of which a type is refused, none on a CPU, where it says what could be done; as told otherwise."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr("algorithm.engine.device.cpu_flags", lambda: {"avx512_bf16"})
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    settings = ExportSettings("t", "l", "d", "l")
+    good, refused = HalfPrecision(64, 0.001, 0.01), HalfPrecision(64, 0.001, 0.03)
+    assert [_whole_cases(settings, good, device) for device in (gpu, cpu)] == [0, 0]
+    assert capsys.readouterr().out == ""
+    assert [_whole_cases(settings, refused, device) for device in (gpu, cpu)] == [5, 0]
+    assert capsys.readouterr().out.startswith("bfloat16 may still be used if it changes nothing in whole cases: ")
+    assert _whole_cases(replace(settings, whole_cases=0), refused, gpu) == 0
+    assert _whole_cases(replace(settings, whole_cases=2), good, cpu) == 2
 
 
 def test_a_case_of_the_cache_is_seen_as_training_saw_it(tiny_training: Any) -> None:

@@ -12,7 +12,7 @@ from algorithm.engine.device import choose_precision
 from algorithm.engine.ensemble import Ensemble
 from algorithm.frames.preprocess import normalise
 from algorithm.model.artifact import load_artifact
-from algorithm.model.manifest import Consequence, HalfPrecision, read_manifest
+from algorithm.model.manifest import Consequence, HalfPrecision, manifest_to_json, read_manifest
 from algorithm.model.typed_json import check_bounds
 from algorithm.pipeline import Pipeline
 from training.export.consequence import compare_answers
@@ -91,6 +91,54 @@ def test_whole_cases_are_compared(model, platform_case, capsys, monkeypatch):
     monkeypatch.setattr("training.export.precision.measure_consequences", lambda *_: {})
     assert main([str(model), *sweeps, "--frames", "2", "--device", "cpu", "--whole-cases"]) == 0
     assert load_artifact(model).manifest.half_precision == again
+
+
+def test_what_holds_when_frames_are_measured_again(model, platform_case):
+    """What half precision changes with frames asked again goes where fewer would be, and stays where more would."""
+    same = Consequence(5, 0, 100, 0, 0.0)
+    stack = np.random.default_rng(0).integers(0, 256, (12, 40, 60), dtype=np.uint8)
+    sweep = str(platform_case.write_sweep(stack))
+    for recorded, stays in ((0.9, False), (1e-9, True)):
+        manifest = read_manifest(model)
+        half = HalfPrecision(64, recorded, recorded, bfloat16_consequence=same, bfloat16_rechecked_consequence=same)
+        (model / "manifest.json").write_text(manifest_to_json(dataclasses.replace(manifest, half_precision=half)))
+        assert main([str(model), sweep, "--frames", "2", "--device", "cpu"]) == 0
+        found = read_manifest(model).half_precision
+        assert found.bfloat16_consequence == same
+        assert (found.bfloat16_rechecked_consequence == same) == stays
+
+
+def test_a_type_that_changes_something_is_tried_with_frames_asked_again(model, platform_case, capsys, monkeypatch):
+    """Where whole cases differ by themselves, they are analysed once more with decisions in float32; both are written
+    down, and told."""
+    monkeypatch.setattr("algorithm.engine.device.cpu_flags", lambda: {"avx512_bf16"})
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    changed, same = Consequence(5, 1, 100, 9, 0.3), Consequence(5, 0, 100, 0, 0.0)
+    asked = []
+
+    def answers(_artifact, _cases, _device, precision):
+        asked.append((precision.dtype, precision.recheck_margin))
+        return [len(asked)]
+
+    monkeypatch.setattr("training.export.consequence._answers", answers)
+    monkeypatch.setattr("training.export.consequence.compare_answers", lambda _, half: changed if half == [2] else same)
+    stack = np.random.default_rng(0).integers(0, 256, (12, 40, 60), dtype=np.uint8)
+    sweep = str(platform_case.write_sweep(stack))
+    monkeypatch.setattr("training.export.precision.measure_half_precision", lambda *_: HalfPrecision(2, 0.001, 0.03))
+    assert main([str(model), sweep, "--frames", "2", "--device", "cpu", "--whole-cases"]) == 0
+    assert asked == [(torch.float32, None), (torch.bfloat16, None), (torch.bfloat16, pytest.approx(0.12))]
+    found = read_manifest(model).half_precision
+    assert (found.bfloat16_consequence, found.bfloat16_rechecked_consequence) == (changed, same)
+    told = capsys.readouterr().out
+    assert "bfloat16 in 5 whole cases: it chooses another frame in 1, calls 9 of 100 frames otherwise" in told
+    assert "bfloat16, frames near a decision in float32, in 5 whole cases: it chooses another frame in 0" in told
+    assert told.count("it may be used") == 1
+    # A type that moves a probability too far for it is not tried again.
+    monkeypatch.setattr("training.export.precision.measure_half_precision", lambda *_: HalfPrecision(2, 0.001, 0.3))
+    asked.clear()
+    assert main([str(model), sweep, "--frames", "2", "--device", "cpu", "--whole-cases"]) == 0
+    assert len(asked) == 2
+    assert read_manifest(model).half_precision.bfloat16_rechecked_consequence is None
 
 
 def test_what_differs_between_two_answers(model, platform_case):

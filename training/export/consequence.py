@@ -6,21 +6,34 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from algorithm.engine.batches import choose_batch_frames
-from algorithm.engine.device import changes_nothing, describe_consequence, half_types, keep_exact_sums
-from algorithm.engine.ensemble import Ensemble
+from algorithm.engine.device import (
+    Precision,
+    changes_nothing,
+    consequence_field,
+    describe_consequence,
+    half_types,
+    keep_exact_sums,
+    recheck_margin,
+)
 from algorithm.frames.frame_source import ArrayFrames, FrameSource
 from algorithm.frames.frame_stream import FrameStream
-from algorithm.judgement.review import load_case_head
 from algorithm.model.artifact import Artifact
 from algorithm.model.manifest import Consequence, HalfPrecision
 from algorithm.pipeline import Pipeline
 from algorithm.result.outputs import CaseResult
 from training.release.cache import CachedCase
+
+CONSEQUENCES = tuple(
+    consequence_field(dtype, rechecked=rechecked)
+    for dtype in (torch.float16, torch.bfloat16)
+    for rechecked in (False, True)
+)
+"""The fields of `HalfPrecision` that say what a half type changes in whole cases."""
 
 
 @dataclass(frozen=True)
@@ -46,19 +59,26 @@ def case_of_cache(case: CachedCase) -> WholeCase:
 
 
 def measure_consequences(
-    artifact: Artifact, cases: Sequence[WholeCase], device: torch.device
-) -> dict[str, Consequence]:
-    """What each half type that `device` is fast in changes in the answers to `cases`, by the type's name.
+    artifact: Artifact, cases: Sequence[WholeCase], device: torch.device, measured: HalfPrecision
+) -> dict[str, Consequence | None]:
+    """What each half type that `device` is fast in changes in the answers to `cases`, by the field of `HalfPrecision`.
 
-    Each is analysed as the manifest says, gate included, and nothing is written.
+    Each is analysed as the manifest says, gate included, and nothing is written. A type that changes something is tried
+    again with the frames near a decision asked again in float32, if `measured`, how far the types move a probability,
+    allows that.
     """
     keep_exact_sums()
     types, _ = half_types(device)
-    exact = _answers(artifact, cases, device, torch.float32) if types else []
-    return {
-        str(dtype).removeprefix("torch."): compare_answers(exact, _answers(artifact, cases, device, dtype))
-        for dtype in types
-    }
+    exact = _answers(artifact, cases, device, Precision(torch.float32, "")) if types else []
+    found: dict[str, Consequence | None] = {}
+    for dtype in types:
+        plain = compare_answers(exact, _answers(artifact, cases, device, Precision(dtype, "")))
+        rechecked = None
+        margin = recheck_margin(getattr(measured, str(dtype).removeprefix("torch.")))
+        if margin is not None and not changes_nothing(plain):
+            rechecked = compare_answers(exact, _answers(artifact, cases, device, Precision(dtype, "", margin)))
+        found |= {consequence_field(dtype, rechecked=False): plain, consequence_field(dtype, rechecked=True): rechecked}
+    return found
 
 
 def compare_answers(exact: Sequence[CaseResult], half: Sequence[CaseResult]) -> Consequence:
@@ -77,31 +97,36 @@ def compare_answers(exact: Sequence[CaseResult], half: Sequence[CaseResult]) -> 
 
 def tell_what_is_void(measured: HalfPrecision) -> None:
     """Say, where frames are judged otherwise from now on, that what was found in whole cases holds no more."""
-    if measured.float16_consequence is not None or measured.bfloat16_consequence is not None:
+    if any(getattr(measured, name) is not None for name in CONSEQUENCES):
         print(
             "what half precision changes in whole cases is to be measured anew: `acouslic train precision`", flush=True
         )
 
 
-def with_consequences(measured: HalfPrecision, found: Mapping[str, Consequence]) -> HalfPrecision:
-    """The record with what was found, which is told to people too; of other types it keeps what it has."""
-    for name, consequence in found.items():
+def without_consequences(measured: HalfPrecision) -> HalfPrecision:
+    """How far half precision moves a probability, alone."""
+    nothing: dict[str, Any] = dict.fromkeys(CONSEQUENCES)
+    return dataclasses.replace(measured, **nothing)
+
+
+def with_consequences(measured: HalfPrecision, found: Mapping[str, Any]) -> HalfPrecision:
+    """The record with the consequences that were found, by field, which are told to people too; of other types it keeps
+    what it has."""
+    for field, consequence in found.items():
+        if consequence is None:
+            continue
+        name = field.partition("_")[0]
+        how = f"{name}, frames near a decision in float32," if "rechecked" in field else name
         may = ": it may be used" if changes_nothing(consequence) else ""
-        print(f"{name} in {consequence.cases} whole cases: {describe_consequence(consequence)}{may}", flush=True)
-    return dataclasses.replace(
-        measured,
-        float16_consequence=found.get("float16", measured.float16_consequence),
-        bfloat16_consequence=found.get("bfloat16", measured.bfloat16_consequence),
-    )
+        print(f"{how} in {consequence.cases} whole cases: it {describe_consequence(consequence)}{may}", flush=True)
+    return dataclasses.replace(measured, **found)
 
 
 def _answers(
-    artifact: Artifact, cases: Sequence[WholeCase], device: torch.device, dtype: torch.dtype
+    artifact: Artifact, cases: Sequence[WholeCase], device: torch.device, precision: Precision
 ) -> list[CaseResult]:
-    """The answers to whole cases in one type; the masks, which nobody asks for, are let go."""
-    ensemble = Ensemble.from_artifact(artifact, device, dtype)
-    batch_frames = choose_batch_frames(artifact.manifest.tower, ensemble.members, device, dtype)
-    pipeline = Pipeline(ensemble, batch_frames, 0.0, 0.0, load_case_head(artifact))
+    """The answers to whole cases in one precision; the masks, which nobody asks for, are let go."""
+    pipeline = Pipeline.of_artifact(artifact, device, precision)
     answers = []
     for case in cases:
         with case.open() as frames:

@@ -32,7 +32,7 @@ from algorithm.model.manifest import MANIFEST_FILE, Manifest, ScoringConfig
 from algorithm.model.networks import StudentConfig
 from algorithm.model.student import Student, student_from_state
 from algorithm.model.typed_json import check_bounds
-from training.export.consequence import tell_what_is_void
+from training.export.consequence import tell_what_is_void, without_consequences
 from training.export.model_card import write_card_beside
 from training.export.trained_member import read_member
 from training.judge.gate_settings import JudgedTwice, choose_gate, describe_agreement, scale_shift, shifted
@@ -235,7 +235,7 @@ def _with_student(manifest: Manifest, config: StudentConfig, scoring: ScoringCon
         manifest,
         student=config,
         scoring=scoring,
-        half_precision=replace(manifest.half_precision, float16_consequence=None, bfloat16_consequence=None),
+        half_precision=without_consequences(manifest.half_precision),
         provenance=replace(manifest.provenance, made_by=f"{manifest.provenance.made_by}; its student: {made}"),
     )
 

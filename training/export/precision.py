@@ -8,8 +8,10 @@ than it may (`algorithm.engine.device.choose_precision`).
 
 With `--whole-cases` it also analyses each sweep in float32 and in the half types that the device is fast in, and writes
 down what these change: the chosen frame, the frames called positive, the millimetres. A type that changes nothing is
-used then, however far it takes a single probability. Give validation cases, five at least. `export --whole_cases 5`
-does the same on cases of the cache. What was written down of whole cases stays until they are analysed anew.
+used then, however far it takes a single probability. One that changes something is tried again with the frames near a
+decision asked again in float32 (`algorithm/judgement/recheck.py`), and is used so if nothing changes then. Give
+validation cases, five at least. `export --whole_cases 5` does the same on cases of the cache. What was written down of
+whole cases stays until they are analysed anew; with frames asked again only while no fewer of them are.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +27,13 @@ from torch import Tensor
 
 from acouslic.errors import AcouslicError
 from acouslic.write import check_writable, write_text
-from algorithm.engine.device import MOST_RECORDED_DIFFERENCE, choose_device, keep_exact_sums, set_cpu_threads
+from algorithm.engine.device import (
+    MOST_RECORDED_DIFFERENCE,
+    choose_device,
+    half_types,
+    keep_exact_sums,
+    set_cpu_threads,
+)
 from algorithm.engine.ensemble import Ensemble
 from algorithm.frames.frame_stream import FrameStream
 from algorithm.frames.preprocess import normalise
@@ -33,7 +42,7 @@ from algorithm.judgement.review import load_case_head, review_case
 from algorithm.model.artifact import Artifact, load_artifact
 from algorithm.model.manifest import MANIFEST_FILE, HalfPrecision, Manifest, manifest_to_json, read_manifest
 from algorithm.process.memory import is_out_of_memory
-from training.export.consequence import case_of_sweep, measure_consequences, with_consequences
+from training.export.consequence import CONSEQUENCES, case_of_sweep, measure_consequences, with_consequences
 
 FRAMES = 128
 _BATCH = 8
@@ -89,6 +98,12 @@ def describe(measured: HalfPrecision) -> str:
     return f"largest difference of a probability from float32 on {measured.frames} frames: {', '.join(parts)}"
 
 
+def refused_types(measured: HalfPrecision, device: torch.device) -> list[str]:
+    """The half types that `device` is fast in and that take a probability too far by themselves."""
+    names = [str(dtype).removeprefix("torch.") for dtype in half_types(device)[0]]
+    return [name for name in names if (getattr(measured, name) or 0.0) > MOST_RECORDED_DIFFERENCE]
+
+
 def _probabilities(artifact: Artifact, frames: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """All that the ensemble says of the frames, one row a probability (rows, N), float32 on the CPU."""
     ensemble = Ensemble.from_artifact(artifact, device, dtype, order="sequential")
@@ -123,6 +138,17 @@ def _spread_frames(sweep: Path, manifest: Manifest, count: int) -> Tensor:
     return resized.frames[[index * length // min(count, length) for index in range(min(count, length))]]
 
 
+def _still_known(before: HalfPrecision, measured: HalfPrecision) -> dict[str, Any]:
+    """What the record `before` says of whole cases, by field, beside new differences of the same weights: what changes
+    them, or how frames are read, lets it go. With frames asked again it holds where as many are or more."""
+    known: dict[str, Any] = {name: getattr(before, name) for name in CONSEQUENCES}
+    for name in ("float16", "bfloat16"):
+        old, new = getattr(before, name), getattr(measured, name)
+        if old is not None and new < old:
+            known[f"{name}_rechecked_consequence"] = None
+    return known
+
+
 def main(arguments: Sequence[str]) -> int:
     """The command `python -m training precision`."""
     parser = argparse.ArgumentParser(prog="acouslic train precision", description=(__doc__ or "").splitlines()[0])
@@ -142,13 +168,12 @@ def main(arguments: Sequence[str]) -> int:
     frames = torch.cat([_spread_frames(sweep, manifest, each) for sweep in options.sweeps])
     measured = measure_half_precision(options.model, frames, device)
     print(describe(measured), flush=True)
-    # Of the same weights: what changes them, or how frames are read, lets it go.
-    before = manifest.half_precision
-    known = {name: getattr(before, name) for name in ("float16_consequence", "bfloat16_consequence")}
+    known = _still_known(manifest.half_precision, measured)
     measured = dataclasses.replace(measured, **known)
     if options.whole_cases:
         cases = [case_of_sweep(sweep) for sweep in options.sweeps]
-        measured = with_consequences(measured, measure_consequences(load_artifact(options.model), cases, device))
+        found = measure_consequences(load_artifact(options.model), cases, device, measured)
+        measured = with_consequences(measured, found)
     elif any(known.values()):
         print("what half precision changes in whole cases stays as it was recorded; --whole-cases measures it anew")
     path = options.model / MANIFEST_FILE

@@ -19,16 +19,16 @@ from typing import Literal
 import torch
 
 from acouslic.errors import AcouslicError
-from algorithm.engine.device import choose_device
+from algorithm.engine.device import FEWEST_CASES, choose_device
 from algorithm.model.artifact import MemberState, load_artifact, write_artifact
 from algorithm.model.lora import read_adapter
-from algorithm.model.manifest import SCHEMA_VERSION, Manifest, Provenance, ScoringConfig, SelectionConfig
+from algorithm.model.manifest import SCHEMA_VERSION, HalfPrecision, Manifest, Provenance, ScoringConfig, SelectionConfig
 from algorithm.model.networks import MemberConfig
 from algorithm.model.tower import linear_shapes
 from training.export.consequence import case_of_cache, measure_consequences, with_consequences
 from training.export.model_card import write_card_beside
 from training.export.pack import write_archive
-from training.export.precision import FRAMES, describe, measure_half_precision
+from training.export.precision import FRAMES, describe, measure_half_precision, refused_types
 from training.export.read_back import refuse_unless_equal
 from training.export.trained_member import MovedTower, TrainedMember, read_member, shared_tower
 from training.frames.dataset import table_of
@@ -66,7 +66,9 @@ class ExportSettings:
             none. Five ViT-L/14 members on 128 take a quarter of an hour on two cores, seconds on a GPU.
         whole_cases: what half precision changes in the answers is measured on so many validation cases, in the types
             that the device is fast in; a type that changes nothing in five or more is used however far it takes a
-            single probability. 0 is none: each case is analysed in float32 and in half precision.
+            single probability, if need be with the frames near a decision asked again in float32. Each case is
+            analysed two or three times. By default five on a GPU, if one of its types takes a probability too far, and
+            none on a CPU.
         device: where that is done; by default on a usable GPU, else on the CPU.
     """
 
@@ -83,7 +85,7 @@ class ExportSettings:
     fit_one_run: bool = True
     fit_most_frames: bool = True
     precision_frames: int = FRAMES
-    whole_cases: int = 0
+    whole_cases: int | None = None
     device: Literal["cpu", "cuda"] | None = None
 
 
@@ -103,7 +105,7 @@ def export_runs(
     artifact does not say what its members said.
     """
     for name in ("precision_frames", "whole_cases"):
-        if getattr(settings, name) < 0:
+        if (getattr(settings, name) or 0) < 0:
             raise AcouslicError(f"{name} must not be negative: {getattr(settings, name)}")
     if settings.whole_cases and not settings.precision_frames:
         raise AcouslicError("whole_cases needs precision_frames: both are one record of the manifest")
@@ -155,9 +157,11 @@ def export_runs(
             frames = uncertain_frames(scored, cache, settings.precision_frames)
             measured = measure_half_precision(candidate, frames, device)
             print(describe(measured), flush=True)
-            if settings.whole_cases:
-                whole = [case_of_cache(cache.case(uuid)) for uuid in _spread_cases(scored, settings.whole_cases)]
-                measured = with_consequences(measured, measure_consequences(load_artifact(candidate), whole, device))
+            count = _whole_cases(settings, measured, device)
+            if count:
+                whole = [case_of_cache(cache.case(uuid)) for uuid in _spread_cases(scored, count)]
+                found = measure_consequences(load_artifact(candidate), whole, device, measured)
+                measured = with_consequences(measured, found)
             manifest = replace(manifest, half_precision=measured)
         shutil.rmtree(candidate)
     manifest = write_artifact(out, manifest, state, states)
@@ -185,6 +189,22 @@ def _provenance(members: Sequence[TrainedMember], settings: ExportSettings, comm
         notes=settings.notes,
         split_sha256=splits.pop() if len(splits) == 1 else None,
     )
+
+
+def _whole_cases(settings: ExportSettings, measured: HalfPrecision, device: torch.device) -> int:
+    """On how many cases is measured what half precision changes; says what could be done where it is none."""
+    if settings.whole_cases is not None:
+        return settings.whole_cases
+    refused = refused_types(measured, device)
+    if refused and device.type == "cuda":
+        return FEWEST_CASES
+    if refused:
+        print(
+            f"{' and '.join(refused)} may still be used if it changes nothing in whole cases: export with "
+            f"--whole_cases {FEWEST_CASES}, or `acouslic train precision MODEL SWEEP... --whole-cases`",
+            flush=True,
+        )
+    return 0
 
 
 def _spread_cases(scored: Sequence[OutOfFold], count: int) -> list[str]:

@@ -76,7 +76,7 @@ def ask_about(
 
     Without a `dtype` it is computed in the one that the model is used in."""
     manifest = artifact.manifest
-    dtype = choose_precision(device, manifest.half_precision)[0] if dtype is None else dtype
+    dtype = choose_precision(device, manifest.half_precision).dtype if dtype is None else dtype
     exhaustive = replace(manifest, scoring=replace(manifest.scoring, mode="exhaustive"))
     ensemble = Ensemble.from_artifact(replace(artifact, manifest=exhaustive), device, dtype)
     batch_frames = choose_batch_frames(manifest.tower, ensemble.members, device, dtype)

@@ -1,0 +1,240 @@
+"""Which frames are asked again in float32, and what that mends."""
+
+import dataclasses
+import functools
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from acouslic.geometry import sweep_ranges
+from algorithm.engine.batches import BatchScores
+from algorithm.judgement.recheck import call_level, decisive_frames, recheck
+from algorithm.judgement.score import FrameScores
+from algorithm.judgement.select_frame import choose_candidates, judge_frames, presence_logit, probability_of
+from algorithm.model.manifest import HalfWay, SelectionConfig
+from algorithm.pipeline import Pipeline
+
+SWEEPS = sweep_ranges(840)
+SELECTION = SelectionConfig(half_way=HalfWay(0.3), most_positive_frames=120)
+MARGIN = 0.1
+
+
+def scores_of(members, refined=None):
+    """Scores of members' presence (members, F), their optimality left out."""
+    return FrameScores(
+        presence_probability=members.mean(0, dtype=np.float64),
+        optimality_probability=None,
+        member_presence=members,
+        member_embedding=None,
+        refined=np.ones(members.shape[1], bool) if refined is None else refined,
+        reused=0,
+        gate_s=0.0,
+        refine_s=0.0,
+        first_batch_at=0.0,
+    )
+
+
+class ExactMembers:
+    """Says what float32 would, and remembers what it was asked."""
+
+    frames = torch.empty(0)
+
+    def __init__(self, members):
+        self.members, self.asked, self.starts = members, [], {}
+
+    def score(self, indices, progress, *, outlined=()):
+        self.asked += indices.tolist()
+        self.starts |= dict.fromkeys(outlined)
+        return BatchScores(self.members[:, indices], np.empty((0, len(indices)), np.float32), None)
+
+
+def judge(scores, selection=SELECTION):
+    return judge_frames(scores.presence_probability, None, SWEEPS, selection)
+
+
+def drawn_case(seed):
+    """Two members' presence (2, 840) in float32, with runs in some sweeps, and as rounding moves it."""
+    rng = np.random.default_rng(seed)
+    logit = np.full(840, -6.0)
+    for sweep in SWEEPS:
+        if rng.random() < 0.7:
+            at = np.arange(len(sweep))
+            logit[sweep.start : sweep.stop] += rng.uniform(6, 12) * np.exp(
+                -0.5 * ((at - rng.integers(20, 120)) / rng.uniform(3, 9)) ** 2
+            )
+    exact = logit + rng.normal(0, 0.5, (2, 840))
+    moved = exact + rng.normal(0, MARGIN / 3, (2, 840))
+    return tuple(probability_of(values).astype(np.float32) for values in (exact, moved))
+
+
+def recheck_case(half, exact, selection=SELECTION, refined=None):
+    members = ExactMembers(exact)
+    found = recheck(
+        scores_of(half, refined),
+        members,
+        functools.partial(judge, selection=selection),
+        SWEEPS,
+        selection,
+        threshold=0.5,
+        margin=MARGIN,
+    )
+    return found, members
+
+
+@pytest.mark.parametrize("selection", [SELECTION, SelectionConfig(), SelectionConfig(most_positive_frames=30)])
+def test_decisions_become_those_of_float32(selection):
+    """Over 100 drawn cases rounding calls frames otherwise and chooses others. With the frames near a decision exact,
+    next to none is called otherwise, and another is chosen in next to no case: frames within a hair of a decision. Few
+    frames were asked about."""
+    calls, choices, asked, positive = np.zeros(2, int), np.zeros(2, int), [], 0
+    for seed in range(100):
+        exact, half = drawn_case(seed)
+        found, members = recheck_case(half, exact, selection)
+        asked.append(len(members.asked))
+        want = judge(scores_of(exact), selection)
+        positive += np.count_nonzero(want.presence >= 0.5)
+        for number, scores in enumerate((scores_of(half), found)):
+            judged = judge(scores, selection)
+            calls[number] += np.count_nonzero((judged.presence >= 0.5) != (want.presence >= 0.5))
+            best, same = (choose_candidates(values.quality, SWEEPS, 1) for values in (judged, want))
+            choices[number] += best != same
+    assert calls[0] > 10
+    assert calls[1] <= positive / 2000
+    assert calls[1] <= calls[0] / 5
+    assert choices[1] <= choices[0]
+    assert choices[1] <= 1
+    assert 5 < np.mean(asked) < 40
+    assert max(asked) <= 84
+
+
+def test_what_was_asked_is_exact_and_the_rest_stays():
+    """Asked frames have float32's probabilities to the bit, no frame is asked twice, and the mean follows."""
+    exact, half = drawn_case(1)
+    found, members = recheck_case(half, exact)
+    assert len(set(members.asked)) == len(members.asked) == found.rechecked > 0
+    want = half.copy()
+    want[:, members.asked] = exact[:, members.asked]
+    assert np.array_equal(found.member_presence, want)
+    assert np.array_equal(found.presence_probability, want.mean(0, dtype=np.float64))
+    assert set(found.outline_starts) <= set(members.asked)
+    (best,) = choose_candidates(judge(found).quality, SWEEPS, 1)
+    assert set(range(best - 2, best + 3)) <= set(found.outline_starts)  # what the interval measures, too
+
+
+def test_frames_that_only_a_gate_has_seen_stay():
+    """The ensemble has not said anything of them that float32 could mend."""
+    exact, half = drawn_case(2)
+    _, asked_of_all = recheck_case(half, exact)
+    refined = np.ones(840, bool)
+    refined[asked_of_all.asked[::2]] = False
+    half[:, ~refined] = np.nan
+    scores = dataclasses.replace(scores_of(half, refined), presence_probability=exact.mean(0, dtype=np.float64))
+    members = ExactMembers(exact)
+    recheck(scores, members, judge, SWEEPS, SELECTION, threshold=0.5, margin=MARGIN)
+    assert members.asked
+    assert refined[members.asked].all()
+
+
+def test_no_more_than_a_tenth_of_the_frames():
+    """A case whose frames all lie at the threshold asks about a tenth of them, those that could be chosen first."""
+    level = probability_of(np.linspace(0.0, 0.01, 840))
+    members = np.stack([level, level]).astype(np.float32)
+    found, asked = recheck_case(members, members, SelectionConfig())
+    assert found.rechecked == len(asked.asked) == 84
+    assert 839 in asked.asked
+
+
+def test_optimality_and_embeddings_are_exact_too():
+    """Where the members judge optimality, and where a case head wants their embeddings."""
+    exact, half = drawn_case(3)
+
+    class Whole(ExactMembers):
+        def score(self, indices, progress, *, outlined=()):
+            said = super().score(indices, progress, outlined=outlined)
+            ones = np.ones((1, len(indices)), np.float32)
+            return BatchScores(said.presence, ones * 0.25, np.ones((2, len(indices), 4), np.float32))
+
+    members = Whole(exact)
+    scores = dataclasses.replace(
+        scores_of(half), optimality_probability=np.zeros(840), member_embedding=np.zeros((2, 840, 4), np.float32)
+    )
+    found = recheck(scores, members, judge, SWEEPS, SELECTION, threshold=0.5, margin=MARGIN)
+    asked = np.isin(np.arange(840), members.asked)
+    assert np.array_equal(found.optimality_probability, np.where(asked, 0.25, 0.0))
+    assert np.array_equal(found.member_embedding.any((0, 2)), asked)
+    assert not scores.optimality_probability.any()
+    assert not scores.member_embedding.any()
+
+
+def test_black_frames_decide_nothing():
+    """A case of black frames has nothing to ask about; black frames beside others are not asked about."""
+    judged = judge_frames(np.zeros(840), None, SWEEPS, SELECTION)
+    assert not decisive_frames(judged, SWEEPS, SELECTION, threshold=0.5, margin=MARGIN).any()
+    presence = np.where(np.arange(840) < 420, 0.5, 0.0)
+    judged = judge_frames(presence, None, SWEEPS, SelectionConfig())
+    promise = decisive_frames(judged, SWEEPS, SelectionConfig(), threshold=0.5, margin=MARGIN)
+    assert np.array_equal(promise > 0, presence > 0)
+
+
+def test_where_calls_are_decided():
+    """At the threshold, half-way where the case sets it, or between the last frame that may be positive and the first
+    that may not."""
+    logit = np.arange(-10.0, 10.0)
+    alone = SelectionConfig()
+    assert call_level(logit, SWEEPS, alone, threshold=0.5) == 0
+    assert call_level(logit, SWEEPS, alone, threshold=0.75) == pytest.approx(np.log(3))
+    half_way = dataclasses.replace(alone, half_way=HalfWay(0.5, top_frames=1))
+    assert call_level(logit, SWEEPS, half_way, threshold=0.5) == (9 - 0.5 * (9 + 0.5)) / 2
+    limited = dataclasses.replace(alone, most_positive_frames=4)
+    assert call_level(logit, SWEEPS, limited, threshold=0.5) == 5.5
+    assert call_level(logit, SWEEPS, dataclasses.replace(alone, most_positive_frames=10), threshold=0.5) == 0
+    assert presence_logit(np.array(0.5)) == 0
+
+
+@pytest.fixture
+def rechecking_model(tiny_model, tmp_path):
+    """An artifact that bfloat16 moves too far, but for what is decided where decisions are exact."""
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    same = {
+        "cases": 5,
+        "other_frames": 0,
+        "positive_frames": 100,
+        "changed_frames": 0,
+        "circumference_difference_mm": 0.0,
+    }
+    manifest["half_precision"] |= {
+        "frames": 64, "float16": 0.001, "bfloat16": 0.05, "bfloat16_rechecked_consequence": same
+    }  # fmt: skip
+    path.write_text(json.dumps(manifest))
+    return folder
+
+
+def test_a_case_from_end_to_end(rechecking_model, platform_case, monkeypatch, caplog, speckle):
+    """The pipeline asks again by itself where the manifest allows bfloat16 so: the frame, its mask and the millimetres
+    are those of float32 to the bit, and the log says how many frames that took."""
+    monkeypatch.setattr("algorithm.engine.device.cpu_flags", lambda: {"avx512_bf16"})
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    caplog.set_level("INFO")
+    sweep = platform_case.write_sweep(speckle(36, 70, 90))
+    half = Pipeline.load(rechecking_model, device="cpu")
+    assert half.ensemble.dtype == torch.bfloat16
+    assert half.recheck.margin == pytest.approx(0.2)
+    assert "bfloat16, with the frames near a decision in float32, gives the answers of float32 in 5" in caplog.text
+    found = half.run(sweep, None, "case")
+    said = [json.loads(record.message) for record in caplog.records if record.message.startswith("{")][-1]
+    assert said["precision"] == "bfloat16"
+    assert 0 < said["rechecked_frames"] <= 36
+    assert said["timings"]["recheck_s"] > 0
+    monkeypatch.setattr("algorithm.engine.device.cpu_flags", lambda: set())
+    exact_pipeline = Pipeline.load(rechecking_model, device="cpu")
+    assert exact_pipeline.recheck is None
+    exact = exact_pipeline.run(sweep, None, "case")
+    assert found.frame_index == exact.frame_index
+    assert np.array_equal(found.mask, exact.mask)
+    assert (found.circumference_mm, found.interval_mm) == (exact.circumference_mm, exact.interval_mm)
+    assert half.recheck.members() is half.recheck.members()
