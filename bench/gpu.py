@@ -71,7 +71,7 @@ GOALS = {
 """For an H100-class card: what it is, the bound, and on which side of it to be."""
 CPU_FRAMES = 8
 FLOAT32_BOUND = 1e-4
-_PHASES = ("wait", "preprocess", "gate", "refine", "segment", "write", "total")
+_PHASES = ("wait", "preprocess", "gate", "refine", "recheck", "segment", "write", "total")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,10 @@ from bench.figures.table import number, table
 from bench.setting.machine import today, versions, warn_if_busy
 from bench.setting.sides import Extrapolated, SideRun, extrapolate
 
-PHASES = ("import_s", "load_s", "read_s", "wait_s", "preprocess_s", "gate_s", "refine_s", "segment_s", "write_s")
+PHASES = (
+    *("import_s", "load_s", "read_s", "wait_s", "preprocess_s"),
+    *("gate_s", "refine_s", "recheck_s", "segment_s", "write_s"),
+)
 _A_PHASES = {"refine_s": "score_s"}
 """Side A has no gate: its scoring stands where B refines."""
 

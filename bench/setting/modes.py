@@ -18,7 +18,10 @@ from bench.setting.machine import REPOSITORY, describe_machine, today, versions
 from bench.setting.sides import case_done, python_environment, run_algorithm
 
 PATIENCE_S = 600.0
-_PHASES = ("import", "load", "read", "wait", "preprocess", "gate", "refine", "segment", "write", "first_frame", "total")
+_PHASES = (
+    *("import", "load", "read", "wait", "preprocess"),
+    *("gate", "refine", "recheck", "segment", "write", "first_frame", "total"),
+)
 
 
 def measure_modes(model: Path, sweep: Path, work: Path, device: str | None) -> dict[str, Any]:

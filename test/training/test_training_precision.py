@@ -54,7 +54,7 @@ def test_what_is_not_a_number_counts_as_one(model, monkeypatch):
     measured = measure_half_precision(model, torch.zeros(5, 56, 56, dtype=torch.uint8), CPU)
     assert measured.float16 == 1.0
     assert measured.bfloat16 == pytest.approx(0.005, abs=1e-6)
-    assert "float16 1.0000 (too much: it will not be used), bfloat16 0.0050" in describe(measured)
+    assert "float16 1.0000 (too much by itself), bfloat16 0.0050" in describe(measured)
 
 
 def test_the_command_writes_the_manifest(model, platform_case, capsys):

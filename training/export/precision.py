@@ -92,7 +92,7 @@ def describe(measured: HalfPrecision) -> str:
     assert measured.float16 is not None
     assert measured.bfloat16 is not None
     parts = [
-        f"{name} {difference:.4f}{'' if difference <= MOST_RECORDED_DIFFERENCE else ' (too much: it will not be used)'}"
+        f"{name} {difference:.4f}{'' if difference <= MOST_RECORDED_DIFFERENCE else ' (too much by itself)'}"
         for name, difference in (("float16", measured.float16), ("bfloat16", measured.bfloat16))
     ]
     return f"largest difference of a probability from float32 on {measured.frames} frames: {', '.join(parts)}"
