@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from acouslic.geometry import SPACING_MM
 from acouslic.printable import printable
 from evaluation.case_evaluation import CaseTask
 from evaluation.evaluate import evaluate
+from evaluation.metrics.agreement import other_pixel_sizes
 from evaluation.outputs import write_outputs
 
 
@@ -40,11 +40,7 @@ def run(
     for result in results:
         if result.failure is not None:
             print(f"failed: {printable(result.failure)}")
-    others = sum(result.other_pixel_size for result in results)
-    if others:
-        print(
-            f"warning: the pixel size is another than {SPACING_MM} mm in {others} of {len(results)} cases; "
-            f"circumferences are measured with {SPACING_MM} mm, as the official evaluator does, so errors in mm and "
-            "scores mean nothing there"
-        )
+    warning = other_pixel_sizes(results)
+    if warning is not None:
+        print(f"warning: {warning}")
     print(f"score {metrics['score']['mean']:.4f} over {len(results)} cases; results in {output_dir}")

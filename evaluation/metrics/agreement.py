@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from acouslic.geometry import sweep_index, sweep_ranges
+from acouslic.geometry import SPACING_MM, sweep_index, sweep_ranges
 from acouslic.sockets import NO_FRAME
 from evaluation.metrics.case_result import CaseResult
 from evaluation.metrics.frame_f1 import ConfusionCounts, called_positive, confusion_counts, truth_of
@@ -32,6 +32,18 @@ def ac_error_percent(result: CaseResult) -> float | None:
     """The error as a share of the reference; None where either circumference is missing."""
     error_mm = ac_error_mm(result)
     return None if error_mm is None or result.reference_ac_mm is None else 100 * error_mm / result.reference_ac_mm
+
+
+def other_pixel_sizes(results: Sequence[CaseResult]) -> str | None:
+    """What to know where references state another pixel size than every circumference is measured with; None where
+    none does."""
+    others = sum(result.other_pixel_size for result in results)
+    if not others:
+        return None
+    return (
+        f"the pixel size is another than {SPACING_MM} mm in {others} of {len(results)} cases; circumferences are "
+        f"measured with {SPACING_MM} mm, as the official evaluator does, so errors in mm and scores mean nothing there"
+    )
 
 
 def circumference_agreement(results: Sequence[CaseResult]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from acouslic.page.drawing import curve_path, outline_path
 from acouslic.page.render import render
 from acouslic.printable import one_line
 from acouslic.write import write_text
+from evaluation.metrics.agreement import other_pixel_sizes
 from evaluation.metrics.case_result import CaseResult
 from evaluation.metrics.summary import scored_suffix
 from evaluation.report import pictures, plots, tables, text
@@ -45,6 +46,7 @@ def report_page(results: Sequence[CaseResult], metrics: Mapping[str, Any]) -> st
         "scored": scored,
         "frame_f1": metrics.get(f"frame_f1{suffix}"),
         "calibration": metrics.get(f"calibration{suffix}"),
+        "other_pixel_sizes": other_pixel_sizes(results) if scored else None,
         "worst": worst,
         "poor_outlines": poor_outlines,
         "anchors": {result.case: f"case-{index}" for index, result in enumerate([*worst, *poor_outlines], start=1)},

@@ -187,12 +187,15 @@ def test_another_pixel_size_is_warned_of(
     """The official procedure measures with 0.28 mm whatever the files state, so such a case's score says nothing."""
     assert local(predictions, release, tmp_path / "results") == 0
     assert "warning" not in capsys.readouterr().out
+    assert "pixel size" not in (tmp_path / "results" / "report.html").read_text(encoding="utf-8")
     reference = release / "masks/stacked_fetal_abdomen/b.mha"
     challenge.write_image(reference, challenge.stack({50: challenge.disc()}), spacing_mm=0.56)
     mask = predictions / "b/images/fetal-abdomen-segmentation/output.mha"
     write_mask_stack(mask, challenge.disc(), 50, challenge.frames, (0.56, 0.56))
     assert local(predictions, release, tmp_path / "results") == 0
     assert "warning: the pixel size is another than 0.28 mm in 1 of 3 cases" in capsys.readouterr().out
+    page = (tmp_path / "results" / "report.html").read_text(encoding="utf-8")
+    assert '<p class="notice">The pixel size is another than 0.28 mm in 1 of 3 cases; ' in page
 
 
 def test_local_follows_a_link_to_a_case(predictions: Path, release: Path, tmp_path: Path) -> None:
