@@ -13,6 +13,7 @@ import pytest
 import SimpleITK
 
 from algorithm.__main__ import main
+from algorithm.model.manifest import SCHEMA_VERSION
 
 RESULT_FILES = [
     "fetal-abdomen-frame-number.json",
@@ -261,8 +262,9 @@ def test_a_missing_or_damaged_model(platform_case, speckle, tiny_model, run_algo
 
     other = shutil.copytree(tiny_model, tmp_path / "other")
     manifest = json.loads((other / "manifest.json").read_text())
-    (other / "manifest.json").write_text(json.dumps(manifest | {"schema_version": 8}))
-    assert_refused(run_algorithm(**environment(platform_case, other)), platform_case, "schema_version is 8")
+    (other / "manifest.json").write_text(json.dumps(manifest | {"schema_version": SCHEMA_VERSION + 1}))
+    refused = f"schema_version is {SCHEMA_VERSION + 1}"
+    assert_refused(run_algorithm(**environment(platform_case, other)), platform_case, refused)
 
     damaged = shutil.copytree(tiny_model, tmp_path / "damaged")
     content = bytearray((damaged / "tower.safetensors").read_bytes())
