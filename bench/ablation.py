@@ -26,7 +26,7 @@ from bench.figures.frame_choice import frame_worth
 from bench.figures.readings import READINGS, Called, SaidOfCase
 from bench.figures.table import table
 from bench.judgement import answers_of_run, read_out_of_fold_cases, said_of
-from bench.setting.command import exit_with
+from bench.setting.command import at_least_one, exit_with
 from evaluation.metrics import intervals
 from evaluation.metrics.frame_f1 import ConfusionCounts, confusion_counts
 from evaluation.metrics.intervals import Interval
@@ -141,12 +141,21 @@ def _signed(interval: Interval | None) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--split", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
-    parser.add_argument("--folds", type=int, nargs="+", default=[1])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--variant", action="append", default=[], metavar="NAME=SETTINGS")
+    parser.add_argument("--cache", type=Path, required=True, help="cases that `acouslic train prepare` made")
+    parser.add_argument("--split", type=Path, required=True, help="file that `acouslic train split` made")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder of the runs; those that are there are not run again"
+    )
+    parser.add_argument("--folds", type=at_least_one, nargs="+", default=[1], help="of the split, from 1 (default: 1)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="one run each (default: 1 2 3)")
+    parser.add_argument(
+        "--variant",
+        action="append",
+        default=[],
+        metavar="NAME=SETTINGS",
+        help="a row of runs with these settings of `fit` too; may be repeated",
+    )
+    parser.epilog = "Settings of `fit` that all runs have follow after --."
     return parser
 
 

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from acouslic.errors import AcouslicError
 from algorithm.frames.preprocess import resize_frames, square_offsets
 from algorithm.model.networks import PreprocessingConfig
+from bench.setting.command import at_least_one, at_least_two, exit_with
 from bench.setting.machine import today
 from training.frames.augment import published_copy
 from training.phantom.draw_case import generate_case
@@ -55,10 +56,14 @@ class Decided(np.random.Generator):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print a table and a line of JSON; 0."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("pictures", nargs="*", type=Path)
-    parser.add_argument("--draws", type=int, default=50, help="copies of each frame")
-    parser.add_argument("--size", type=int, default=224)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "pictures", nargs="*", type=Path, metavar="PICTURE", help="a frame as a picture (default: 10 frames are drawn)"
+    )
+    parser.add_argument("--draws", type=at_least_two, default=50, help="copies of each frame (default: %(default)s)")
+    parser.add_argument(
+        "--size", type=at_least_one, default=224, help="side of the training image in pixels (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     frames = [_read(path) for path in options.pictures] or _drawn()
     figures = {name: measure(frames, answers, options.size, options.draws) for name, answers in CHANGES.items()}
@@ -121,4 +126,4 @@ def _drawn() -> list[Bytes]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    exit_with(main)

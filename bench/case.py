@@ -29,15 +29,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acouslic.errors import AcouslicError
-from acouslic.geometry import FRAMES_PER_CASE
+from acouslic.geometry import FRAMES_PER_CASE, ROWS
 from acouslic.stack import StackHeader, open_stack
 from algorithm.model.manifest import Manifest, read_manifest
 from algorithm.model.networks import TowerConfig
 from algorithm.result.outputs import SCORES_FILE
 from bench.figures.case_report import AutocastSide, CaseReport
 from bench.figures.frame_choice import rank_correlation
-from bench.setting.command import add_place
+from bench.setting.command import add_device, add_sizes, add_work, at_least_one, exit_with, share
 from bench.setting.inputs import (
+    RANDOM_REFINED_FRACTION,
     generated_sweep,
     platform_input,
     random_model,
@@ -320,26 +321,44 @@ def _say(text: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", type=Path, help="default: a random one of --config, --members, --adapted-blocks")
-    parser.add_argument("--sweep", type=Path, help="default: a generated case of --case-frames")
-    parser.add_argument("--config", default="vit-l-14")
-    parser.add_argument("--members", type=int, default=5)
-    parser.add_argument("--adapted-blocks", default="6", help="how many of the last blocks carry adapters, or 'all'")
+    parser.add_argument("--model", type=Path, help="artifact (default: a random one of these sizes)")
+    parser.add_argument("--sweep", type=Path, help="stack (default: a generated case)")
+    add_sizes(parser, TOWERS)
     parser.add_argument("--student", action="store_true", help="give the random artifact a student, as its gate")
-    parser.add_argument("--mode", choices=("gated", "exhaustive"), help="default: the manifest's; gated where random")
-    parser.add_argument("--refined-fraction", type=float, help="scoring.max_refined_fraction instead of what is set")
-    parser.add_argument("--frames", type=int, default=16, help="for A in float32, and in --ours-only for B")
-    parser.add_argument("--autocast-frames", type=int, default=8, help="for A under autocast: one batch")
-    parser.add_argument("--case-frames", type=int, default=FRAMES_PER_CASE, help="of a generated case")
-    parser.add_argument("--rows", type=int, default=562, help="of a generated case's frames")
-    parser.add_argument("--rounds", type=int, default=1, help="each runs A twice and B twice")
+    parser.add_argument(
+        "--mode", choices=("gated", "exhaustive"), help="of scoring (default: the manifest's; gated where random)"
+    )
+    parser.add_argument(
+        "--refined-fraction",
+        type=share,
+        help=f"largest share of frames refined (default: the manifest's; {RANDOM_REFINED_FRACTION} where random)",
+    )
+    parser.add_argument(
+        "--frames",
+        type=at_least_one,
+        default=16,
+        help="for A in float32; with --ours-only those of the generated case (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--autocast-frames", type=at_least_one, default=8, help="for A under autocast (default: %(default)s, one batch)"
+    )
+    parser.add_argument(
+        "--case-frames", type=at_least_one, default=FRAMES_PER_CASE, help="of a generated case (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rows", type=at_least_one, default=ROWS, help="of a generated case's frames (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rounds", type=at_least_one, default=1, help="each runs A twice and B twice (default: %(default)s)"
+    )
     parser.add_argument("--exhaustive", action="store_true", help="run B without its gate too")
     parser.add_argument("--kept-patches", action="store_true", help="run B with the patches inside the fan alone too")
     parser.add_argument("--cold", action="store_true", help="first run both with an empty page cache; needs root")
-    parser.add_argument("--ours-only", action="store_true", help="B alone in exec and invoke mode on --frames frames")
-    add_place(parser)
+    parser.add_argument("--ours-only", action="store_true", help="B alone, in exec and invoke mode")
+    add_device(parser)
+    add_work(parser)
     return parser
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -30,7 +30,7 @@ from algorithm.judgement.select_frame import Values, judge_frames, probability_o
 from algorithm.model.artifact import load_artifact
 from algorithm.model.manifest import SelectionConfig
 from algorithm.model.networks import CaseHeadConfig
-from bench.setting.command import exit_with
+from bench.setting.command import at_least_one, exit_with
 from training.export.add_case_head import groups_of_subjects
 from training.frames.dataset import table_of
 from training.judge.ask_members import ask_members
@@ -240,16 +240,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     score = commands.add_parser("score", help="keep what a model says of cases that it has not learned from")
-    score.add_argument("model", type=Path, metavar="MODEL")
-    score.add_argument("--cache", type=Path, required=True)
-    score.add_argument("--out", type=Path, required=True)
-    score.add_argument("--stride", type=int, default=4)
+    score.add_argument("model", type=Path, metavar="MODEL", help="folder of the artifact")
+    score.add_argument("--cache", type=Path, required=True, help="cases that `acouslic train prepare` made")
+    score.add_argument("--out", type=Path, required=True, help="folder of the scores; cases in it are not asked again")
+    score.add_argument(
+        "--stride", type=at_least_one, default=4, help="keep every so manyth frame (default: %(default)s)"
+    )
     judge = commands.add_parser("judge", help="make heads, nested, and measure what they are worth")
-    judge.add_argument("scores", type=Path, nargs="+", metavar="SCORES")
-    judge.add_argument("--on", action="append", default=[], metavar="NAME=SCORES", help="other patients")
-    judge.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    judge.add_argument("--components", type=int, default=CaseHeadConfig.components)
-    judge.add_argument("--trials", type=int, default=0, help="recipes that Optuna tries for each head")
+    judge.add_argument("scores", type=Path, nargs="+", metavar="SCORES", help="folders that `score` made")
+    judge.add_argument(
+        "--on", action="append", default=[], metavar="NAME=SCORES", help="other patients; may be repeated"
+    )
+    judge.add_argument(
+        "--seeds", type=int, nargs="+", default=[1, 2, 3], help="heads of each kind, one each (default: 1 2 3)"
+    )
+    judge.add_argument(
+        "--components",
+        type=at_least_one,
+        default=CaseHeadConfig.components,
+        help="of the embedding that the head reads (default: %(default)s)",
+    )
+    judge.add_argument("--trials", type=int, default=0, help="recipes that Optuna tries for each head (default: none)")
     options = parser.parse_args(arguments)
     set_cpu_threads()
     if options.command == "score":

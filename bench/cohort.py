@@ -33,6 +33,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.setting.command import add_demo_model, add_seed, at_least_one, at_least_two, exit_with, some_of
 from bench.setting.machine import REPOSITORY, describe_machine, today
 from training.phantom.generate import write_stack
 
@@ -49,20 +50,34 @@ _WORKER = re.compile(r"^worker (\d+) on ")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what was asked for; 0 where there was no fault."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", default="speed,overhead,kills")
-    parser.add_argument("--cases", type=int, default=300)
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--speed-cases", type=int, default=12)
-    parser.add_argument("--overhead-cases", type=int, default=_OVERHEAD_CASES)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--model", type=Path, default=REPOSITORY / "model" / "demo")
+    parts = {"speed": measure_speed, "overhead": measure_overhead, "kills": kill_workers, "metrics": scrape_metrics}
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--parts",
+        type=some_of(list(parts)),
+        default="speed,overhead,kills",
+        help=f"comma-separated, of {', '.join(parts)} (default: %(default)s)",
+    )
+    parser.add_argument("--cases", type=at_least_one, default=300, help="tiny ones for kills (default: %(default)s)")
+    parser.add_argument(
+        "--kills", type=at_least_one, default=100, help="how many workers are killed (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--speed-cases", type=at_least_two, default=12, help="of 840 frames for speed (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--overhead-cases",
+        type=at_least_two,
+        default=_OVERHEAD_CASES,
+        help="tiny ones for overhead (default: %(default)s)",
+    )
+    add_seed(parser, 0)
+    add_demo_model(parser)
     options = parser.parse_args(arguments)
     random.seed(options.seed)
     report: dict[str, object] = {"date": today(), "machine": describe_machine()}
     faults: list[str] = []
-    parts = {"speed": measure_speed, "overhead": measure_overhead, "kills": kill_workers, "metrics": scrape_metrics}
-    for name in options.parts.split(","):
+    for name in options.parts:
         with tempfile.TemporaryDirectory() as folder:
             figures, found = parts[name](Path(folder), options)
             # Removing thousands of folders takes its time.
@@ -279,4 +294,4 @@ def mask_of(output: Path, case: str) -> bytes:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -22,7 +22,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +33,7 @@ from zlib_ng import zlib_ng
 
 from acouslic.geometry import COLUMNS, FRAMES_PER_CASE, ROWS, SPACING_MM
 from acouslic.reading.metaimage import header_text
+from bench.setting.command import exit_with
 from bench.setting.machine import REPOSITORY
 from evaluation.case_evaluation import CaseTask, evaluate_case
 from evaluation.inputs.ground_truth import TruthSource, find_official
@@ -44,14 +45,17 @@ OFFICIAL_SECONDS_PER_CASE = (5.0, 7.0)
 """Documented, of the official evaluator; measured elsewhere."""
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Build, run, print."""
-    parser = argparse.ArgumentParser(description="Time the evaluation on the golden cases.")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--golden", type=Path, required=True, help="folder with cases.npz and official_metrics.json")
     parser.add_argument(
-        "--repeat", type=int, default=0, help="also run this many cases, the golden ones again and again"
+        "--repeat",
+        type=int,
+        default=0,
+        help="also run this many cases, the golden ones again and again (default: none)",
     )
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(measure(options.golden, Path(folder), options.repeat)))
     return 0
@@ -211,4 +215,4 @@ def _sources(folder: Path, cases: list[dict[str, Any]]) -> dict[str, TruthSource
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    exit_with(main)

@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import cv2
@@ -37,6 +37,7 @@ if __package__ in (None, ""):
 
 from acouslic.errors import AcouslicError
 from acouslic.stack import read_stack
+from bench.setting.command import add_seed, at_least_one, exit_with
 
 FRAMES, ROWS, COLUMNS = 6, 24, 40
 BATCH_FILES = 200
@@ -185,30 +186,28 @@ def fuzz(count: int, seed: int, folder: Path, keep: Path | None = None) -> tuple
     return faults, dict(counts)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """As the module says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=5000)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--keep", type=Path)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--count", type=at_least_one, default=5000, help="files (default: %(default)s)")
+    add_seed(parser, 1)
+    parser.add_argument("--keep", type=Path, help="folder that gets the files that are faults (default: none are kept)")
     parser.add_argument("--judge", choices=sorted(_READERS), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.judge:
-        judge([Path(line) for line in sys.stdin.read().splitlines()], arguments.judge)
+    options = parser.parse_args(arguments)
+    if options.judge:
+        judge([Path(line) for line in sys.stdin.read().splitlines()], options.judge)
         return 0
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        faults, counts = fuzz(arguments.count, arguments.seed, Path(folder), arguments.keep)
+        faults, counts = fuzz(options.count, options.seed, Path(folder), options.keep)
     for fault in faults:
         print(fault)
     seconds = round(time.monotonic() - start, 1)
     print(
-        json.dumps(
-            {"files": arguments.count, "seed": arguments.seed, "faults": len(faults), "seconds": seconds} | counts
-        )
+        json.dumps({"files": options.count, "seed": options.seed, "faults": len(faults), "seconds": seconds} | counts)
     )
     return 1 if faults else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

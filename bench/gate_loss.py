@@ -38,6 +38,7 @@ from algorithm.model.student import student_from_state
 from bench.figures.frame_choice import choose_frame, frame_worth
 from bench.figures.recorded_scores import Record, record_release, replay
 from bench.figures.table import table
+from bench.setting.command import add_device, at_least_one, exit_with
 from bench.setting.machine import describe_machine, today, versions
 from evaluation.metrics.frame_f1 import ConfusionCounts, confusion_counts
 from evaluation.metrics.intervals import paired_f1_interval
@@ -320,18 +321,18 @@ def _row(name: str, item: Loss) -> list[str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--model", type=Path, required=True, help="folder of the artifact")
     parser.add_argument(
         "--release", type=Path, nargs="+", required=True, help="folders of cases in the raw release's layout"
     )
-    parser.add_argument("--cases", type=int, help="only the first N of each")
+    parser.add_argument("--cases", type=at_least_one, metavar="N", help="only the first N of each (default: all)")
     parser.add_argument("--own-settings", action="store_true", help="try the manifest's settings only")
     parser.add_argument(
         "--cache",
         type=Path,
-        help="a folder for what was scored, used again the next time: one for each model and precision",
+        help="a folder for what was scored, used again the next time: one for each model and precision (default: none)",
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"))
+    add_device(parser)
     parser.add_argument(
         "--precision",
         choices=("float32", "bfloat16", "float16"),
@@ -341,4 +342,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -48,7 +48,7 @@ from bench.figures.flops import adapted_layers, shared_flop
 from bench.figures.table import number, table
 from bench.matrix_peak import SHAPES, matrix_peak_flop_per_s, seconds_of
 from bench.parity import CaseParity, compare, score_exhaustively, summary
-from bench.setting.command import add_place
+from bench.setting.command import add_keep_share, add_sizes, add_work, at_least_one, exit_with, numbers
 from bench.setting.inputs import (
     RANDOM_REFINED_FRACTION,
     generated_sweep,
@@ -60,6 +60,7 @@ from bench.setting.inputs import (
     with_scoring,
 )
 from bench.setting.machine import describe_machine, today, versions
+from bench.setting.random_artifact import TOWERS
 from bench.setting.sides import SideRun, case_done, drop_page_cache, run_algorithm
 
 GOALS = {
@@ -352,25 +353,34 @@ def _say(text: str) -> None:
     print(f"{text} ...", flush=True)
 
 
-def _numbers(words: str) -> list[int]:
-    return [int(word) for word in words.split(",")]
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--config", default="vit-l-14")
-    parser.add_argument("--members", type=int, default=5)
-    parser.add_argument("--adapted-blocks", default="6", help="how many of the last blocks carry adapters, or 'all'")
-    parser.add_argument("--keep-share", type=float, default=1.0, help="share of the patches the tower keeps")
-    parser.add_argument("--case-frames", type=int, default=FRAMES_PER_CASE)
-    parser.add_argument("--rows", type=int, default=ROWS, help="of the frames")
-    parser.add_argument("--parity-frames", type=int, default=128, help="of the stack that precisions are compared on")
-    parser.add_argument("--batches", type=_numbers, default=[16, 32, 64, 128, 256], help="frames, comma-separated")
-    parser.add_argument("--repeats", type=int, default=3, help="of each warm case")
+    add_sizes(parser, TOWERS)
+    add_keep_share(parser)
+    parser.add_argument(
+        "--case-frames", type=at_least_one, default=FRAMES_PER_CASE, help="of the generated case (default: %(default)s)"
+    )
+    parser.add_argument("--rows", type=at_least_one, default=ROWS, help="of the frames (default: %(default)s)")
+    parser.add_argument(
+        "--parity-frames",
+        type=at_least_one,
+        default=128,
+        help="of the stack that precisions are compared on (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--batches",
+        type=numbers,
+        default="16,32,64,128,256",
+        help="frames a batch of the tower, comma-separated (default: %(default)s)",
+    )
+    parser.add_argument("--repeats", type=at_least_one, default=3, help="of each warm case (default: %(default)s)")
     parser.add_argument("--keep-page-cache", action="store_true", help="do not empty it before the new process")
-    add_place(parser)
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), help="default: the GPU; cpu measures the same without one, in hours"
+    )
+    add_work(parser)
     return parser
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

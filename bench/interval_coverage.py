@@ -10,10 +10,11 @@ BCa. 1,000 samples took four minutes on a busy machine; the last line is JSON.
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from bench.setting.command import at_least_one, exit_with
 from evaluation.metrics.frame_f1 import ConfusionCounts
 from evaluation.metrics.intervals import bootstrap_of_ratio, f1_interval
 
@@ -76,11 +77,13 @@ def coverage(method: Method, cases: int, samples: int, truth: float, seed: int =
     }
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Simulate, print."""
-    parser = argparse.ArgumentParser(description="How often the intervals of F1 hold the truth.")
-    parser.add_argument("--samples", type=int, default=2000, help="test sets of each size (default %(default)s)")
-    samples = parser.parse_args().samples
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--samples", type=at_least_one, default=2000, help="test sets of each size (default: %(default)s)"
+    )
+    samples = parser.parse_args(arguments).samples
     methods: dict[str, Method] = {
         "report": report_interval,
         "percentile": lambda counts: bootstrap_interval(counts, "percentile"),
@@ -104,4 +107,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    exit_with(main)

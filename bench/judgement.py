@@ -33,7 +33,7 @@ from algorithm.judgement.select_frame import Values, probability_of
 from algorithm.model.manifest import HalfPrecision
 from bench.figures.compared_readings import DRAWN_CASES, Comparison, compare, draw_differences
 from bench.figures.readings import READINGS, Called, Reading, SaidOfCase
-from bench.setting.command import exit_with
+from bench.setting.command import at_least_one, exit_with
 from training.export.trained_member import MovedTower, TrainedMember, artifact_of, read_member, shared_tower
 from training.frames.dataset import table_of
 from training.judge.ask_members import ask_members
@@ -244,17 +244,33 @@ def _refuse_known(members: Sequence[TrainedMember], own: Cache, cases: Sequence[
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--runs", type=Path, nargs="+", required=True, metavar="RUN")
-    parser.add_argument("--cache", type=Path, help="of the runs, if it lies elsewhere now")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=CACHE", help="other patients")
+    parser.add_argument("--runs", type=Path, nargs="+", required=True, metavar="RUN", help="finished runs")
+    parser.add_argument("--cache", type=Path, help="of the runs, if it lies elsewhere now (default: where it was)")
     parser.add_argument(
-        "--cases", type=int, nargs=2, default=(None, None), metavar="INDEX", help="only from, to of each"
+        "--set", action="append", default=[], metavar="NAME=CACHE", help="other patients; may be repeated"
+    )
+    parser.add_argument(
+        "--cases",
+        type=int,
+        nargs=2,
+        default=(None, None),
+        metavar="INDEX",
+        help="only cases from, to of each set (default: all)",
     )
     parser.add_argument("--closed", nargs="*", default=[], metavar="NAME", help="sets that are not looked at yet")
-    parser.add_argument("--scores", type=Path, default=Path("scores"), help="folder that keeps what each run said")
-    parser.add_argument("--stride", type=int, default=1, help="look at every so manyth frame")
+    parser.add_argument(
+        "--scores", type=Path, default=Path("scores"), help="folder that keeps what each run said (default: ./scores)"
+    )
+    parser.add_argument(
+        "--stride", type=at_least_one, default=1, help="look at every so manyth frame (default: %(default)s)"
+    )
     parser.add_argument("--masks", action="store_true", help="draw masks on all frames too")
-    parser.add_argument("--draws", type=int, default=100)
+    parser.add_argument(
+        "--draws",
+        type=int,
+        default=100,
+        help=f"fits on {DRAWN_CASES} of the cases, which say how much a reading depends on them (default: %(default)s)",
+    )
     return parser
 
 

@@ -39,6 +39,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.setting.command import add_demo_model, add_seed, at_least_one, exit_with, some_of
 from bench.setting.machine import REPOSITORY, today
 from bench.setting.stopped_run import (
     END_S,
@@ -55,6 +56,7 @@ from bench.setting.stopped_run import (
 from bench.setting.stopped_training import StoppedTraining
 from training.phantom.generate import write_stack
 
+MODES = ("exec", "serve", "predict", "fit")
 RESULT_FILES = {
     "fetal-abdomen-frame-number.json",
     "fetal-abdominal-circumference.json",
@@ -72,18 +74,23 @@ while they import."""
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the modes; 0 where there was no fault."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=300, help="kills a mode")
-    parser.add_argument("--modes", default="exec,serve,predict,fit")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--model", type=Path, default=REPOSITORY / "model" / "demo")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--count", type=at_least_one, default=300, help="kills a mode (default: %(default)s)")
+    parser.add_argument(
+        "--modes",
+        type=some_of(MODES),
+        default=",".join(MODES),
+        help=f"comma-separated, of {', '.join(MODES)} (default: all)",
+    )
+    add_seed(parser, 0)
+    add_demo_model(parser)
     options = parser.parse_args(arguments)
     random.seed(options.seed)
     report: dict[str, object] = {"date": today(), "seed": options.seed}
     faults = 0
     with tempfile.TemporaryDirectory() as folder:
         setting = Setting(Path(folder), options.model)
-        for name in options.modes.split(","):
+        for name in options.modes:
             endings, found = setting.kill(name, options.count)
             report[name] = {"kills": options.count, "endings": dict(endings), "faults": len(found)}
             faults += len(found)
@@ -304,4 +311,4 @@ def _ending(code: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from algorithm.engine.device import set_cpu_threads
+from algorithm.engine.device import choose_device, set_cpu_threads
 from algorithm.engine.packed_linear import PackedWeight, can_pack
+from bench.setting.command import add_device, exit_with
 
 SHAPES = {
     "cpu": ((2048, 2048, 2048), (2056, 1024, 4096), (2056, 4096, 1024)),
@@ -79,18 +80,24 @@ def wait(device: torch.device) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"), action="append")
+    add_device(parser)
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16", "float16"),
+        action="append",
+        help="may be repeated (default: float32)",
+    )
     args = parser.parse_args(arguments)
     set_cpu_threads()
+    device, _ = choose_device(args.device)
     peaks = {
-        precision: matrix_peak_flop_per_s(torch.device(args.device), getattr(torch, precision), SHAPES[args.device])
+        precision: matrix_peak_flop_per_s(device, getattr(torch, precision), SHAPES[device.type])
         for precision in args.precision or ["float32"]
     }
     for precision, flop_per_s in peaks.items():
-        print(f"{precision} on {args.device}: {flop_per_s / 1e9:,.0f} GFLOP/s")
-    print(json.dumps({"device": args.device, "flop_per_s": peaks}))
+        print(f"{precision} on {device.type}: {flop_per_s / 1e9:,.0f} GFLOP/s")
+    print(json.dumps({"device": device.type, "flop_per_s": peaks}))
 
 
 if __name__ == "__main__":
-    main()
+    exit_with(main)

@@ -28,9 +28,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.cohort import TINY, compare_results, finish, make_stacks, start
+from bench.setting.command import add_demo_model, at_least_one, at_least_two, exit_with, some_of
 from bench.setting.machine import REPOSITORY, describe_machine, today
 from bench.setting.machines import Machine, machines
 
+PARTS = ("killed", "cut", "slurm")
 _PORT = 6379
 _WORKER = re.compile(r"^worker \d+ on (\S+):")
 _CASE = re.compile(r": (no )?frame ")
@@ -54,11 +56,16 @@ sys.exit(max(process.wait() for process in started))
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the parts; 0 where there was no fault."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--nodes", type=int, default=3)
-    parser.add_argument("--cases", type=int, default=60)
-    parser.add_argument("--parts", default="killed,cut,slurm")
-    parser.add_argument("--model", type=Path, default=REPOSITORY / "model" / "demo")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--nodes", type=at_least_two, default=3, help="machines (default: %(default)s)")
+    parser.add_argument("--cases", type=at_least_one, default=60, help="tiny ones for each part (default: %(default)s)")
+    parser.add_argument(
+        "--parts",
+        type=some_of(PARTS),
+        default=",".join(PARTS),
+        help=f"comma-separated, of {', '.join(PARTS)} (default: all)",
+    )
+    add_demo_model(parser)
     options = parser.parse_args(arguments)
     report: dict[str, object] = {"date": today(), "machine": describe_machine(), "nodes": options.nodes}
     faults: list[str] = []
@@ -66,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         root = Path(folder)
         stacks = make_stacks(root / "stacks", options.cases, TINY)
         finish(start(stacks, root / "undisturbed", options.model, 1))
-        for part in options.parts.split(","):
+        for part in options.parts:
             with machines([f"node{number}" for number in range(1, options.nodes + 1)]) as nodes:
                 figures, found = run_part(part, nodes, stacks, root / part, options)
             found += compare_results(root / part, root / "undisturbed")
@@ -162,4 +169,4 @@ def _variables() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -33,6 +33,7 @@ from algorithm.judgement.score import FrameScores, score_case
 from algorithm.model.artifact import load_artifact
 from algorithm.model.manifest import ScoringConfig, SelectionConfig, read_manifest
 from bench.figures.frame_choice import choose_frame, rank_correlation
+from bench.setting.command import add_device, exit_with
 
 LEAST_RANK_CORRELATION = 0.999
 LEAST_SAME_FRAME_SHARE = 0.98
@@ -101,11 +102,15 @@ def compare(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Score in both precisions, compare, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("sweeps", type=Path, nargs="+", metavar="SWEEP")
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--device", choices=("cpu", "cuda"))
-    parser.add_argument("--precision", choices=("bfloat16", "float16"), help="default: the device's own half type")
-    parser.add_argument("--probabilities", action="store_true")
+    parser.add_argument("sweeps", type=Path, nargs="+", metavar="SWEEP", help="stacks of frames")
+    parser.add_argument("--model", type=Path, required=True, help="folder of the artifact")
+    add_device(parser)
+    parser.add_argument(
+        "--precision",
+        choices=("bfloat16", "float16"),
+        help="half precision (default: the type that the device is fast in; float32 where there is none)",
+    )
+    parser.add_argument("--probabilities", action="store_true", help="put every probability into the JSON too")
     args = parser.parse_args(arguments)
     set_cpu_threads()
     keep_exact_sums()
@@ -160,4 +165,4 @@ def summary(cases: Sequence[CaseParity], precision: str, device: str) -> dict[st
 
 
 if __name__ == "__main__":
-    main()
+    exit_with(main)

@@ -31,7 +31,7 @@ from algorithm.model.networks import TowerConfig
 from bench.case import workspace
 from bench.figures.flops import adapted_layers, shared_flop
 from bench.figures.table import number, table
-from bench.setting.command import add_place
+from bench.setting.command import add_device, add_work, at_least_one, exit_with, numbers
 from bench.setting.inputs import platform_input, speckle_sweep
 from bench.setting.machine import describe_machine, today, versions, warn_if_busy
 from bench.setting.random_artifact import TOWERS, alike_members, write_random_artifact
@@ -211,23 +211,46 @@ def _model(work: Path, name: str, config: TowerConfig, members: int) -> Path:
     return folder
 
 
-def _numbers(words: str) -> list[int]:
-    return [int(word) for word in words.split(",")]
+def _points(words: str) -> list[int]:
+    found = numbers(words)
+    if len(found) < 2:
+        raise argparse.ArgumentTypeError(f"must be two or more numbers, not {words}: a line goes through them")
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--config", choices=("small", *sorted(TOWERS)), default="small")
-    parser.add_argument("--frames", type=_numbers, default=list(FRAMES), help="of a case, comma-separated")
-    parser.add_argument("--members", type=_numbers, default=list(MEMBERS))
-    parser.add_argument("--batches", type=_numbers, default=list(BATCHES), help="frames a batch")
-    parser.add_argument("--ensemble", type=int, default=5, help="members where their number is not what varies")
-    parser.add_argument("--scored-frames", type=int, default=64, help="for members and batches")
-    parser.add_argument("--batch-frames", type=int, default=8, help="where it is not what varies")
-    parser.add_argument("--rows", type=int, default=ROWS, help="of the stacks")
-    add_place(parser)
+    parser.add_argument(
+        "--config", choices=("small", *sorted(TOWERS)), default="small", help="tower (default: %(default)s)"
+    )
+    for name, kind, what, default in (
+        ("frames", _points, "of a case, two or more numbers", FRAMES),
+        ("members", _points, "of the ensemble, two or more numbers", MEMBERS),
+        ("batches", numbers, "frames a batch", BATCHES),
+    ):
+        parser.add_argument(
+            f"--{name}",
+            type=kind,
+            default=",".join(map(str, default)),
+            help=f"{what}, comma-separated (default: %(default)s)",
+        )
+    parser.add_argument(
+        "--ensemble",
+        type=at_least_one,
+        default=5,
+        help="members where their number is not what varies (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--scored-frames", type=at_least_one, default=64, help="for members and batches (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch-frames", type=at_least_one, default=8, help="where it is not what varies (default: %(default)s)"
+    )
+    parser.add_argument("--rows", type=at_least_one, default=ROWS, help="of the stacks (default: %(default)s)")
+    add_device(parser)
+    add_work(parser)
     return parser
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -19,6 +19,7 @@ from algorithm.model.networks import StudentConfig
 from algorithm.model.student import student_from_state
 from algorithm.model.tower import Tower, tower_from_state, without_weights
 from bench.figures.flops import tower_flop
+from bench.setting.command import add_threads, at_least_one, exit_with
 from bench.setting.machine import describe_machine, today, versions
 from bench.setting.random_artifact import TOWERS, random_student
 from training.network.student import student_flop
@@ -27,11 +28,18 @@ from training.network.student import student_flop
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--config", choices=sorted(TOWERS), default="vit-l-14")
-    parser.add_argument("--frames", type=int, default=8, help="of the student's batch")
-    parser.add_argument("--tower-frames", type=int, default=4, help="of the tower's")
-    parser.add_argument("--repeats", type=int, default=8, help="of the student, twice; the tower runs twice")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--config", choices=sorted(TOWERS), default="vit-l-14", help="tower (default: %(default)s)")
+    parser.add_argument("--frames", type=at_least_one, default=8, help="of the student's batch (default: %(default)s)")
+    parser.add_argument(
+        "--tower-frames", type=at_least_one, default=4, help="of the tower's batch (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--repeats",
+        type=at_least_one,
+        default=8,
+        help="batches of the student before the tower, and as many after it (default: %(default)s)",
+    )
+    add_threads(parser)
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     config, sizes = TOWERS[args.config], StudentConfig()
@@ -72,4 +80,4 @@ def seconds(network: Callable[[Tensor], object], images: Tensor, repeats: int) -
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    exit_with(main)

@@ -14,6 +14,7 @@ it for frames that several of them show in the same step, changed alike. What th
 The last line is a JSON object.
 """
 
+import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -145,8 +146,9 @@ def describe(name: str, config: TowerConfig, settings: TrainSettings) -> tuple[l
     return row, {"pflop_an_epoch": epoch.total / 1e15, **parts, "gain_by_members": gains}
 
 
-def main(_: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Count and print."""
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args(arguments)
     towers = {"ViT-L/14": tower_config_from_open_clip(FETALCLIP_CONFIG), "ViT-S/14": STAND_IN}
     rows, result = [], {}
     for name, whole in towers.items():

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.figures.table import table
+from bench.setting.command import add_threads, at_least_one
 from bench.setting.machine import describe_machine, today, versions
 from training.network.fast_layers import ProductAttention, dropped_out, upright
 
@@ -82,8 +83,10 @@ def _error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--repeats", type=at_least_one, default=15, help="of each layer, after two (default: %(default)s)"
+    )
+    add_threads(parser)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)

@@ -35,6 +35,7 @@ import torch
 from algorithm.process.cores import usable_cores
 from bench.figures.table import table
 from bench.matrix_peak import SHAPES, matrix_peak_flop_per_s
+from bench.setting.command import add_threads, at_least_one, exit_with
 from bench.setting.machine import describe_machine, today, versions, warn_if_busy
 from bench.setting.training_side import RECIPES, now_s
 from training.learn.autocast import autocast_type
@@ -126,18 +127,22 @@ def summarise(turns: Sequence[dict[str, Any]], peak_flop_per_s: float) -> dict[s
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--cache", type=Path)
-    parser.add_argument("--tower", type=Path)
-    parser.add_argument("--recipe", choices=[*RECIPES, "both"], default="cls")
-    parser.add_argument("--against", type=Path, help="a checkout of an older version")
-    parser.add_argument("--turns", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--cache", type=Path, help="cases that `acouslic train prepare` made (default: some are drawn)")
+    parser.add_argument("--tower", type=Path, help="open_clip's configuration (default: one for the recipe)")
+    parser.add_argument(
+        "--recipe", choices=[*RECIPES, "both"], default="cls", help="what is trained (default: %(default)s)"
+    )
+    parser.add_argument("--against", type=Path, help="a checkout of an older version (default: none)")
+    parser.add_argument("--turns", type=at_least_one, default=2, help="of each side (default: %(default)s)")
+    parser.add_argument("--steps", type=at_least_one, default=8, help="timed ones of a turn (default: %(default)s)")
     has_gpu = torch.cuda.is_available()
-    parser.add_argument("--batch", type=int, help="frames a step")
+    parser.add_argument("--batch", type=at_least_one, help="frames a step (default: as many as the recipe has)")
     dtype, _ = autocast_type(torch.device("cuda" if has_gpu else "cpu"))
     half = [name for name, of_name in _DTYPES.items() if of_name == dtype]
-    parser.add_argument("--precision", choices=sorted(_DTYPES), default=half[0])
-    parser.add_argument("--threads", type=int, default=1, help="of a CPU, for the arithmetic")
+    parser.add_argument(
+        "--precision", choices=sorted(_DTYPES), default=half[0], help="of a step (default here: %(default)s)"
+    )
+    add_threads(parser)
     parser.add_argument("--settings", nargs="*", default=[], metavar="SECTION.SETTING=VALUE", help="of `fit`, for ours")
     options = parser.parse_args(arguments)
     machine = describe_machine()
@@ -181,4 +186,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_with(main)

@@ -22,6 +22,7 @@ from algorithm.model.manifest import Manifest, ScoringConfig
 from algorithm.model.networks import CaseHeadConfig, DecoderConfig, MemberConfig, StudentConfig, TowerConfig
 from algorithm.model.student import Student
 from algorithm.model.tower import Tower, linear_shapes, without_weights
+from bench.setting.command import add_keep_share, add_seed, add_sizes, at_least_one, exit_with
 from bench.setting.plain_manifest import plain_manifest
 
 TOWERS = {
@@ -39,18 +40,25 @@ TAPS = {24: (6, 8, 12, 24)}
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and write the artifact."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", choices=sorted(TOWERS), default="vit-l-14")
-    parser.add_argument("--members", type=int, default=5)
-    parser.add_argument("--adapted-blocks", default="6", help="how many of the last blocks carry adapters, or 'all'")
-    parser.add_argument("--targets", default="c_fc,c_proj", help="comma-separated layers that carry adapters")
-    parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--scoring", choices=["exhaustive", "gated"], default="exhaustive")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add_sizes(parser, TOWERS)
+    parser.add_argument(
+        "--targets", default="c_fc,c_proj", help="comma-separated layers that carry adapters (default: %(default)s)"
+    )
+    parser.add_argument("--rank", type=at_least_one, default=8, help="of the adapters (default: %(default)s)")
+    parser.add_argument(
+        "--scoring", choices=["exhaustive", "gated"], default="exhaustive", help="mode (default: %(default)s)"
+    )
     parser.add_argument("--student", action="store_true", help="add a student of the default size")
-    parser.add_argument("--keep-share", type=float, default=1.0, help="share of the patches the tower keeps")
-    parser.add_argument("--precision", choices=["float16", "bfloat16", "float32"], default="float16")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
+    add_keep_share(parser)
+    parser.add_argument(
+        "--precision",
+        choices=["float16", "bfloat16", "float32"],
+        default="float16",
+        help="of the tower in its file (default: %(default)s)",
+    )
+    add_seed(parser, 0)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the artifact")
     args = parser.parse_args(arguments)
     config = TOWERS[args.config]
     if args.keep_share < 1:
@@ -230,4 +238,4 @@ def random_case_head(config: CaseHeadConfig, output_dim: int, generator: torch.G
 
 
 if __name__ == "__main__":
-    main()
+    exit_with(main)

@@ -48,6 +48,7 @@ from algorithm.model.networks import TowerConfig  # noqa: E402
 from algorithm.model.tower import Attention  # noqa: E402
 from algorithm.process.timing import peak_rss_bytes, process_age_s  # noqa: E402
 from algorithm.result.segment import clean_mask  # noqa: E402
+from bench.setting.command import add_device, exit_with  # noqa: E402
 
 BATCH_FRAMES = 8
 SEEN_BY_OPEN_CLIP = {"c_fc", "c_proj"}
@@ -243,16 +244,21 @@ def on_full_grid(tokens: Tensor, config: TowerConfig) -> Tensor:
     return full
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run one case and print what `case.py` needs."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sweep", type=Path, required=True)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--precision", choices=["float32", "bfloat16", "float16"], default="float32")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args()
-    device = torch.device(args.device)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--sweep", type=Path, required=True, help="stack of frames")
+    parser.add_argument("--model", type=Path, required=True, help="folder of the artifact")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the result")
+    parser.add_argument(
+        "--precision",
+        choices=["float32", "bfloat16", "float16"],
+        default="float32",
+        help="of autocast; float32 is none (default: %(default)s)",
+    )
+    add_device(parser)
+    args = parser.parse_args(arguments)
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     # On a GPU torch lets convolutions, here the patches', round float32 to 10 bits: too coarse to compare with.
     torch.backends.cudnn.allow_tf32 = False
     times = {"import_s": process_age_s()}
@@ -319,4 +325,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_with(main)

@@ -222,15 +222,17 @@ def main() -> None:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--side", choices=("ours", "straightforward"), required=True)
-    parser.add_argument("--cache", required=True)
+    parser.add_argument("--side", choices=("ours", "straightforward"), required=True, help="what is timed")
+    parser.add_argument("--cache", required=True, help="cases that `acouslic train prepare` made")
     parser.add_argument("--tower", required=True, help="open_clip's configuration")
-    parser.add_argument("--recipe", choices=sorted(RECIPES), default="cls")
-    parser.add_argument("--setting", action="append", default=[], help="SECTION.SETTING=VALUE of ours")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--precision", default="32-true")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--recipe", choices=sorted(RECIPES), default="cls", help="what is trained (default: %(default)s)"
+    )
+    parser.add_argument("--setting", action="append", default=[], help="SECTION.SETTING=VALUE of ours; may be repeated")
+    parser.add_argument("--batch", type=int, default=16, help="frames a step (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=8, help="timed ones (default: %(default)s)")
+    parser.add_argument("--precision", default="32-true", help="of Lightning's trainer (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU (default: %(default)s)")
     return parser.parse_args(arguments)
 
 
