@@ -15,6 +15,7 @@ from acouslic import __version__
 from acouslic_cli.__main__ import DIRECT_FROM_TRAINING, main
 from algorithm.arguments import COMMANDS
 from training.__main__ import COMMANDS as TRAINING_COMMANDS
+from training.recipe.command_line import bounds_in_words
 
 pytestmark = pytest.mark.usefixtures("restored_process")
 
@@ -80,6 +81,41 @@ def test_help_says_what_each_setting_of_a_manifest_is(capsys):
         main(["train", "export", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     assert "--scoring.margin_frames MARGIN_FRAMES Frames refined on each side of a frame that could win." in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["export"], "(type: int from 0 to 100000, default: 3)"),
+        (["export"], "(type: tuple[float from 0 to 1, float from 0 to 1], default: (0.1, 0.9))"),
+        (["export"], "(type: int from 1 to 100000, or null, default: null)"),
+        (["export"], "(type: float above 0 and at most 1, default: 0.2)"),
+        (["export"], "(type: int at least 1, default: 4)"),
+        (["export", "--selection.half_way.help"], "(required, type: float from 0 to 1)"),
+        (["fit"], "(type: Literal['all', 'fan'], default: all)"),
+        (["fit"], "(type: int | null, default: 6)"),
+        (["ensemble"], "(type: float, default: 0.0003)"),
+        (["distil"], "(type: tuple[int, ...], default: (1, 2, 2, 2))"),
+        (["table"], "(type: int, default: 32)"),
+    ],
+)
+def test_help_says_the_bounds_of_a_setting_in_words(words, shown, capsys):
+    """No type is shown as Python spells it with its metadata; what has no bounds is shown as before."""
+    with contextlib.suppress(SystemExit):
+        main(["train", *words, *([] if len(words) > 1 else ["--help"])])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert shown in printed
+    assert "Annotated" not in printed
+    assert "Meta(" not in printed
+
+
+def test_bounds_in_words():
+    """Both ends, either, none that is known; a type without bounds is no business of this."""
+    assert bounds_in_words("(type: Annotated[int, msgspec.Meta(ge=0)])") == "(type: int at least 0)"
+    assert bounds_in_words("Annotated[float, Meta(gt=0, lt=1.0)]") == "float above 0 and below 1.0"
+    assert bounds_in_words("Annotated[float, Meta(ge=-1, le=1)]") == "float from -1 to 1"
+    assert bounds_in_words("Annotated[str, Meta(max_length=200)]") == "str"
+    assert bounds_in_words("Optional[Literal['cpu']], Optional[int]") == "Optional[Literal['cpu']], Optional[int]"
 
 
 def test_groups_without_a_command_explain_themselves(capsys):

@@ -121,6 +121,7 @@ class HalfWay:
     """How far from top to median the relative threshold lies: the median over validation cases of where each case's
     own best threshold lies."""
     top_frames: Annotated[int, Meta(ge=1, le=10_000)] = 8
+    """How many of the case's highest logits its top is the mean of."""
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,16 @@
 
 import argparse
 import itertools
+import re
+from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
 from acouslic.errors import AcouslicError
+
+_BOUNDED = re.compile(r"Annotated\[(\w+), (?:msgspec\.)?Meta\(([^()]*)\)\]")
+_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+_OR_NOTHING = re.compile(r"Optional\[([^\[\]]+)\]")
 
 
 def command_parser(command: str, description: str | None) -> ArgumentParser:
@@ -14,9 +20,38 @@ def command_parser(command: str, description: str | None) -> ArgumentParser:
     them below each field."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     first_line = (description or "").splitlines()[0]
-    return ArgumentParser(
+    return SettingsParser(
         prog=f"acouslic train {command}", description=first_line, exit_on_error=False, allow_abbrev=False
     )
+
+
+class SettingsParser(ArgumentParser):
+    """jsonargparse's, with `BoundsInWords`. It makes parsers of its own class for `--SETTING.help`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=BoundsInWords, **options)
+
+
+class BoundsInWords(DefaultHelpFormatter):
+    """Help in which the type of a bounded setting is plain: `int at least 1`, not `Annotated[int, Meta(ge=1)]`."""
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        """The text of one option; argparse breaks it into lines afterwards."""
+        return bounds_in_words(super()._expand_help(action))
+
+
+def bounds_in_words(text: str) -> str:
+    """A text in which jsonargparse has spelled types, with the bounds of numbers in words."""
+    plain, found = _BOUNDED.subn(_in_words, text)
+    return _OR_NOTHING.sub(r"\1, or null", plain) if found else text
+
+
+def _in_words(found: re.Match[str]) -> str:
+    kind, words = found.groups()
+    bounds = dict(re.findall(r"\b(ge|gt|le|lt)=([^,]+)", words))
+    if {"ge", "le"} <= bounds.keys():
+        return f"{kind} from {bounds['ge']} to {bounds['le']}"
+    return f"{kind} {' and '.join(f'{_BOUNDS[name]} {bound}' for name, bound in bounds.items())}".rstrip()
 
 
 def parse_with(parser: ArgumentParser, command: str, arguments: list[str]) -> Namespace:
