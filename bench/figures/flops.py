@@ -173,7 +173,7 @@ def _student_flop(manifest: Manifest) -> int:
 def straightforward_flop(manifest: Manifest, adapted: Collection[str], rank: int, frames: int) -> int:
     """The same frames through every member's whole tower, its adapters beside the layers (side A of `case.py`)."""
     config = manifest.tower
-    tokens = config.grid_size**2 + 1
+    tokens = (config.grid_size**2 if config.kept_patches is None else len(config.kept_patches)) + 1
     sides = {"c_fc": (config.width, config.mlp_width), "c_proj": (config.mlp_width, config.width)}
     adapters = 0
     for name in adapted:

@@ -198,13 +198,14 @@ def record_release(
     student: Student | None = None,
 ) -> list[Record]:
     """Records of all cases (name, image, mask), those in the folder `cache` read from there, but not where the averaged
-    gate is wanted and was not asked."""
+    gate or the student is wanted and was not asked."""
     records = []
     for number, (case, image_path, mask_path) in enumerate(cases, start=1):
         kept = None if cache is None else cache / f"{case}.npz"
         if kept is not None and kept.is_file():
             record = Record.load(kept)
-            if len(record.gate_presence) or not with_gate:
+            asked_student = len(record.student_presence) or student is None
+            if asked_student and (len(record.gate_presence) or not with_gate):
                 records.append(record)
                 continue
         start = time.perf_counter()

@@ -104,3 +104,7 @@ def test_the_straightforward_side_pays_for_every_member_and_every_adapter(tiny_m
     adapters = sum(2 * tokens * 8 * (inputs + outputs) for _, (inputs, outputs) in layers)
     expected = 10 * 2 * (tower_flop(manifest.tower) + adapters)
     assert straightforward_flop(manifest, adapted, rank=8, frames=10) == expected
+    # It drops the patches that an artifact leaves out, so its adapters see 9 tokens as well.
+    fewer = dataclasses.replace(manifest, tower=dataclasses.replace(manifest.tower, kept_patches=tuple(range(8))))
+    expected = 10 * 2 * (tower_flop(fewer.tower) + adapters * 9 // tokens)
+    assert straightforward_flop(fewer, adapted, rank=8, frames=10) == expected

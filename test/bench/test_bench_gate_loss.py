@@ -206,3 +206,14 @@ def test_releases_with_a_case_of_the_same_name_are_refused(tiny_model, release, 
 def test_labels_are_the_largest_value_of_each_frame(release):
     """Nine labelled frames of thirty."""
     assert np.flatnonzero(frame_labels(release.mask_path("one"))).tolist() == list(range(8, 17))
+
+
+def test_a_student_is_asked_where_the_record_is_older_than_it(release, tmp_path, capsys):
+    """`train distil` gives a model a student; what was kept of the same members before does not know it."""
+    for name, student in (("before", None), ("after", StudentConfig(4, (1, 1)))):
+        write_random_artifact(tmp_path / name, TOWERS["tiny"], members=2, student=student)
+        command = ["--model", str(tmp_path / name), "--release", str(release.root), "--device", "cpu"]
+        assert gate_loss.main([*command, "--own-settings", "--cache", str(tmp_path / "cache")]) == 0
+        record = Record.load(tmp_path / "cache" / "one.npz")
+        assert len(record.student_presence) == (0 if student is None else 30)
+    assert "1/1 one" in capsys.readouterr().out
