@@ -26,7 +26,7 @@ from bench.figures.frame_choice import frame_worth
 from bench.figures.readings import READINGS, Called, SaidOfCase
 from bench.figures.table import table
 from bench.judgement import answers_of_run, read_out_of_fold_cases, said_of
-from bench.setting.command import at_least_one, exit_with
+from bench.setting.command import at_least, exit_with
 from evaluation.metrics import intervals
 from evaluation.metrics.frame_f1 import ConfusionCounts, confusion_counts
 from evaluation.metrics.intervals import Interval
@@ -116,6 +116,10 @@ def main(arguments: list[str] | None = None) -> int:
         if not found or not name or name in variants:
             raise AcouslicError(f"--variant takes NAME=SETTINGS, each name once, not {given!r}")
         variants[name] = shlex.split(settings)
+    for name in ("folds", "seeds"):
+        given_numbers = getattr(options, name)
+        if len(set(given_numbers)) < len(given_numbers):
+            raise AcouslicError(f"--{name} must name each number once, not {given_numbers}")
     cache = Cache(options.cache)
     found: dict[str, list[Judged]] = {}
     for name, settings in variants.items():
@@ -146,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder of the runs; those that are there are not run again"
     )
-    parser.add_argument("--folds", type=at_least_one, nargs="+", default=[1], help="of the split, from 1 (default: 1)")
+    parser.add_argument("--folds", type=at_least(1), nargs="+", default=[1], help="of the split, from 1 (default: 1)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="one run each (default: 1 2 3)")
     parser.add_argument(
         "--variant",

@@ -36,7 +36,7 @@ from algorithm.judgement.review import load_case_head
 from algorithm.model.artifact import load_artifact
 from algorithm.model.manifest import MANIFEST_FILE, ScoringConfig
 from algorithm.model.networks import CaseHeadConfig, StudentConfig
-from bench.setting.command import add_seed, at_least_one, exit_with
+from bench.setting.command import add_seed, at_least, exit_with
 from bench.setting.random_artifact import TOWERS, write_random_artifact
 
 LONGEST_S = 20.0
@@ -67,7 +67,7 @@ Damage = Callable[[Path, random.Random], None]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Damage, load, count."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--count", type=at_least_one, default=2600, help="artifacts (default: %(default)s)")
+    parser.add_argument("--count", type=at_least(1), default=2600, help="artifacts (default: %(default)s)")
     add_seed(parser, 0)
     args = parser.parse_args(arguments)
     start = time.monotonic()

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from acouslic.errors import AcouslicError
 from algorithm.frames.preprocess import resize_frames, square_offsets
 from algorithm.model.networks import PreprocessingConfig
-from bench.setting.command import at_least_one, at_least_two, exit_with
+from bench.setting.command import at_least, exit_with
 from bench.setting.machine import today
 from training.frames.augment import published_copy
 from training.phantom.draw_case import generate_case
@@ -60,9 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "pictures", nargs="*", type=Path, metavar="PICTURE", help="a frame as a picture (default: 10 frames are drawn)"
     )
-    parser.add_argument("--draws", type=at_least_two, default=50, help="copies of each frame (default: %(default)s)")
+    parser.add_argument("--draws", type=at_least(2), default=50, help="copies of each frame (default: %(default)s)")
     parser.add_argument(
-        "--size", type=at_least_one, default=224, help="side of the training image in pixels (default: %(default)s)"
+        "--size", type=at_least(1), default=224, help="side of the training image in pixels (default: %(default)s)"
     )
     options = parser.parse_args(arguments)
     frames = [_read(path) for path in options.pictures] or _drawn()

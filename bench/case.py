@@ -36,7 +36,7 @@ from algorithm.model.networks import TowerConfig
 from algorithm.result.outputs import SCORES_FILE
 from bench.figures.case_report import AutocastSide, CaseReport
 from bench.figures.frame_choice import rank_correlation
-from bench.setting.command import add_device, add_sizes, add_work, at_least_one, exit_with, share
+from bench.setting.command import add_device, add_sizes, add_work, at_least, exit_with, share
 from bench.setting.inputs import (
     RANDOM_REFINED_FRACTION,
     generated_sweep,
@@ -335,21 +335,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--frames",
-        type=at_least_one,
+        type=at_least(1),
         default=16,
         help="for A in float32; with --ours-only those of the generated case (default: %(default)s)",
     )
     parser.add_argument(
-        "--autocast-frames", type=at_least_one, default=8, help="for A under autocast (default: %(default)s, one batch)"
+        "--autocast-frames", type=at_least(1), default=8, help="for A under autocast (default: %(default)s, one batch)"
     )
     parser.add_argument(
-        "--case-frames", type=at_least_one, default=FRAMES_PER_CASE, help="of a generated case (default: %(default)s)"
+        "--case-frames", type=at_least(1), default=FRAMES_PER_CASE, help="of a generated case (default: %(default)s)"
     )
     parser.add_argument(
-        "--rows", type=at_least_one, default=ROWS, help="of a generated case's frames (default: %(default)s)"
+        "--rows", type=at_least(1), default=ROWS, help="of a generated case's frames (default: %(default)s)"
     )
     parser.add_argument(
-        "--rounds", type=at_least_one, default=1, help="each runs A twice and B twice (default: %(default)s)"
+        "--rounds", type=at_least(1), default=1, help="each runs A twice and B twice (default: %(default)s)"
     )
     parser.add_argument("--exhaustive", action="store_true", help="run B without its gate too")
     parser.add_argument("--kept-patches", action="store_true", help="run B with the patches inside the fan alone too")

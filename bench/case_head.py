@@ -30,7 +30,7 @@ from algorithm.judgement.select_frame import Values, judge_frames, probability_o
 from algorithm.model.artifact import load_artifact
 from algorithm.model.manifest import SelectionConfig
 from algorithm.model.networks import CaseHeadConfig
-from bench.setting.command import at_least_one, exit_with
+from bench.setting.command import at_least, exit_with, named_folders
 from training.export.add_case_head import groups_of_subjects
 from training.frames.dataset import table_of
 from training.judge.ask_members import ask_members
@@ -110,6 +110,8 @@ def read_scores(folders: Sequence[Path]) -> tuple[list[KeptCase], int]:
             strides.add(int(kept["stride"]))
     if len(strides) != 1:
         raise AcouslicError(f"{', '.join(map(str, folders))}: expected scores of one stride, found {sorted(strides)}")
+    if len({len(case.presence) for case in cases}) > 1:
+        raise AcouslicError(f"{', '.join(map(str, folders))}: expected scores of one model, found several ensembles")
     return cases, strides.pop()
 
 
@@ -244,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     score.add_argument("--cache", type=Path, required=True, help="cases that `acouslic train prepare` made")
     score.add_argument("--out", type=Path, required=True, help="folder of the scores; cases in it are not asked again")
     score.add_argument(
-        "--stride", type=at_least_one, default=4, help="keep every so manyth frame (default: %(default)s)"
+        "--stride", type=at_least(1), default=4, help="keep every so manyth frame (default: %(default)s)"
     )
     judge = commands.add_parser("judge", help="make heads, nested, and measure what they are worth")
     judge.add_argument("scores", type=Path, nargs="+", metavar="SCORES", help="folders that `score` made")
@@ -256,20 +258,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     judge.add_argument(
         "--components",
-        type=at_least_one,
+        type=at_least(1),
         default=CaseHeadConfig.components,
         help="of the embedding that the head reads (default: %(default)s)",
     )
-    judge.add_argument("--trials", type=int, default=0, help="recipes that Optuna tries for each head (default: none)")
+    judge.add_argument(
+        "--trials", type=at_least(0), default=0, help="recipes that Optuna tries for each head (default: none)"
+    )
     options = parser.parse_args(arguments)
     set_cpu_threads()
     if options.command == "score":
         keep_scores(options.model, Cache(options.cache), options.out, options.stride)
         return 0
     cases, stride = read_scores(options.scores)
-    others = {name: read_scores([Path(folder)]) for name, _, folder in (given.partition("=") for given in options.on)}
+    others = {name: read_scores([folder]) for name, folder in named_folders("--on", options.on).items()}
     if any(of_others != stride for _, of_others in others.values()):
         raise AcouslicError(f"--on: expected scores of stride {stride} too")
+    for name, (of_others, _) in others.items():
+        if of_others[0].presence.shape[0] != cases[0].presence.shape[0]:
+            raise AcouslicError(f"--on: {name} was scored by another number of members: score it by the same model")
     setting = Setting.of(cases, stride)
     sigma = CaseHeadConfig.neighbour_sigma_frames / stride
     recipe = HeadRecipe(CaseHeadConfig(components=options.components, neighbour_sigma_frames=sigma))

@@ -33,7 +33,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.setting.command import add_demo_model, add_seed, at_least_one, at_least_two, exit_with, some_of
+from bench.setting.command import add_demo_model, add_seed, at_least, exit_with, some_of
 from bench.setting.machine import REPOSITORY, describe_machine, today
 from training.phantom.generate import write_stack
 
@@ -58,16 +58,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default="speed,overhead,kills",
         help=f"comma-separated, of {', '.join(parts)} (default: %(default)s)",
     )
-    parser.add_argument("--cases", type=at_least_one, default=300, help="tiny ones for kills (default: %(default)s)")
+    parser.add_argument("--cases", type=at_least(1), default=300, help="tiny ones for kills (default: %(default)s)")
     parser.add_argument(
-        "--kills", type=at_least_one, default=100, help="how many workers are killed (default: %(default)s)"
+        "--kills", type=at_least(1), default=100, help="how many workers are killed (default: %(default)s)"
     )
     parser.add_argument(
-        "--speed-cases", type=at_least_two, default=12, help="of 840 frames for speed (default: %(default)s)"
+        "--speed-cases", type=at_least(2), default=12, help="of 840 frames for speed (default: %(default)s)"
     )
     parser.add_argument(
         "--overhead-cases",
-        type=at_least_two,
+        type=at_least(2),
         default=_OVERHEAD_CASES,
         help="tiny ones for overhead (default: %(default)s)",
     )

@@ -33,7 +33,7 @@ from zlib_ng import zlib_ng
 
 from acouslic.geometry import COLUMNS, FRAMES_PER_CASE, ROWS, SPACING_MM
 from acouslic.reading.metaimage import header_text
-from bench.setting.command import exit_with
+from bench.setting.command import at_least, check_there, exit_with
 from bench.setting.machine import REPOSITORY
 from evaluation.case_evaluation import CaseTask, evaluate_case
 from evaluation.inputs.ground_truth import TruthSource, find_official
@@ -51,11 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--golden", type=Path, required=True, help="folder with cases.npz and official_metrics.json")
     parser.add_argument(
         "--repeat",
-        type=int,
+        type=at_least(0),
         default=0,
         help="also run this many cases, the golden ones again and again (default: none)",
     )
     options = parser.parse_args(arguments)
+    check_there(options.golden / "cases.npz", options.golden / "official_metrics.json")
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(measure(options.golden, Path(folder), options.repeat)))
     return 0

@@ -37,7 +37,7 @@ if __package__ in (None, ""):
 
 from acouslic.errors import AcouslicError
 from acouslic.stack import read_stack
-from bench.setting.command import add_seed, at_least_one, exit_with
+from bench.setting.command import add_seed, at_least, exit_with
 
 FRAMES, ROWS, COLUMNS = 6, 24, 40
 BATCH_FILES = 200
@@ -189,7 +189,7 @@ def fuzz(count: int, seed: int, folder: Path, keep: Path | None = None) -> tuple
 def main(arguments: Sequence[str] | None = None) -> int:
     """As the module says."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--count", type=at_least_one, default=5000, help="files (default: %(default)s)")
+    parser.add_argument("--count", type=at_least(1), default=5000, help="files (default: %(default)s)")
     add_seed(parser, 1)
     parser.add_argument("--keep", type=Path, help="folder that gets the files that are faults (default: none are kept)")
     parser.add_argument("--judge", choices=sorted(_READERS), help=argparse.SUPPRESS)

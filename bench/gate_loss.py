@@ -38,7 +38,7 @@ from algorithm.model.student import student_from_state
 from bench.figures.frame_choice import choose_frame, frame_worth
 from bench.figures.recorded_scores import Record, record_release, replay
 from bench.figures.table import table
-from bench.setting.command import add_device, at_least_one, exit_with
+from bench.setting.command import add_device, at_least, exit_with
 from bench.setting.machine import describe_machine, today, versions
 from evaluation.metrics.frame_f1 import ConfusionCounts, confusion_counts
 from evaluation.metrics.intervals import paired_f1_interval
@@ -325,7 +325,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--release", type=Path, nargs="+", required=True, help="folders of cases in the raw release's layout"
     )
-    parser.add_argument("--cases", type=at_least_one, metavar="N", help="only the first N of each (default: all)")
+    parser.add_argument("--cases", type=at_least(1), metavar="N", help="only the first N of each (default: all)")
     parser.add_argument("--own-settings", action="store_true", help="try the manifest's settings only")
     parser.add_argument(
         "--cache",

@@ -48,7 +48,7 @@ from bench.figures.flops import adapted_layers, shared_flop
 from bench.figures.table import number, table
 from bench.matrix_peak import SHAPES, matrix_peak_flop_per_s, seconds_of
 from bench.parity import CaseParity, compare, score_exhaustively, summary
-from bench.setting.command import add_keep_share, add_sizes, add_work, at_least_one, exit_with, numbers
+from bench.setting.command import add_keep_share, add_sizes, add_work, at_least, exit_with, numbers
 from bench.setting.inputs import (
     RANDOM_REFINED_FRACTION,
     generated_sweep,
@@ -358,12 +358,12 @@ def _parser() -> argparse.ArgumentParser:
     add_sizes(parser, TOWERS)
     add_keep_share(parser)
     parser.add_argument(
-        "--case-frames", type=at_least_one, default=FRAMES_PER_CASE, help="of the generated case (default: %(default)s)"
+        "--case-frames", type=at_least(1), default=FRAMES_PER_CASE, help="of the generated case (default: %(default)s)"
     )
-    parser.add_argument("--rows", type=at_least_one, default=ROWS, help="of the frames (default: %(default)s)")
+    parser.add_argument("--rows", type=at_least(1), default=ROWS, help="of the frames (default: %(default)s)")
     parser.add_argument(
         "--parity-frames",
-        type=at_least_one,
+        type=at_least(1),
         default=128,
         help="of the stack that precisions are compared on (default: %(default)s)",
     )
@@ -373,7 +373,7 @@ def _parser() -> argparse.ArgumentParser:
         default="16,32,64,128,256",
         help="frames a batch of the tower, comma-separated (default: %(default)s)",
     )
-    parser.add_argument("--repeats", type=at_least_one, default=3, help="of each warm case (default: %(default)s)")
+    parser.add_argument("--repeats", type=at_least(1), default=3, help="of each warm case (default: %(default)s)")
     parser.add_argument("--keep-page-cache", action="store_true", help="do not empty it before the new process")
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), help="default: the GPU; cpu measures the same without one, in hours"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from bench.setting.command import at_least_one, exit_with
+from bench.setting.command import at_least, exit_with
 from evaluation.metrics.frame_f1 import ConfusionCounts
 from evaluation.metrics.intervals import bootstrap_of_ratio, f1_interval
 
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Simulate, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--samples", type=at_least_one, default=2000, help="test sets of each size (default: %(default)s)"
+        "--samples", type=at_least(1), default=2000, help="test sets of each size (default: %(default)s)"
     )
     samples = parser.parse_args(arguments).samples
     methods: dict[str, Method] = {

@@ -33,7 +33,7 @@ from algorithm.judgement.select_frame import Values, probability_of
 from algorithm.model.manifest import HalfPrecision
 from bench.figures.compared_readings import DRAWN_CASES, Comparison, compare, draw_differences
 from bench.figures.readings import READINGS, Called, Reading, SaidOfCase
-from bench.setting.command import at_least_one, exit_with
+from bench.setting.command import at_least, exit_with, named_folders
 from training.export.trained_member import MovedTower, TrainedMember, artifact_of, read_member, shared_tower
 from training.frames.dataset import table_of
 from training.judge.ask_members import ask_members
@@ -200,6 +200,9 @@ def compare_on_set(
 def main(arguments: list[str] | None = None) -> int:
     """The command."""
     options = _parser().parse_args(arguments)
+    sets = named_folders("--set", options.set)
+    if unknown := set(options.closed) - set(sets):
+        raise AcouslicError(f"--closed names {', '.join(sorted(unknown))}, but --set does not")
     set_cpu_threads()
     members = [read_member(RunFolder(path)) for path in options.runs]
     own = Cache(options.cache or Path(members[0].record["cache"]))
@@ -211,13 +214,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(comparisons[-1].text(), flush=True)
     else:
         print(f"{OUT_OF_FOLD}: left out, it takes runs on two or more folds of one split\n", flush=True)
-    for given in options.set:
-        name, _, folder = given.partition("=")
+    for name, folder in sets.items():
         if name in options.closed:
             print(f"{name}: left closed\n", flush=True)
             continue
-        cache = Cache(Path(folder))
+        cache = Cache(folder)
         cases = cache.cases[slice(*options.cases)]
+        if not cases:
+            raise AcouslicError(f"{name}: none of its {len(cache.cases)} cases is among those of --cases")
         _refuse_known(members, own, cases, name)
         of_set = answers_to_set(members, cases, cache, options.scores, options.stride, options.masks)
         systems = {"all runs together": list(range(len(members)))}
@@ -262,12 +266,12 @@ def _parser() -> argparse.ArgumentParser:
         "--scores", type=Path, default=Path("scores"), help="folder that keeps what each run said (default: ./scores)"
     )
     parser.add_argument(
-        "--stride", type=at_least_one, default=1, help="look at every so manyth frame (default: %(default)s)"
+        "--stride", type=at_least(1), default=1, help="look at every so manyth frame (default: %(default)s)"
     )
     parser.add_argument("--masks", action="store_true", help="draw masks on all frames too")
     parser.add_argument(
         "--draws",
-        type=int,
+        type=at_least(0),
         default=100,
         help=f"fits on {DRAWN_CASES} of the cases, which say how much a reading depends on them (default: %(default)s)",
     )

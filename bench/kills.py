@@ -39,7 +39,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.setting.command import add_demo_model, add_seed, at_least_one, exit_with, some_of
+from bench.setting.command import add_demo_model, add_seed, at_least, exit_with, some_of
 from bench.setting.machine import REPOSITORY, today
 from bench.setting.stopped_run import (
     END_S,
@@ -75,7 +75,7 @@ while they import."""
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the modes; 0 where there was no fault."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--count", type=at_least_one, default=300, help="kills a mode (default: %(default)s)")
+    parser.add_argument("--count", type=at_least(1), default=300, help="kills a mode (default: %(default)s)")
     parser.add_argument(
         "--modes",
         type=some_of(MODES),

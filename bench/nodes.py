@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.cohort import TINY, compare_results, finish, make_stacks, start
-from bench.setting.command import add_demo_model, at_least_one, at_least_two, exit_with, some_of
+from bench.setting.command import add_demo_model, at_least, exit_with, some_of
 from bench.setting.machine import REPOSITORY, describe_machine, today
 from bench.setting.machines import Machine, machines
 
@@ -57,8 +57,8 @@ sys.exit(max(process.wait() for process in started))
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the parts; 0 where there was no fault."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--nodes", type=at_least_two, default=3, help="machines (default: %(default)s)")
-    parser.add_argument("--cases", type=at_least_one, default=60, help="tiny ones for each part (default: %(default)s)")
+    parser.add_argument("--nodes", type=at_least(2), default=3, help="machines (default: %(default)s)")
+    parser.add_argument("--cases", type=at_least(1), default=60, help="tiny ones for each part (default: %(default)s)")
     parser.add_argument(
         "--parts",
         type=some_of(PARTS),

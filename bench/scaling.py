@@ -31,7 +31,7 @@ from algorithm.model.networks import TowerConfig
 from bench.case import workspace
 from bench.figures.flops import adapted_layers, shared_flop
 from bench.figures.table import number, table
-from bench.setting.command import add_device, add_work, at_least_one, exit_with, numbers
+from bench.setting.command import add_device, add_work, at_least, exit_with, numbers
 from bench.setting.inputs import platform_input, speckle_sweep
 from bench.setting.machine import describe_machine, today, versions, warn_if_busy
 from bench.setting.random_artifact import TOWERS, alike_members, write_random_artifact
@@ -236,17 +236,17 @@ def _parser() -> argparse.ArgumentParser:
         )
     parser.add_argument(
         "--ensemble",
-        type=at_least_one,
+        type=at_least(1),
         default=5,
         help="members where their number is not what varies (default: %(default)s)",
     )
     parser.add_argument(
-        "--scored-frames", type=at_least_one, default=64, help="for members and batches (default: %(default)s)"
+        "--scored-frames", type=at_least(1), default=64, help="for members and batches (default: %(default)s)"
     )
     parser.add_argument(
-        "--batch-frames", type=at_least_one, default=8, help="where it is not what varies (default: %(default)s)"
+        "--batch-frames", type=at_least(1), default=8, help="where it is not what varies (default: %(default)s)"
     )
-    parser.add_argument("--rows", type=at_least_one, default=ROWS, help="of the stacks (default: %(default)s)")
+    parser.add_argument("--rows", type=at_least(1), default=ROWS, help="of the stacks (default: %(default)s)")
     add_device(parser)
     add_work(parser)
     return parser

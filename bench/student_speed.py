@@ -19,7 +19,7 @@ from algorithm.model.networks import StudentConfig
 from algorithm.model.student import student_from_state
 from algorithm.model.tower import Tower, tower_from_state, without_weights
 from bench.figures.flops import tower_flop
-from bench.setting.command import add_threads, at_least_one, exit_with
+from bench.setting.command import add_threads, at_least, exit_with
 from bench.setting.machine import describe_machine, today, versions
 from bench.setting.random_artifact import TOWERS, random_student
 from training.network.student import student_flop
@@ -29,13 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", choices=sorted(TOWERS), default="vit-l-14", help="tower (default: %(default)s)")
-    parser.add_argument("--frames", type=at_least_one, default=8, help="of the student's batch (default: %(default)s)")
+    parser.add_argument("--frames", type=at_least(1), default=8, help="of the student's batch (default: %(default)s)")
     parser.add_argument(
-        "--tower-frames", type=at_least_one, default=4, help="of the tower's batch (default: %(default)s)"
+        "--tower-frames", type=at_least(1), default=4, help="of the tower's batch (default: %(default)s)"
     )
     parser.add_argument(
         "--repeats",
-        type=at_least_one,
+        type=at_least(1),
         default=8,
         help="batches of the student before the tower, and as many after it (default: %(default)s)",
     )

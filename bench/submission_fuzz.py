@@ -34,7 +34,7 @@ from acouslic.errors import AcouslicError
 from acouslic.release import SWEEP_COLUMNS
 from acouslic.sockets import CIRCUMFERENCE_FILE, FRAME_NUMBER_FILE, SCORES_FILE
 from acouslic.write import write_json, write_mask_stack
-from bench.setting.command import add_seed, at_least_one, exit_with
+from bench.setting.command import add_seed, at_least, exit_with
 from evaluation.__main__ import one_line
 from evaluation.case_evaluation import CaseTask, evaluate_case
 from evaluation.inputs.ground_truth import find_official
@@ -349,7 +349,7 @@ def fuzz(count: int, seed: int = SEED) -> tuple[Counter[str], list[str]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Damage, read, count."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--count", type=at_least_one, default=2600, help="submissions (default: %(default)s)")
+    parser.add_argument("--count", type=at_least(1), default=2600, help="submissions (default: %(default)s)")
     add_seed(parser, SEED)
     options = parser.parse_args(arguments)
     counts, faults = fuzz(options.count, options.seed)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.figures.table import table
-from bench.setting.command import add_threads, at_least_one
+from bench.setting.command import add_threads, at_least
 from bench.setting.machine import describe_machine, today, versions
 from training.network.fast_layers import ProductAttention, dropped_out, upright
 
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--repeats", type=at_least_one, default=15, help="of each layer, after two (default: %(default)s)"
+        "--repeats", type=at_least(1), default=15, help="of each layer, after two (default: %(default)s)"
     )
     add_threads(parser)
     options = parser.parse_args(arguments)

@@ -35,7 +35,7 @@ import torch
 from algorithm.process.cores import usable_cores
 from bench.figures.table import table
 from bench.matrix_peak import SHAPES, matrix_peak_flop_per_s
-from bench.setting.command import add_threads, at_least_one, exit_with
+from bench.setting.command import add_threads, at_least, check_there, exit_with
 from bench.setting.machine import describe_machine, today, versions, warn_if_busy
 from bench.setting.training_side import RECIPES, now_s
 from training.learn.autocast import autocast_type
@@ -133,10 +133,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--recipe", choices=[*RECIPES, "both"], default="cls", help="what is trained (default: %(default)s)"
     )
     parser.add_argument("--against", type=Path, help="a checkout of an older version (default: none)")
-    parser.add_argument("--turns", type=at_least_one, default=2, help="of each side (default: %(default)s)")
-    parser.add_argument("--steps", type=at_least_one, default=8, help="timed ones of a turn (default: %(default)s)")
+    parser.add_argument("--turns", type=at_least(1), default=2, help="of each side (default: %(default)s)")
+    parser.add_argument("--steps", type=at_least(1), default=8, help="timed ones of a turn (default: %(default)s)")
     has_gpu = torch.cuda.is_available()
-    parser.add_argument("--batch", type=at_least_one, help="frames a step (default: as many as the recipe has)")
+    parser.add_argument("--batch", type=at_least(1), help="frames a step (default: as many as the recipe has)")
     dtype, _ = autocast_type(torch.device("cuda" if has_gpu else "cpu"))
     half = [name for name, of_name in _DTYPES.items() if of_name == dtype]
     parser.add_argument(
@@ -145,6 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_threads(parser)
     parser.add_argument("--settings", nargs="*", default=[], metavar="SECTION.SETTING=VALUE", help="of `fit`, for ours")
     options = parser.parse_args(arguments)
+    check_there(options.cache, options.tower, options.against)
     machine = describe_machine()
     tower_config, batch = tower_and_batch(options.recipe, has_gpu)
     options.batch = options.batch or batch

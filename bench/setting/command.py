@@ -10,25 +10,21 @@ from acouslic.errors import AcouslicError
 from bench.setting.machine import REPOSITORY
 
 
-def at_least_one(words: str) -> int:
-    """An option's whole number, 1 or more."""
-    value = int(words)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
-    return value
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an option that takes a whole number from `least` on."""
 
+    def number(words: str) -> int:
+        value = int(words)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, not {value}")
+        return value
 
-def at_least_two(words: str) -> int:
-    """An option's whole number, 2 or more."""
-    value = int(words)
-    if value < 2:
-        raise argparse.ArgumentTypeError(f"must be at least 2, not {value}")
-    return value
+    return number
 
 
 def numbers(words: str) -> list[int]:
     """An option's whole numbers, comma-separated, each 1 or more and once."""
-    found = [at_least_one(word) for word in words.split(",")]
+    found = [at_least(1)(word) for word in words.split(",")]
     if len(set(found)) < len(found):
         raise argparse.ArgumentTypeError(f"must name each number once, not {words}")
     return found
@@ -62,6 +58,24 @@ def some_of(known: Sequence[str]) -> Callable[[str], list[str]]:
     return chosen
 
 
+def check_there(*paths: Path | None) -> None:
+    """Raises AcouslicError for the first that is given and not there."""
+    for path in paths:
+        if path is not None and not path.exists():
+            raise AcouslicError(f"{path} is not there")
+
+
+def named_folders(option: str, given: Iterable[str]) -> dict[str, Path]:
+    """What a repeated option says, NAME=FOLDER each time. Raises AcouslicError for another form or a name twice."""
+    found: dict[str, Path] = {}
+    for words in given:
+        name, _, folder = words.partition("=")
+        if not name or not folder or name in found:
+            raise AcouslicError(f"{option} takes NAME=FOLDER, each name once, not {words!r}")
+        found[name] = Path(folder)
+    return found
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Option for where it runs."""
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a usable GPU, else the CPU")
@@ -83,7 +97,7 @@ def add_sizes(parser: argparse.ArgumentParser, configs: Iterable[str]) -> None:
         help="tower of a random artifact (default: %(default)s)",
     )
     parser.add_argument(
-        "--members", type=at_least_one, default=5, help="how many a random artifact has (default: %(default)s)"
+        "--members", type=at_least(1), default=5, help="how many a random artifact has (default: %(default)s)"
     )
     parser.add_argument(
         "--adapted-blocks",
@@ -102,7 +116,7 @@ def add_keep_share(parser: argparse.ArgumentParser) -> None:
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
     """Option for torch's threads."""
-    parser.add_argument("--threads", type=at_least_one, default=1, help="of torch on the CPU (default: %(default)s)")
+    parser.add_argument("--threads", type=at_least(1), default=1, help="of torch on the CPU (default: %(default)s)")
 
 
 def add_seed(parser: argparse.ArgumentParser, default: int) -> None:

@@ -22,7 +22,7 @@ from algorithm.model.manifest import Manifest, ScoringConfig
 from algorithm.model.networks import CaseHeadConfig, DecoderConfig, MemberConfig, StudentConfig, TowerConfig
 from algorithm.model.student import Student
 from algorithm.model.tower import Tower, linear_shapes, without_weights
-from bench.setting.command import add_keep_share, add_seed, add_sizes, at_least_one, exit_with
+from bench.setting.command import add_keep_share, add_seed, add_sizes, at_least, exit_with
 from bench.setting.plain_manifest import plain_manifest
 
 TOWERS = {
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--targets", default="c_fc,c_proj", help="comma-separated layers that carry adapters (default: %(default)s)"
     )
-    parser.add_argument("--rank", type=at_least_one, default=8, help="of the adapters (default: %(default)s)")
+    parser.add_argument("--rank", type=at_least(1), default=8, help="of the adapters (default: %(default)s)")
     parser.add_argument(
         "--scoring", choices=["exhaustive", "gated"], default="exhaustive", help="mode (default: %(default)s)"
     )

@@ -51,3 +51,23 @@ def test_scores_are_kept_and_judged(
         main(["judge", str(tmp_path / "four"), str(tmp_path / "six")])
     with pytest.raises(AcouslicError, match="not multiples of 5"):
         main([*words, f"--out={tmp_path / 'five'}", "--stride=5"])
+
+
+def write_scores(folder: Path, subject: str, members: int) -> None:
+    """A folder with one case of twelve frames, as `score` keeps it."""
+    folder.mkdir()
+    presence = np.zeros((members, 12), np.float32)
+    kept = {"label": np.eye(1, 12, dtype=np.uint8)[0], "presence": presence, "embedding": presence[..., None]}
+    np.savez(folder / f"of-{subject}.npz", subject=subject, stride=4, black=np.zeros(12, bool), **kept)
+
+
+def test_scores_of_another_ensemble_do_not_mix(tmp_path: Path) -> None:
+    """Neither among those that a head learns from nor in a set that it is judged on."""
+    write_scores(tmp_path / "two", "a", 2)
+    write_scores(tmp_path / "one", "b", 1)
+    with pytest.raises(AcouslicError, match="expected scores of one model"):
+        read_scores([tmp_path / "two", tmp_path / "one"])
+    with pytest.raises(AcouslicError, match="--on: other was scored by another number of members"):
+        main(["judge", str(tmp_path / "two"), "--on", f"other={tmp_path / 'one'}"])
+    with pytest.raises(AcouslicError, match="--on takes NAME=FOLDER, each name once"):
+        main(["judge", str(tmp_path / "two"), "--on", str(tmp_path / "one")])

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 import bench
+from acouslic.errors import AcouslicError
+from bench.setting.command import exit_with
 
 FOLDER = Path(bench.__path__[0])
 SCRIPTS = [f"bench.{path.stem}" for path in sorted(FOLDER.glob("*.py"))]
@@ -76,3 +78,52 @@ def test_options_without_help_are_found():
     parser.add_argument("--whole", default=3, help="all of it (default: %(default)s)")
     parser.add_argument("--hidden", help=argparse.SUPPRESS)
     assert faults_of(parser) == ["silent has no help", "--half does not say its default"]
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "said"),
+    [
+        ("cohort", ["--parts", "speed,kill"], "'kill' is none of speed, overhead, kills, metrics"),
+        ("nodes", ["--parts", "kiled"], "'kiled' is none of killed, cut, slurm"),
+        ("kills", ["--modes", "exec,server"], "'server' is none of exec, serve, predict, fit"),
+        ("cohort", ["--speed-cases", "1"], "must be at least 2, not 1"),
+        ("scaling", ["--frames", "60"], "must be two or more numbers, not 60"),
+        ("scaling", ["--members", "3,3"], "must name each number once, not 3,3"),
+        ("case", ["--rounds", "0"], "must be at least 1, not 0"),
+        ("gpu", ["--keep-share", "1.5"], "must be above 0 and at most 1, not 1.5"),
+        ("gpu", ["--adapted-blocks", "-1"], "must be a number of blocks or 'all', not '-1'"),
+        ("training_flops", ["now"], "unrecognized arguments: now"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_at_the_start(module, words, said, capsys):
+    """Before anything is made: a part that there is not, no repetition, a line through one point."""
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"bench.{module}").main(["=".join(words)])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "said"),
+    [
+        ("judgement", ["--runs=x", "--set=home=x", "--closed", "hom"], "--closed names hom, but --set does not"),
+        ("judgement", ["--runs=x", "--set=home"], "--set takes NAME=FOLDER, each name once, not 'home'"),
+        ("judgement", ["--runs=x", "--set=a=x", "--set=a=y"], "--set takes NAME=FOLDER, each name once, not 'a=y'"),
+        ("ablation", ["--cache=x", "--split=x", "--out=x", "--seeds", "1", "1"], "--seeds must name each number once"),
+        ("evaluation_speed", ["--golden", "nowhere"], "nowhere/cases.npz is not there"),
+        ("training_speed", ["--against", "nowhere"], "nowhere is not there"),
+        ("augmentation_order", ["nowhere.png"], "nowhere.png is no picture"),
+    ],
+)
+def test_what_is_said_wrongly_is_refused_in_a_sentence(module, words, said):
+    """A set that was to stay closed is not opened by a slip of the pen, and none takes another's place."""
+    with pytest.raises(AcouslicError, match=said):
+        importlib.import_module(f"bench.{module}").main(words)
+
+
+def test_a_script_ends_with_the_sentence(capsys):
+    """As every command of the project: exit code 1 and no traceback."""
+    with pytest.raises(SystemExit) as ended:
+        exit_with(lambda: importlib.import_module("bench.augmentation_order").main(["nowhere.png"]))
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "nowhere.png is no picture"
