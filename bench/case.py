@@ -45,6 +45,7 @@ from bench.setting.inputs import (
     run_python,
     scoring_of,
     shortened,
+    stack_name,
     with_precision_refused,
     with_scoring,
 )
@@ -64,6 +65,8 @@ class Setting:
     model: Path
     manifest: Manifest
     sweep: Path
+    sweep_name: str
+    """Of its content."""
     header: StackHeader
     work: Path
     device: str | None
@@ -126,6 +129,7 @@ def prepare(args: argparse.Namespace, work: Path) -> Setting:
     """The artifact with its scoring settings and the case, made where none are given."""
     whole = args.frames if args.ours_only else args.case_frames
     sweep = args.sweep or generated_sweep(work, frames=whole, rows=args.rows)
+    header = open_stack(sweep).header
     sizes = {"config": args.config, "members": args.members, "adapted_blocks": args.adapted_blocks}
     if args.student and args.model is not None:
         raise AcouslicError(
@@ -134,7 +138,6 @@ def prepare(args: argparse.Namespace, work: Path) -> Setting:
     model = args.model or random_model(work, sweep, device=args.device, student=args.student, **sizes)
     scoring = scoring_of(model, random=args.model is None, mode=args.mode, refined_fraction=args.refined_fraction)
     model = with_scoring(model, work / f"model-{scoring.mode}", scoring)
-    header = open_stack(sweep).header
     kept = None
     if args.kept_patches:
         if args.model is not None:
@@ -142,7 +145,7 @@ def prepare(args: argparse.Namespace, work: Path) -> Setting:
         keep_share = fan_share(TOWERS[args.config], header)
         kept = random_model(work, sweep, device=args.device, keep_share=keep_share, student=args.student, **sizes)
         kept = with_scoring(kept, work / "model-kept-patches", scoring)
-    return Setting(model, read_manifest(model), sweep, header, work, args.device, kept)
+    return Setting(model, read_manifest(model), sweep, stack_name(sweep), header, work, args.device, kept)
 
 
 def fan_share(tower: TowerConfig, header: StackHeader) -> float:
@@ -156,6 +159,7 @@ def measure(setting: Setting, args: argparse.Namespace) -> Runs:
     """Both sides in turn: A in float32, B, A under autocast, B, as often as asked for."""
     runs = Runs()
     if args.cold:
+        _short(setting, args.frames)  # made before, or it would be in memory
         drop_page_cache()
         runs.cold_float32 = _side_a(setting, "float32", args.frames)
         drop_page_cache()
@@ -311,7 +315,7 @@ def _exhaustive(setting: Setting) -> Path:
 
 
 def _short(setting: Setting, frames: int) -> Path:
-    path = setting.work / f"{frames}-frames-of-{setting.sweep.stem}.mha"
+    path = setting.work / f"{frames}-frames-of-{setting.sweep_name}.mha"
     return path if path.is_file() else shortened(setting.sweep, path, frames)
 
 

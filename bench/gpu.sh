@@ -13,7 +13,7 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python3}
-needed="numpy, cv2, zlib_ng, rapidgzip, safetensors"
+needed="numpy, cv2, msgspec, tqdm, zlib_ng, rapidgzip, safetensors"
 
 has() {
     "$1" -c "import $2" >/dev/null 2>&1

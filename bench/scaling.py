@@ -78,7 +78,7 @@ def measure_frames(model: Path, work: Path, counts: Sequence[int], rows: int, de
     """One exhaustive run of a whole process for each number of frames."""
     sizes = []
     for count in counts:
-        path = work / f"speckle-{count}.mha"
+        path = work / f"speckle-{count}-frames-{rows}-rows.mha"
         sweep = path if path.is_file() else speckle_sweep(path, frames=count, rows=rows)
         run = run_algorithm(platform_input(work / f"in-{count}", sweep), work / f"out-{count}", model, device)
         timings = run.report["timings"]

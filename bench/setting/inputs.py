@@ -13,6 +13,7 @@ from acouslic.geometry import COLUMNS, FRAMES_PER_SWEEP, ROWS, SWEEPS_PER_CASE
 from acouslic.release import Release
 from acouslic.sockets import SWEEP_FOLDER
 from acouslic.stack import open_stack
+from algorithm.model.file_hashes import hash_file
 from algorithm.model.manifest import (
     MANIFEST_FILE,
     HalfPrecision,
@@ -46,7 +47,7 @@ def random_model(
     `folder`; one that is there already is kept."""
     name = f"{config}-{members}-members-{adapted_blocks}-blocks" + (f"-{keep_share:g}" if keep_share < 1 else "")
     name += "-student" if student else ""
-    model = folder / f"{name}-for-{sweep.stem}"
+    model = folder / f"{name}-for-{stack_name(sweep)}"
     if not (model / MANIFEST_FILE).is_file():
         unfinished = folder / f"{name}-unfinished"
         options = {"--config": config, "--members": members, "--adapted-blocks": adapted_blocks, "--out": unfinished}
@@ -56,6 +57,11 @@ def random_model(
         run_python("bench.setting.spread_heads", str(unfinished), str(sweep), *([] if device is None else [device]))
         unfinished.rename(model)
     return model
+
+
+def stack_name(sweep: Path) -> str:
+    """What to call that which is made of a stack and kept: by its content, since generated cases have one name."""
+    return f"{sweep.stem}-{hash_file(sweep)[:8]}"
 
 
 def with_scoring(model: Path, folder: Path, scoring: ScoringConfig) -> Path:
@@ -71,10 +77,17 @@ def with_precision_refused(model: Path, folder: Path) -> Path:
 
 
 def _with_manifest(model: Path, folder: Path, manifest: Manifest) -> Path:
+    if folder.resolve() == model.resolve():
+        raise AcouslicError(f"{model} is where this benchmark makes an artifact of its own: name another --work")
+    # Links of an earlier run, to another model. What is below a folder comes after it.
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_symlink():
+            path.unlink()
+        elif path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
     for name in manifest.files:
         link = folder / name
         link.parent.mkdir(parents=True, exist_ok=True)
-        link.unlink(missing_ok=True)
         link.symlink_to((model / name).resolve())
     (folder / MANIFEST_FILE).write_text(manifest_to_json(manifest), encoding="utf-8")
     return folder
@@ -153,10 +166,11 @@ def shortened(sweep: Path, path: Path, frames: int) -> Path:
 
 
 def platform_input(folder: Path, sweep: Path) -> Path:
-    """An input folder as the platform lays it out, with the stack as a link."""
+    """An input folder as the platform lays it out, with the stack as a link, the only one."""
     link = folder / SWEEP_FOLDER / sweep.name
     link.parent.mkdir(parents=True, exist_ok=True)
-    link.unlink(missing_ok=True)
+    for earlier in link.parent.iterdir():
+        earlier.unlink()
     link.symlink_to(sweep.resolve())
     return folder
 

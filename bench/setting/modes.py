@@ -1,7 +1,5 @@
 """Our side alone, as the platform runs it: one process a case (exec), and a server that is asked twice (invoke)."""
 
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -80,7 +78,7 @@ def measure_invoke(
                 _post(f"http://127.0.0.1:{port}/invoke", log_path)
                 reports.append(case_done(log_path.read_text()))
         finally:
-            os.kill(server.pid, signal.SIGTERM)
+            server.terminate()
             server.wait(timeout=10)
     return ready_s, reports
 

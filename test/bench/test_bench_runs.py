@@ -1,19 +1,27 @@
 """The benchmark scripts from end to end, on a tower and a case so small that only their own code is tested."""
 
 import dataclasses
+import importlib.metadata
 import json
 import os
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
+from acouslic.errors import AcouslicError
+from acouslic.sockets import SWEEP_FOLDER
 from acouslic.stack import read_stack
 from algorithm.model.manifest import ScoringConfig, read_manifest
 from algorithm.model.networks import StudentConfig
 from bench import case, gpu, scaling
-from bench.setting.inputs import platform_input, shortened, with_scoring
+from bench.setting.inputs import platform_input, shortened, stack_name, with_scoring
+from bench.setting.modes import measure_invoke
 from bench.setting.random_artifact import TOWERS, alike_members, write_random_artifact
+from bench.setting.sides import SideRun
 from bench.setting.straightforward import BATCH_FRAMES
 from training.network.student import student_flop
 from training.phantom.generate import write_stack
@@ -187,3 +195,71 @@ def test_an_input_folder_is_laid_out_as_the_platforms(tmp_path):
         write_stack(tmp_path / name / "case.mha", np.zeros((2, 8, 9), np.uint8), 0.28)
         folder = platform_input(tmp_path / "input", tmp_path / name / "case.mha")
         assert find_sweep_input(folder).path.resolve() == (tmp_path / name / "case.mha").resolve()
+
+
+def test_a_kept_folder_takes_another_model_and_another_case(tiny_model, tmp_path):
+    """`--work`: what is left of an earlier run is in nobody's way, and no model is replaced by links to itself."""
+    from acouslic.sockets import find_sweep_input
+    from algorithm.model.artifact import load_artifact
+
+    write_random_artifact(tmp_path / "one", TOWERS["tiny"], members=1, student=StudentConfig(4, (1, 1)))
+    for model in (tmp_path / "one", tiny_model, tmp_path / "one"):
+        changed = with_scoring(model, tmp_path / "changed", ScoringConfig(stride=3))
+        assert len(load_artifact(changed).manifest.members) == len(read_manifest(model).members)
+    with pytest.raises(AcouslicError, match="name another --work"):
+        with_scoring(changed, tmp_path / "changed", ScoringConfig())
+    assert load_artifact(changed).manifest.scoring.stride == 3
+    for name in ("a.mha", "b.mha"):
+        write_stack(tmp_path / name, np.zeros((2, 8, 9), np.uint8), 0.28)
+        assert find_sweep_input(platform_input(tmp_path / "input", tmp_path / name)).path.name == name
+
+
+def test_a_kept_folder_does_not_mistake_cases_of_one_name(tiny_model, tmp_path, monkeypatch):
+    """Generated cases all have one, whatever their size: what was cut out of one is not taken for another, and a stack
+    of other rows is drawn anew."""
+    stacks = []
+    for rows in (8, 12):
+        sweep = tmp_path / str(rows) / "case.mha"
+        write_stack(sweep, np.zeros((4, rows, 9), np.uint8), 0.28)
+        header = read_stack(sweep).header
+        setting = case.Setting(
+            tiny_model, read_manifest(tiny_model), sweep, stack_name(sweep), header, tmp_path, None, None
+        )
+        stacks.append(read_stack(case._short(setting, 2)).frames.shape)
+    assert stacks == [(2, 8, 9), (2, 12, 9)]
+
+    def run(input_dir, *_):
+        (link,) = (input_dir / SWEEP_FOLDER).iterdir()
+        stacks.append(read_stack(link).header.rows)
+        timings = dict.fromkeys(("gate_s", "refine_s", "total_s", "import_s", "load_s", "peak_rss_bytes"), 1)
+        return SideRun(1.0, {"timings": timings | {"peak_device_bytes": 0}})
+
+    monkeypatch.setattr("bench.scaling.run_algorithm", run)
+    for rows in (16, 24):
+        scaling.measure_frames(tiny_model, tmp_path, [3], rows, "cpu")
+    assert stacks[2:] == [16, 24]
+
+
+def test_a_server_that_does_not_start_says_why(sweep, tmp_path):
+    """Not that there is no such process any more."""
+    input_dir = platform_input(tmp_path / "input", sweep)
+    with pytest.raises(AcouslicError, match=r"did not become ready: .*manifest\.json is missing"):
+        measure_invoke(input_dir, tmp_path / "out", tmp_path / "nowhere", "cpu")
+
+
+def test_the_gpu_script_looks_for_what_it_imports(repository):
+    """`gpu.sh` uses a Python as it is only where it has every package that `gpu.py` needs: else it installs them."""
+    listed = re.search(r'^needed="(.*)"$', (repository / "bench" / "gpu.sh").read_text(), re.MULTILINE)
+    code = "import sys, bench.gpu; print(*{name.partition('.')[0] for name in sys.modules})"
+    imported = set(
+        subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True).stdout.split()
+    )
+    pinned = {
+        line.partition("==")[0].partition("[")[0]
+        for name in ("base", "algorithm")
+        for line in (repository / "requirements" / f"{name}.txt").read_text().splitlines()
+    }
+    packages = importlib.metadata.packages_distributions()
+    ours = {name for name in imported if pinned & set(packages.get(name, []))}
+    assert {"cv2", "safetensors"} <= ours
+    assert ours <= set(listed[1].split(", "))
