@@ -33,6 +33,7 @@ from pathlib import Path
 
 import numpy as np
 
+from acouslic.errors import AcouslicError
 from bench.setting.command import add_demo_model, add_seed, at_least, exit_with, some_of
 from bench.setting.machine import REPOSITORY, describe_machine, today
 from training.phantom.generate import write_stack
@@ -89,7 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure_speed(root: Path, options: argparse.Namespace) -> tuple[dict[str, object], list[str]]:
-    """Two workers of one core each against one worker of one core."""
+    """Two workers of one core each against one worker of one core. Raises AcouslicError on a machine of one core."""
+    if len(os.sched_getaffinity(0)) < 2:
+        raise AcouslicError("speed compares two cores with one, and only one may be used here: leave it out of --parts")
     stacks = make_stacks(root / "stacks", options.speed_cases, _LARGE)
     cores = sorted(os.sched_getaffinity(0))[:2]
     rates: dict[int, list[float]] = {1: [], 2: []}

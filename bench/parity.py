@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from acouslic.errors import AcouslicError
 from algorithm.engine.batches import choose_batch_frames
 from algorithm.engine.device import (
     MOST_HALF_DIFFERENCE,
@@ -57,7 +58,10 @@ class CaseParity:
 def score_exhaustively(
     model: Path, sweeps: Sequence[Path], device: torch.device, dtype: torch.dtype
 ) -> list[tuple[FrameScores, np.ndarray]]:
-    """All members on all frames of each stack, and which frames are blank (F,)."""
+    """All members on all frames of each stack, and which frames are blank (F,).
+
+    Raises AcouslicError for a stack of black frames alone.
+    """
     artifact = load_artifact(model)
     ensemble = Ensemble.from_artifact(artifact, device, dtype)
     tower, preprocessing = artifact.manifest.tower, artifact.manifest.preprocessing
@@ -73,7 +77,10 @@ def score_exhaustively(
                 batch_frames=batch_frames,
                 wait_for=resized.fill,
             )
-            found.append((scores, resized.blank()))
+            blank = resized.blank()
+            if blank.all():
+                raise AcouslicError(f"{sweep} has only black frames: there is none to choose")
+            found.append((scores, blank))
     del ensemble
     gc.collect()
     return found

@@ -68,7 +68,7 @@ class CaseReport:
         """What B computed in a run. The gate's and the segmented frames follow from the settings."""
         scoring, selection = self.manifest.scoring, self.manifest.selection
         refined, frames = run.report["refined_frames"], self.header.frames
-        gated = refined < frames
+        gated = run.report["timings"]["gate_s"] > 0  # also where the whole ensemble saw every frame after it
         outlined = run.report["circumference_mm"] is not None
         return case_flop(
             self.manifest,

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from acouslic.errors import AcouslicError
 from acouslic.stack import open_stack
 from algorithm.engine.ensemble import Ensemble, GateScores, MemberScores
 from algorithm.frames.frame_stream import FrameStream
@@ -83,11 +84,13 @@ def record_case(
     student: Student | None = None,
 ) -> Record:
     """Everything about one case of a release. The ensemble's manifest asks for the averaged gate if `with_gate`;
-    `student` computes where and in what it does."""
+    `student` computes where and in what it does. Raises AcouslicError for a case of black frames alone."""
     tower, preprocessing = ensemble.manifest.tower, ensemble.manifest.preprocessing
     with contextlib.closing(FrameStream(image_path)) as stream:
         resized = ResizedFrames(stream, tower.image_size, preprocessing, ensemble.device)
         blank = resized.blank()
+    if blank.all():
+        raise AcouslicError(f"{image_path} has only black frames: there is none to choose")
 
     def run(network: Callable[[Tensor], list[Tensor]]) -> tuple[list[NDArray[np.float32]], float]:
         parts, seconds = [], []

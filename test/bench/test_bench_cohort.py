@@ -1,10 +1,12 @@
 """What `bench/cohort.py` and `bench/nodes.py` hold a run against whose workers died."""
 
+import argparse
 import json
 
 import pytest
 
-from bench.cohort import compare_results
+from acouslic.errors import AcouslicError
+from bench.cohort import compare_results, measure_speed
 
 
 def write_run(root, cases):
@@ -39,3 +41,10 @@ def test_what_is_lost_twice_or_different_is_found(disturb, fault, tmp_path):
     found = compare_results(output, undisturbed)
     assert bool(found) == bool(fault)
     assert not fault or fault in found[0]
+
+
+def test_two_cores_are_not_compared_with_one_where_there_is_one(tmp_path, monkeypatch):
+    """Both workers would share it, and the ratio would say that a second one gains nothing."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {3})
+    with pytest.raises(AcouslicError, match="only one may be used here"):
+        measure_speed(tmp_path, argparse.Namespace())

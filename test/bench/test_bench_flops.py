@@ -3,15 +3,18 @@
 import dataclasses
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from acouslic.stack import open_stack
 from algorithm.engine.ensemble import Ensemble
 from algorithm.model.artifact import load_artifact
-from algorithm.model.manifest import read_manifest
+from algorithm.model.manifest import ScoringConfig, read_manifest
 from algorithm.model.networks import TowerConfig
 from algorithm.model.tower import Tower
+from bench.figures.case_report import AutocastSide, CaseReport
 from bench.figures.flops import (
     adapted_layers,
     case_flop,
@@ -23,6 +26,8 @@ from bench.figures.flops import (
     trunk_flop,
 )
 from bench.setting.random_artifact import TOWERS, alike_members, write_random_artifact
+from bench.setting.sides import SideRun
+from training.phantom.generate import write_stack
 
 SMALL = TowerConfig(image_size=28, patch_size=7, width=16, layers=4, heads=2, mlp_width=48, output_dim=8)
 
@@ -108,3 +113,28 @@ def test_the_straightforward_side_pays_for_every_member_and_every_adapter(tiny_m
     fewer = dataclasses.replace(manifest, tower=dataclasses.replace(manifest.tower, kept_patches=tuple(range(8))))
     expected = 10 * 2 * (tower_flop(fewer.tower) + adapters * 9 // tokens)
     assert straightforward_flop(fewer, adapted, rank=8, frames=10) == expected
+
+
+@pytest.mark.parametrize(("gate_s", "gates"), [(0.5, True), (0.0, False)])
+def test_a_gate_counts_also_where_every_frame_is_refined_after_it(tiny_model, tmp_path, gate_s, gates):
+    """A run without a gate takes no time for it; one whose gate lets everything through has paid for both."""
+    manifest = read_manifest(tiny_model)
+    write_stack(tmp_path / "case.mha", np.zeros((8, 96, 128), np.uint8), 0.28)
+    nothing = {name: [] for name in ("float32", "ours", "exhaustive", "kept")}
+    report = CaseReport(
+        manifest=dataclasses.replace(manifest, scoring=ScoringConfig(mode="gated", stride=4)),
+        model=tiny_model,
+        random=True,
+        header=open_stack(tmp_path / "case.mha").header,
+        autocast=AutocastSide("bfloat16", []),
+        cold_float32=None,
+        cold_ours=None,
+        agreement={},
+        consequence={},
+        peak_flop_per_s={},
+        machine={},
+        **nothing,
+    )
+    timings = {"gate_s": gate_s}
+    run = SideRun(1.0, {"refined_frames": 8, "reused_frames": 0, "circumference_mm": None, "timings": timings})
+    assert (report.b_flop(run).gate > 0) == gates

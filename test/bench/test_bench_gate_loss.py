@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from acouslic.errors import AcouslicError
 from acouslic.release import CaseCircumferences, Release, write_circumferences
 from algorithm.engine.ensemble import Ensemble
 from algorithm.frames.frame_stream import FrameStream
@@ -15,7 +16,7 @@ from algorithm.judgement.score import score_case
 from algorithm.model.artifact import load_artifact
 from algorithm.model.manifest import ScoringConfig, read_manifest
 from algorithm.model.networks import StudentConfig
-from bench import gate_loss
+from bench import gate_loss, parity
 from bench.figures.recorded_scores import Record, frame_labels, record_case, replay, spelled_frames
 from bench.setting.random_artifact import TOWERS, write_random_artifact
 from training.phantom.generate import write_stack
@@ -217,3 +218,13 @@ def test_a_student_is_asked_where_the_record_is_older_than_it(release, tmp_path,
         record = Record.load(tmp_path / "cache" / "one.npz")
         assert len(record.student_presence) == (0 if student is None else 30)
     assert "1/1 one" in capsys.readouterr().out
+
+
+def test_a_stack_of_black_frames_is_named(tiny_model, tmp_path):
+    """No frame of it can be chosen, in the comparison of precisions as in that of gates."""
+    black = tmp_path / "black.mha"
+    write_stack(black, np.zeros((4, 96, 128), np.uint8), 0.28)
+    with pytest.raises(AcouslicError, match=r"black\.mha has only black frames"):
+        parity.main(["--model", str(tiny_model), "--device", "cpu", str(black)])
+    with pytest.raises(AcouslicError, match=r"black\.mha has only black frames"):
+        record_case(gated_ensemble(tiny_model), "black", black, black, with_gate=False, batch_frames=4)
