@@ -92,7 +92,9 @@ def decisive_frames(
     promise[seen] = np.where(could_win > 0, 1.0 + could_win, promise[seen])
     longest = max((len(sweep) for sweep in sweeps), default=0)
     sigma = max(selection.smoothing_sigma_frames, selection.choice_sigma_frames)
-    return best_near(promise, sweeps, round(_REACH_SIGMAS * sigma * longest / FRAMES_PER_SWEEP))
+    near = best_near(promise, sweeps, round(_REACH_SIGMAS * sigma * longest / FRAMES_PER_SWEEP))
+    # A black frame stays 0, whatever would be said of it.
+    return np.where(seen, near, 0.0)
 
 
 def call_level(

@@ -173,10 +173,11 @@ def test_black_frames_decide_nothing():
     """A case of black frames has nothing to ask about; black frames beside others are not asked about."""
     judged = judge_frames(np.zeros(840), None, SWEEPS, SELECTION)
     assert not decisive_frames(judged, SWEEPS, SELECTION, threshold=0.5, margin=MARGIN).any()
-    presence = np.where(np.arange(840) < 420, 0.5, 0.0)
-    judged = judge_frames(presence, None, SWEEPS, SelectionConfig())
-    promise = decisive_frames(judged, SWEEPS, SelectionConfig(), threshold=0.5, margin=MARGIN)
-    assert np.array_equal(promise > 0, presence > 0)
+    for last in (420, 70):  # at the end of a sweep, and within one
+        presence = np.where(np.arange(840) < last, 0.5, 0.0)
+        judged = judge_frames(presence, None, SWEEPS, SelectionConfig())
+        promise = decisive_frames(judged, SWEEPS, SelectionConfig(), threshold=0.5, margin=MARGIN)
+        assert np.array_equal(promise > 0, presence > 0)
 
 
 def test_where_calls_are_decided():
