@@ -11,7 +11,7 @@ import torch
 
 from acouslic.geometry import sweep_ranges
 from algorithm.engine.batches import BatchScores
-from algorithm.judgement.recheck import call_level, decisive_frames, recheck
+from algorithm.judgement.recheck import call_distance, call_level, decisive_frames, recheck
 from algorithm.judgement.score import FrameScores
 from algorithm.judgement.select_frame import choose_candidates, judge_frames, presence_logit, probability_of
 from algorithm.model.manifest import HalfWay, SelectionConfig
@@ -66,7 +66,9 @@ def drawn_case(seed):
                 -0.5 * ((at - rng.integers(20, 120)) / rng.uniform(3, 9)) ** 2
             )
     exact = logit + rng.normal(0, 0.5, (2, 840))
-    moved = exact + rng.normal(0, MARGIN / 3, (2, 840))
+    # Rounding moves the frames of a case alike, those of one height more so.
+    alike = np.interp(logit, [-6.0, 0.0, 6.0], rng.normal(0, MARGIN / 5, 3))
+    moved = exact + alike + rng.normal(0, MARGIN / 5, (2, 840))
     return tuple(probability_of(values).astype(np.float32) for values in (exact, moved))
 
 
@@ -101,27 +103,53 @@ def test_decisions_become_those_of_float32(selection):
             calls[number] += np.count_nonzero((judged.presence >= 0.5) != (want.presence >= 0.5))
             best, same = (choose_candidates(values.quality, SWEEPS, 1) for values in (judged, want))
             choices[number] += best != same
-    assert calls[0] > 10
-    assert calls[1] <= positive / 2000
+    assert calls[0] >= 10
+    assert calls[1] <= positive / 1000
     assert calls[1] <= calls[0] / 5
     assert choices[1] <= choices[0]
     assert choices[1] <= 1
     assert 5 < np.mean(asked) < 40
-    assert max(asked) <= 84
+    assert max(asked) <= 84 + 8
 
 
 def test_what_was_asked_is_exact_and_the_rest_stays():
     """Asked frames have float32's probabilities to the bit, no frame is asked twice, and the mean follows."""
     exact, half = drawn_case(1)
-    found, members = recheck_case(half, exact)
+    found, members = recheck_case(half, exact, SelectionConfig())
     assert len(set(members.asked)) == len(members.asked) == found.rechecked > 0
     want = half.copy()
     want[:, members.asked] = exact[:, members.asked]
     assert np.array_equal(found.member_presence, want)
     assert np.array_equal(found.presence_probability, want.mean(0, dtype=np.float64))
     assert set(found.outline_starts) <= set(members.asked)
-    (best,) = choose_candidates(judge(found).quality, SWEEPS, 1)
+    (best,) = choose_candidates(judge(found, SelectionConfig()).quality, SWEEPS, 1)
     assert set(range(best - 2, best + 3)) <= set(found.outline_starts)  # what the interval measures, too
+
+
+@pytest.mark.parametrize("hangs_by_a_hair", [True, False])
+def test_a_threshold_that_rounding_has_moved(hangs_by_a_hair):
+    """Where rounding lifts the top and the median of a case, and with them its threshold, above a frame that lay a hair
+    over it, these are asked about too and the frame is called again; a case without such a frame is not asked."""
+    selection = SelectionConfig(half_way=HalfWay(0.3))
+    logit = np.full(840, -6.0)
+    logit[40:60] = logit[180:200] = 4.0
+    logit[320:340] = 0.0
+    level = call_level(logit, SWEEPS, selection, threshold=0.5)
+    logit[320:340] = level + (0.005 if hangs_by_a_hair else 1.0)
+    lifted = np.where(np.abs(logit) > 2, logit + 0.04, logit)
+    exact, half = (np.stack([probability_of(values)] * 2).astype(np.float32) for values in (logit, lifted))
+    found, members = recheck_case(half, exact, selection)
+    before, after, want = (
+        np.count_nonzero(judge(scores, selection).presence >= 0.5)
+        for scores in (scores_of(half), found, scores_of(exact))
+    )
+    assert (before < want) == hangs_by_a_hair
+    assert after == want
+    assert (np.isin(members.asked, np.flatnonzero(logit == -6.0)).sum() >= 8) == hangs_by_a_hair
+    left = np.setdiff1d(np.flatnonzero(logit == -6.0), members.asked)
+    said = -6.0 if hangs_by_a_hair else -5.96
+    assert presence_logit(found.presence_probability[left]) == pytest.approx(said, abs=1e-3)
+    assert presence_logit(found.member_presence[:, left].astype(float)) == pytest.approx(said, abs=1e-3)
 
 
 def test_frames_that_only_a_gate_has_seen_stay():
@@ -172,11 +200,14 @@ def test_optimality_and_embeddings_are_exact_too():
 def test_black_frames_decide_nothing():
     """A case of black frames has nothing to ask about; black frames beside others are not asked about."""
     judged = judge_frames(np.zeros(840), None, SWEEPS, SELECTION)
-    assert not decisive_frames(judged, SWEEPS, SELECTION, threshold=0.5, margin=MARGIN).any()
+    distance = call_distance(judged.presence_alone, SWEEPS, SELECTION, threshold=0.5)
+    assert not decisive_frames(judged, distance, SWEEPS, SELECTION, margin=MARGIN).any()
+    assert (distance == -np.inf).all()
     for last in (420, 70):  # at the end of a sweep, and within one
         presence = np.where(np.arange(840) < last, 0.5, 0.0)
         judged = judge_frames(presence, None, SWEEPS, SelectionConfig())
-        promise = decisive_frames(judged, SWEEPS, SelectionConfig(), threshold=0.5, margin=MARGIN)
+        distance = call_distance(judged.presence_alone, SWEEPS, SelectionConfig(), threshold=0.5)
+        promise = decisive_frames(judged, distance, SWEEPS, SelectionConfig(), margin=MARGIN)
         assert np.array_equal(promise > 0, presence > 0)
 
 
