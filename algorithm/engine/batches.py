@@ -52,6 +52,10 @@ class BatchScores(NamedTuple):
 log = logging.getLogger(__name__)
 
 
+class NotNumbersError(AcouslicError):
+    """Probabilities are NaN or infinite in the type that is computed in; another type may do."""
+
+
 class Scorer(Protocol):
     """What scoring needs of `ensemble.Ensemble`."""
 
@@ -220,7 +224,7 @@ class Batches:
         if not self.first_batch_at and self._first_batch is not None:
             self.first_batch_at = self._clock.passed_at(self._first_batch)
         if not all(np.isfinite(values).all() for values in found):
-            raise AcouslicError(
+            raise NotNumbersError(
                 f"the model gives probabilities that are not numbers in {self.ensemble.dtype}: its weights are damaged "
                 "or overflow; if they overflow, `python -m training precision` makes the algorithm use another type"
             )

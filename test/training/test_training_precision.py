@@ -11,7 +11,7 @@ from acouslic.errors import AcouslicError
 from algorithm.engine.device import choose_precision
 from algorithm.engine.ensemble import Ensemble
 from algorithm.frames.preprocess import normalise
-from algorithm.model.artifact import load_artifact
+from algorithm.model.artifact import load_artifact, write_artifact
 from algorithm.model.manifest import Consequence, HalfPrecision, manifest_to_json, read_manifest
 from algorithm.model.typed_json import check_bounds
 from algorithm.pipeline import Pipeline
@@ -91,6 +91,30 @@ def test_whole_cases_are_compared(model, platform_case, capsys, monkeypatch):
     monkeypatch.setattr("training.export.precision.measure_consequences", lambda *_: {})
     assert main([str(model), *sweeps, "--frames", "2", "--device", "cpu", "--whole-cases"]) == 0
     assert load_artifact(model).manifest.half_precision == again
+
+
+def test_a_type_that_overflows_in_whole_cases(model, platform_case, capsys, monkeypatch):
+    """It ends no measurement: it is written down as the furthest off, whatever it was on single frames, and others are
+    measured all the same."""
+    monkeypatch.setattr(
+        "training.export.consequence.half_types", lambda _: ((torch.float16, torch.bfloat16), "as on a GPU")
+    )
+    artifact = load_artifact(model)
+    steep = {
+        name: tensor * 1e5 if name.endswith("mlp.c_fc.weight") else tensor
+        for name, tensor in ((name, artifact.tower_state[name].float()) for name in artifact.tower_state)
+    }
+    write_artifact(model, artifact.manifest, steep, artifact.members)
+    sweep = str(platform_case.write_sweep(np.random.default_rng(0).integers(0, 256, (6, 56, 56), dtype=np.uint8)))
+    few = HalfPrecision(2, 0.001, 0.001)
+    monkeypatch.setattr("training.export.precision.measure_half_precision", lambda *_: few)
+    assert main([str(model), sweep, "--frames", "2", "--device", "cpu", "--whole-cases"]) == 0
+    found = read_manifest(model).half_precision
+    assert found.float16 == 1.0
+    assert found.float16_consequence is found.float16_rechecked_consequence is None
+    assert found.bfloat16 == 0.001
+    assert found.bfloat16_consequence.cases == 1
+    assert "float16 overflows in whole cases: it is not used" in capsys.readouterr().out.splitlines()
 
 
 def test_what_holds_when_frames_are_measured_again(model, platform_case):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from algorithm.engine.batches import NotNumbersError
 from algorithm.engine.device import (
     Precision,
     changes_nothing,
@@ -60,22 +61,26 @@ def case_of_cache(case: CachedCase) -> WholeCase:
 
 def measure_consequences(
     artifact: Artifact, cases: Sequence[WholeCase], device: torch.device, measured: HalfPrecision
-) -> dict[str, Consequence | None]:
+) -> dict[str, Consequence | float | None]:
     """What each half type that `device` is fast in changes in the answers to `cases`, by the field of `HalfPrecision`.
 
     Each is analysed as the manifest says, gate included, and nothing is written. A type that changes something is tried
     again with the frames near a decision asked again in float32, if `measured`, how far the types move a probability,
-    allows that.
+    allows that. One that overflows has no consequence, and its difference is 1 from then on.
     """
     keep_exact_sums()
     types, _ = half_types(device)
     exact = _answers(artifact, cases, device, Precision(torch.float32, "")) if types else []
-    found: dict[str, Consequence | None] = {}
+    found: dict[str, Consequence | float | None] = {}
     for dtype in types:
-        plain = compare_answers(exact, _answers(artifact, cases, device, Precision(dtype, "")))
-        rechecked = None
-        margin = recheck_margin(getattr(measured, str(dtype).removeprefix("torch.")))
-        if margin is not None and not changes_nothing(plain):
+        name = str(dtype).removeprefix("torch.")
+        plain, rechecked = None, None
+        try:
+            plain = compare_answers(exact, _answers(artifact, cases, device, Precision(dtype, "")))
+        except NotNumbersError:
+            found[name] = 1.0
+        margin = recheck_margin(getattr(measured, name))
+        if plain is not None and margin is not None and not changes_nothing(plain):
             rechecked = compare_answers(exact, _answers(artifact, cases, device, Precision(dtype, "", margin)))
         found |= {consequence_field(dtype, rechecked=False): plain, consequence_field(dtype, rechecked=True): rechecked}
     return found
@@ -110,10 +115,12 @@ def without_consequences(measured: HalfPrecision) -> HalfPrecision:
 
 
 def with_consequences(measured: HalfPrecision, found: Mapping[str, Any]) -> HalfPrecision:
-    """The record with the consequences that were found, by field, which are told to people too; of other types it keeps
+    """The record with what was found in whole cases, by field, which is told to people too; of other types it keeps
     what it has."""
     for field, consequence in found.items():
-        if consequence is None:
+        if not isinstance(consequence, Consequence):
+            if consequence is not None:
+                print(f"{field} overflows in whole cases: it is not used", flush=True)
             continue
         name = field.partition("_")[0]
         how = f"{name}, frames near a decision in float32," if "rechecked" in field else name
