@@ -30,6 +30,7 @@ from algorithm.judgement.score import FrameScores, score_case
 from algorithm.judgement.select_frame import FrameJudgement, choose_candidates, judge_frames
 from algorithm.model.artifact import Artifact, load_artifact
 from algorithm.model.heads import CaseHead
+from algorithm.model.manifest import ScoringConfig
 from algorithm.process.memory import is_out_of_memory, keep_freed_memory
 from algorithm.process.timing import RunTimings, peak_rss_bytes
 from algorithm.result.growth import GestationalAge, judge_growth
@@ -113,7 +114,8 @@ class Pipeline:
             batch_frames = choose_batch_frames(artifact.manifest.tower, ensemble.members, device, precision.dtype)
         again = None
         if precision.recheck_margin is not None:
-            again = Recheck(functools.cache(lambda: _merge(artifact, device, torch.float32)), precision.recheck_margin)
+            members = functools.cache(lambda: _merge(_without_gate(artifact), device, torch.float32))
+            again = Recheck(members, precision.recheck_margin)
         return cls(ensemble, batch_frames, import_s, 0.0, load_case_head(artifact), again)
 
     def run(
@@ -340,6 +342,11 @@ def _merge(artifact: Artifact, device: torch.device, dtype: torch.dtype) -> Ense
         raise AcouslicError(
             f"the memory of {device} does not hold the model in {artifact.folder}: free some, or use the CPU"
         ) from None
+
+
+def _without_gate(artifact: Artifact) -> Artifact:
+    """An artifact whose members see every frame that they are asked about: no memory goes to a gate."""
+    return replace(artifact, manifest=replace(artifact.manifest, scoring=ScoringConfig()))
 
 
 def _peak_device_bytes(device: torch.device) -> int:

@@ -11,9 +11,12 @@ import torch
 
 from acouslic.geometry import sweep_ranges
 from algorithm.engine.batches import BatchScores
+from algorithm.engine.device import Precision
+from algorithm.engine.merged_weights import MergedWeights
 from algorithm.judgement.recheck import call_distance, call_level, decisive_frames, recheck
 from algorithm.judgement.score import FrameScores
 from algorithm.judgement.select_frame import choose_candidates, judge_frames, presence_logit, probability_of
+from algorithm.model.artifact import load_artifact
 from algorithm.model.manifest import HalfWay, SelectionConfig
 from algorithm.pipeline import Pipeline
 
@@ -244,6 +247,32 @@ def rechecking_model(tiny_model, tmp_path):
     }  # fmt: skip
     path.write_text(json.dumps(manifest))
     return folder
+
+
+def test_a_gate_is_not_asked_again(rechecking_model, platform_case, monkeypatch, speckle):
+    """The float32 members of a gated artifact are merged without the row of averaged adapters. Where all frames are
+    refined the answer is that of float32."""
+    path = rechecking_model / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["scoring"] |= {"mode": "gated", "refine_ratio": 0.0, "max_refined_fraction": 1.0}
+    path.write_text(json.dumps(manifest))
+    artifact, device = load_artifact(rechecking_model), torch.device("cpu")
+    half = Pipeline.of_artifact(artifact, device, Precision(torch.bfloat16, "", 0.2))
+    made = []
+    whole = MergedWeights.__init__
+
+    def remember(self, config, state, rows, *others):
+        made.append(len(rows))
+        whole(self, config, state, rows, *others)
+
+    monkeypatch.setattr(MergedWeights, "__init__", remember)
+    sweep = platform_case.write_sweep(speckle(36, 70, 90))
+    found = half.run(sweep, None, "case")
+    assert made == [2]
+    exact = Pipeline.of_artifact(artifact, device, Precision(torch.float32, "")).run(sweep, None, "case")
+    assert made == [2, 3]
+    assert found.frame_index == exact.frame_index
+    assert np.array_equal(found.mask, exact.mask)
 
 
 def test_a_case_from_end_to_end(rechecking_model, platform_case, monkeypatch, caplog, speckle):
