@@ -1,5 +1,7 @@
 """Files of weights: safetensors mapped into memory, and what is refused wherever weights are read."""
 
+import os
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -20,6 +22,7 @@ class FileTensors(Mapping[str, Tensor]):
 
     The pages of a mapping count as the process's memory as long as it lives. So the file is mapped anew after every
     64 MiB of tensors, and who takes one after the other, as merging does, holds no more than that of the file.
+    It stays the file that was there at first, also where another has taken its name since, as a new model does.
     Raises AcouslicError where the file is not safetensors.
     """
 
@@ -27,6 +30,11 @@ class FileTensors(Mapping[str, Tensor]):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise _unreadable(path, error) from None
+        weakref.finalize(self, os.close, self._descriptor)
         self._names = list(self._map().keys())
         self._mapped, self._taken_bytes = self._map(), 0
 
@@ -47,7 +55,7 @@ class FileTensors(Mapping[str, Tensor]):
 
     def _map(self) -> safe_open:
         try:
-            return safe_open(self.path, framework="pt")
+            return safe_open(f"/dev/fd/{self._descriptor}", framework="pt")
         except (OSError, SafetensorError) as error:
             raise _unreadable(self.path, error) from None
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from algorithm.model.artifact import load_artifact, pack_artifact, write_artifac
 from algorithm.model.file_hashes import hash_file
 from algorithm.model.manifest import HalfWay
 from algorithm.model.networks import TowerConfig
+from algorithm.model.weight_files import FileTensors
 from bench.setting.random_artifact import write_random_artifact
 
 CONFIG = TowerConfig(56, 14, 32, 4, 4, 64, 16)
@@ -455,3 +457,18 @@ def test_damaged_artifact_is_not_packed(artifact, tmp_path):
     with pytest.raises(AcouslicError, match="has 0 bytes"):
         pack_artifact(artifact, tmp_path / "model.tar.gz")
     assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
+
+
+def test_a_loaded_artifact_stays_itself_where_another_takes_its_place(artifact, monkeypatch):
+    """A server merges float32 members when its first case asks for them: the tower is that of the model it has loaded,
+    not half of it the one that has been exported to the same folder since."""
+    monkeypatch.setattr(FileTensors, "MAPPED_BYTES", 0)
+    loaded = load_artifact(artifact)
+    before = {name: tensor.clone() for name, tensor in loaded.tower_state.items()}
+    write_artifact(artifact, loaded.manifest, {name: tensor + 1 for name, tensor in before.items()}, loaded.members)
+    assert all(torch.equal(loaded.tower_state[name], tensor) for name, tensor in before.items())
+    after = load_artifact(artifact).tower_state
+    assert torch.equal(after["conv1.weight"], before["conv1.weight"] + 1)
+    opened = len(list(Path("/dev/fd").iterdir()))
+    del loaded, after
+    assert len(list(Path("/dev/fd").iterdir())) == opened - 2
