@@ -265,6 +265,8 @@ class Pipeline:
         """The scores of a case with the frames that decide something in float32."""
         manifest = self.ensemble.manifest
         blank = resized.blank()
+        if blank.all():
+            return scores
         return recheck(
             scores,
             Batches(again.members(), resized.frames, self.batch_frames, resized.fill),

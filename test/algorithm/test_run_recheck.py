@@ -299,3 +299,15 @@ def test_a_case_from_end_to_end(rechecking_model, platform_case, monkeypatch, ca
     assert np.array_equal(found.mask, exact.mask)
     assert (found.circumference_mm, found.interval_mm) == (exact.circumference_mm, exact.interval_mm)
     assert half.recheck.members() is half.recheck.members()
+
+
+def test_a_black_case_merges_nothing(rechecking_model, platform_case, caplog):
+    """Nothing of it is asked again or outlined."""
+    caplog.set_level("INFO")
+    half = Pipeline.of_artifact(
+        load_artifact(rechecking_model), torch.device("cpu"), Precision(torch.bfloat16, "", 0.2)
+    )
+    half = dataclasses.replace(half, recheck=dataclasses.replace(half.recheck, members=None))
+    found = half.run(platform_case.write_sweep(np.zeros((4, 70, 90), np.uint8)), None, "case")
+    assert not found.suitable
+    assert json.loads(caplog.messages[-1])["rechecked_frames"] == 0
