@@ -118,11 +118,11 @@ def consequence_field(dtype: torch.dtype, *, rechecked: bool) -> str:
 
 def recheck_margin(difference: float | None) -> float | None:
     """How near a decision a logit has to lie to be asked again in float32, where a half type moves a probability by up
-    to `difference`; None where that is not known, or too far for it.
+    to `difference`; None where that is not known, nothing, or too far for it.
 
     It is the largest logit's difference of a single frame; smoothing along the sweep halves what a decision sees of it.
     """
-    if difference is None or difference > MOST_RECHECKED_DIFFERENCE:
+    if not difference or difference > MOST_RECHECKED_DIFFERENCE:
         return None
     return _LOGIT_A_PROBABILITY * difference
 

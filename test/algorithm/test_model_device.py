@@ -12,6 +12,7 @@ from algorithm.engine.device import (
     choose_device,
     choose_precision,
     cpu_flags,
+    recheck_margin,
     set_cpu_threads,
 )
 from algorithm.model.manifest import Consequence, HalfPrecision
@@ -181,6 +182,12 @@ def test_precision_with_decisions_in_float32(monkeypatch):
         dtype, told, margin = choose_precision(torch.device("cpu"), dataclasses.replace(measured, **change))
         assert (dtype, margin) == (torch.float32, None)
         assert "in 5 cases bfloat16 chooses another frame in 0, calls 30 of 2000 frames otherwise" in told
+
+
+def test_how_near_a_decision_is_asked_again():
+    """Four times the probability's difference; not at all where none was found, or one that is too large."""
+    assert recheck_margin(0.05) == pytest.approx(0.2)
+    assert [recheck_margin(difference) for difference in (None, 0.0, 0.11)] == [None] * 3
 
 
 def test_precision_of_a_cpu(monkeypatch, tmp_path):
