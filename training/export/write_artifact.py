@@ -67,8 +67,8 @@ class ExportSettings:
         whole_cases: what half precision changes in the answers is measured on so many validation cases, in the types
             that the device is fast in; a type that changes nothing in five or more is used however far it takes a
             single probability, if need be with the frames near a decision asked again in float32. Each case is
-            analysed two or three times. By default five on a GPU, if one of its types takes a probability too far, and
-            none on a CPU.
+            analysed once in float32, and once or twice in every such type. By default five on a GPU, if one of its
+            types takes a probability too far, and none on a CPU.
         device: where that is done; by default on a usable GPU, else on the CPU.
     """
 
