@@ -5,7 +5,8 @@ frames, and among the frames that could be chosen. There the members are asked a
 frames of a case. All others keep what half precision said of them.
 
 Rounding moves frames of one case alike, so it also moves a threshold that the case itself sets. Where a frame lies
-within a hair of it, the frames that set it are asked again too.
+within a hair of it, the frames that set it are asked again too. Not looked at is which of a sweep's runs is the
+strongest (`SelectionConfig.one_run_a_sweep`): a sum over many frames is rarely so near another.
 """
 
 from collections.abc import Callable, Sequence
@@ -61,9 +62,9 @@ def recheck(
     """What is known of a case's frames (F,), those that decide something in float32.
 
     `members` are the artifact's in float32, on the case's frames. `threshold` is `thresholds.presence`; `margin` is how
-    far from a decision rounding may have moved a logit, above 0. A frame that only a gate has seen is left as it is: in
-    float32 it would be, too. Of the likeliest frames `outline_starts` has what the float32 members' outlines begin
-    with; the starts that half precision has left are gone.
+    far from a decision rounding may have moved a logit, above 0. A frame that only a gate has seen is left as it is:
+    the gate's word is a rough one in any type. Of the likeliest frames `outline_starts` has what the float32 members'
+    outlines begin with; the starts that half precision has left are gone.
     """
     known = replace(scores, outline_starts={})
     limit = max(_LEAST_LIMIT, int(MOST_SHARE * len(scores.refined)))
