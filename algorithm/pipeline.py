@@ -51,7 +51,7 @@ class Recheck:
     """The members in float32, for the frames that decide something."""
 
     members: Callable[[], Ensemble]
-    """They are merged when the first case asks for them, and stay."""
+    """On a CPU they are merged when the first case asks for them; then they stay."""
     margin: float
     """How far from a decision half precision may have moved a logit."""
 
@@ -110,12 +110,15 @@ class Pipeline:
     ) -> "Pipeline":
         """An artifact that is read already, in a precision that is chosen already; see `load`."""
         ensemble = _merge(artifact, device, precision.dtype)
-        if batch_frames is None:
-            batch_frames = choose_batch_frames(artifact.manifest.tower, ensemble.members, device, precision.dtype)
         again = None
         if precision.recheck_margin is not None:
             members = functools.cache(lambda: _merge(_without_gate(artifact), device, torch.float32))
             again = Recheck(members, precision.recheck_margin)
+            if device.type == "cuda":
+                # So that batches are as large as the memory beside both is.
+                members()
+        if batch_frames is None:
+            batch_frames = choose_batch_frames(artifact.manifest.tower, ensemble.members, device, precision.dtype)
         return cls(ensemble, batch_frames, import_s, 0.0, load_case_head(artifact), again)
 
     def run(

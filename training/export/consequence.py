@@ -13,6 +13,7 @@ import torch
 
 from algorithm.engine.batches import NotNumbersError
 from algorithm.engine.device import (
+    MOST_RECORDED_DIFFERENCE,
     Precision,
     changes_nothing,
     consequence_field,
@@ -64,9 +65,10 @@ def measure_consequences(
 ) -> dict[str, Consequence | float | None]:
     """What each half type that `device` is fast in changes in the answers to `cases`, by the field of `HalfPrecision`.
 
-    Each is analysed as the manifest says, gate included, and nothing is written. A type that changes something is tried
-    again with the frames near a decision asked again in float32, if `measured`, how far the types move a probability,
-    allows that. One that overflows has no consequence, and its difference is 1 from then on.
+    Each is analysed as the manifest says, gate included, and nothing is written. `measured` is how far the types move a
+    probability. One that changes something, and moves it too far to be used all the same, is tried again with the
+    frames near a decision asked again in float32, unless it moves it too far even for that. One that overflows has no
+    consequence, and its difference is 1 from then on.
     """
     keep_exact_sums()
     types, _ = half_types(device)
@@ -79,8 +81,10 @@ def measure_consequences(
             plain = compare_answers(exact, _answers(artifact, cases, device, Precision(dtype, "")))
         except NotNumbersError:
             found[name] = 1.0
-        margin = recheck_margin(getattr(measured, name))
-        if plain is not None and margin is not None and not changes_nothing(plain):
+        difference = getattr(measured, name)
+        margin = recheck_margin(difference)
+        too_far = margin is not None and difference > MOST_RECORDED_DIFFERENCE
+        if plain is not None and too_far and not changes_nothing(plain):
             rechecked = compare_answers(exact, _answers(artifact, cases, device, Precision(dtype, "", margin)))
         found |= {consequence_field(dtype, rechecked=False): plain, consequence_field(dtype, rechecked=True): rechecked}
     return found
