@@ -119,6 +119,9 @@ class Service:
 
         pipeline = Pipeline.load(model_dir, device=device, batch_frames=batch_frames, import_s=process_age_s())
         _import_first_used()
+        if pipeline.recheck is not None:
+            # Before the first request, not within it.
+            pipeline.recheck.members()
         return pipeline
 
     def _run_case(self, pipeline: "Pipeline") -> None:

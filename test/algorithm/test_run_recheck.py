@@ -19,6 +19,7 @@ from algorithm.judgement.select_frame import choose_candidates, judge_frames, pr
 from algorithm.model.artifact import load_artifact
 from algorithm.model.manifest import HalfWay, SelectionConfig
 from algorithm.pipeline import Pipeline
+from algorithm.serve import Service
 
 SWEEPS = sweep_ranges(840)
 SELECTION = SelectionConfig(half_way=HalfWay(0.3), most_positive_frames=120)
@@ -311,3 +312,13 @@ def test_a_black_case_merges_nothing(rechecking_model, platform_case, caplog):
     found = half.run(platform_case.write_sweep(np.zeros((4, 70, 90), np.uint8)), None, "case")
     assert not found.suitable
     assert json.loads(caplog.messages[-1])["rechecked_frames"] == 0
+
+
+def test_a_server_is_ready_once_all_members_are_merged(rechecking_model, tmp_path, monkeypatch):
+    """The first request does not wait for the float32 ones."""
+    monkeypatch.setattr("algorithm.engine.device.cpu_flags", lambda: {"avx512_bf16"})
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    service = Service(tmp_path, tmp_path)
+    service.load(rechecking_model, device="cpu", batch_frames=None)
+    monkeypatch.setattr("algorithm.pipeline._merge", None)
+    assert service.pipeline.recheck.members().dtype == torch.float32
