@@ -84,7 +84,7 @@ def recheck(
         wanted = np.flatnonzero((promise > 0) & known.refined & ~exact)
         left = max(0, limit - np.count_nonzero(exact))
         best_first = wanted[np.argsort(-promise[wanted], kind="stable")][:left]
-        if not len(best_first):
+        if not len(best_first) and not len(middle):
             break
         places = max(0, OUTLINED_FRAMES - len(members.starts))
         # The likeliest lead, so that they share batches and little is kept of others.

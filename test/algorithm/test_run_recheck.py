@@ -156,6 +156,21 @@ def test_a_threshold_that_rounding_has_moved(hangs_by_a_hair):
     assert presence_logit(found.member_presence[:, left].astype(float)) == pytest.approx(said, abs=1e-3)
 
 
+def test_the_median_is_asked_about_where_the_top_is_known():
+    """A call that turns out to hang by a hair once it was asked about, in a case whose top was asked about then too."""
+    selection = SelectionConfig(half_way=HalfWay(0.3))
+    logit = np.full(840, -6.0)
+    logit[40:60] = 4.0
+    logit[320:340] = call_level(logit, SWEEPS, selection, threshold=0.5) + 0.02
+    moved = logit + np.where(logit == -6.0, 0.04, 0.0)
+    moved[320:340] += 0.07
+    exact, half = (np.stack([probability_of(values)] * 2).astype(np.float32) for values in (logit, moved))
+    found, members = recheck_case(half, exact, selection)
+    assert set(range(40, 60)) <= set(members.asked)
+    left = np.setdiff1d(np.flatnonzero(logit == -6.0), members.asked)
+    assert presence_logit(found.presence_probability[left]) == pytest.approx(-6.0, abs=1e-3)
+
+
 def test_frames_that_only_a_gate_has_seen_stay():
     """The ensemble has not said anything of them that float32 could mend."""
     exact, half = drawn_case(2)
