@@ -29,14 +29,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acouslic.errors import AcouslicError
-from acouslic.geometry import FRAMES_PER_CASE, ROWS
 from acouslic.stack import StackHeader, open_stack
 from algorithm.model.manifest import Manifest, read_manifest
 from algorithm.model.networks import TowerConfig
 from algorithm.result.outputs import SCORES_FILE
 from bench.figures.case_report import AutocastSide, CaseReport
 from bench.figures.frame_choice import rank_correlation
-from bench.setting.command import add_device, add_sizes, add_work, at_least, exit_with, share
+from bench.setting.command import add_case_size, add_device, add_sizes, add_work, at_least, exit_with, share
 from bench.setting.inputs import (
     RANDOM_REFINED_FRACTION,
     generated_sweep,
@@ -346,12 +345,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--autocast-frames", type=at_least(1), default=8, help="for A under autocast (default: %(default)s, one batch)"
     )
-    parser.add_argument(
-        "--case-frames", type=at_least(1), default=FRAMES_PER_CASE, help="of a generated case (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--rows", type=at_least(1), default=ROWS, help="of a generated case's frames (default: %(default)s)"
-    )
+    add_case_size(parser)
     parser.add_argument(
         "--rounds", type=at_least(1), default=1, help="each runs A twice and B twice (default: %(default)s)"
     )

@@ -34,7 +34,7 @@ from pathlib import Path
 import numpy as np
 
 from acouslic.errors import AcouslicError
-from bench.setting.command import add_demo_model, add_seed, at_least, exit_with, some_of
+from bench.setting.command import add_demo_model, add_parts, add_seed, at_least, exit_with
 from bench.setting.machine import REPOSITORY, describe_machine, today
 from training.phantom.generate import write_stack
 
@@ -53,12 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what was asked for; 0 where there was no fault."""
     parts = {"speed": measure_speed, "overhead": measure_overhead, "kills": kill_workers, "metrics": scrape_metrics}
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--parts",
-        type=some_of(list(parts)),
-        default="speed,overhead,kills",
-        help=f"comma-separated, of {', '.join(parts)} (default: %(default)s)",
-    )
+    add_parts(parser, "--parts", list(parts), default=("speed", "overhead", "kills"))
     parser.add_argument("--cases", type=at_least(1), default=300, help="tiny ones for kills (default: %(default)s)")
     parser.add_argument(
         "--kills", type=at_least(1), default=100, help="how many workers are killed (default: %(default)s)"

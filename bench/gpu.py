@@ -25,7 +25,6 @@ import numpy as np
 import torch
 
 from acouslic.errors import AcouslicError
-from acouslic.geometry import FRAMES_PER_CASE, ROWS
 from algorithm.engine.batches import choose_batch_frames
 from algorithm.engine.device import (
     choose_device,
@@ -48,7 +47,7 @@ from bench.figures.flops import adapted_layers, shared_flop
 from bench.figures.table import number, table
 from bench.matrix_peak import SHAPES, matrix_peak_flop_per_s, seconds_of
 from bench.parity import CaseParity, compare, score_exhaustively, summary
-from bench.setting.command import add_keep_share, add_sizes, add_work, at_least, exit_with, numbers
+from bench.setting.command import add_case_size, add_keep_share, add_sizes, add_work, at_least, exit_with, numbers
 from bench.setting.inputs import (
     RANDOM_REFINED_FRACTION,
     generated_sweep,
@@ -357,10 +356,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add_sizes(parser, TOWERS)
     add_keep_share(parser)
-    parser.add_argument(
-        "--case-frames", type=at_least(1), default=FRAMES_PER_CASE, help="of the generated case (default: %(default)s)"
-    )
-    parser.add_argument("--rows", type=at_least(1), default=ROWS, help="of the frames (default: %(default)s)")
+    add_case_size(parser)
     parser.add_argument(
         "--parity-frames",
         type=at_least(1),

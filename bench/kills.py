@@ -39,7 +39,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.setting.command import add_demo_model, add_seed, at_least, exit_with, some_of
+from bench.setting.command import add_demo_model, add_parts, add_seed, at_least, exit_with
 from bench.setting.machine import REPOSITORY, today
 from bench.setting.stopped_run import (
     END_S,
@@ -76,12 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the modes; 0 where there was no fault."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--count", type=at_least(1), default=300, help="kills a mode (default: %(default)s)")
-    parser.add_argument(
-        "--modes",
-        type=some_of(MODES),
-        default=",".join(MODES),
-        help=f"comma-separated, of {', '.join(MODES)} (default: all)",
-    )
+    add_parts(parser, "--modes", MODES)
     add_seed(parser, 0)
     add_demo_model(parser)
     options = parser.parse_args(arguments)

@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.cohort import TINY, compare_results, finish, make_stacks, start
-from bench.setting.command import add_demo_model, at_least, exit_with, some_of
+from bench.setting.command import add_demo_model, add_parts, at_least, exit_with
 from bench.setting.machine import REPOSITORY, describe_machine, today
 from bench.setting.machines import Machine, machines
 
@@ -59,12 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--nodes", type=at_least(2), default=3, help="machines (default: %(default)s)")
     parser.add_argument("--cases", type=at_least(1), default=60, help="tiny ones for each part (default: %(default)s)")
-    parser.add_argument(
-        "--parts",
-        type=some_of(PARTS),
-        default=",".join(PARTS),
-        help=f"comma-separated, of {', '.join(PARTS)} (default: all)",
-    )
+    add_parts(parser, "--parts", PARTS)
     add_demo_model(parser)
     options = parser.parse_args(arguments)
     report: dict[str, object] = {"date": today(), "machine": describe_machine(), "nodes": options.nodes}

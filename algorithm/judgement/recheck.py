@@ -22,8 +22,7 @@ from algorithm.judgement.score import OUTLINED_FRAMES, FrameScores
 from algorithm.judgement.select_frame import (
     FrameJudgement,
     Values,
-    half_way_threshold,
-    most_frames,
+    call_level,
     presence_logit,
     probability_of,
 )
@@ -32,7 +31,7 @@ from algorithm.model.manifest import SelectionConfig
 Judge = Callable[[FrameScores], FrameJudgement]
 """What is thought of each frame in its case, as the artifact reads it."""
 
-MOST_SHARE = 0.1
+_MOST_SHARE = 0.1
 """Of a case's frames asked again, at most, those of the middle apart: in float32 a frame takes a CPU four times as
 long."""
 _LEAST_LIMIT = 16
@@ -67,7 +66,7 @@ def recheck(
     outlines begin with; the starts that half precision has left are gone.
     """
     known = replace(scores, outline_starts={})
-    limit = max(_LEAST_LIMIT, int(MOST_SHARE * len(scores.refined)))
+    limit = max(_LEAST_LIMIT, int(_MOST_SHARE * len(scores.refined)))
     exact = np.zeros(len(scores.refined), dtype=bool)
     keeps_starts = members.frames.device.type == "cpu"
     scale_is_exact = selection.half_way is None
@@ -126,26 +125,6 @@ def call_distance(alone: Values, sweeps: Sequence[range], selection: SelectionCo
         logit = presence_logit(alone[seen])
         distance[seen] = logit - call_level(logit, sweeps, selection, threshold=threshold)
     return distance
-
-
-def call_level(
-    logit: NDArray[np.float64], sweeps: Sequence[range], selection: SelectionConfig, *, threshold: float
-) -> float:
-    """The smoothed logit from which on a frame is called positive; `logit` (n,) is of all frames of the case that show
-    anything, n at least 1. Where more frames reach it than may be positive, it lies between the last that may and the
-    first that may not."""
-    level = (
-        float(presence_logit(np.array(threshold)))
-        if selection.half_way is None
-        else half_way_threshold(logit, selection.half_way)
-    )
-    if selection.most_positive_frames is None:
-        return level
-    most = most_frames(sweeps, selection.most_positive_frames)
-    if np.count_nonzero(logit >= level) <= most:
-        return level
-    likeliest = np.sort(logit)[::-1]
-    return float(likeliest[most - 1 : most + 1].mean())
 
 
 def _nobody_watches(_: float) -> None:

@@ -117,6 +117,24 @@ def half_way_threshold(logit: Values, half_way: HalfWay) -> float:
     return (top - half_way.depth * (top - median)) / 2
 
 
+def call_level(logit: Values, sweeps: Sequence[range], selection: SelectionConfig, *, threshold: float) -> float:
+    """The smoothed logit from which on a frame is called positive; `logit` (n,) is of all frames of the case that show
+    anything, n at least 1. Where more frames reach it than may be positive, it lies between the last that may and the
+    first that may not."""
+    level = (
+        float(presence_logit(np.array(threshold)))
+        if selection.half_way is None
+        else half_way_threshold(logit, selection.half_way)
+    )
+    if selection.most_positive_frames is None:
+        return level
+    most = most_frames(sweeps, selection.most_positive_frames)
+    if np.count_nonzero(logit >= level) <= most:
+        return level
+    likeliest = np.sort(logit)[::-1]
+    return float(likeliest[most - 1 : most + 1].mean())
+
+
 def top_and_median(logit: Values, top_frames: int) -> tuple[float, float]:
     """The mean of the `top_frames` highest of (n,) logits, or of all where there are fewer, and the median of all."""
     return float(np.sort(logit)[-top_frames:].mean()), float(np.median(logit))

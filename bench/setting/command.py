@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from acouslic.errors import AcouslicError
+from acouslic.geometry import FRAMES_PER_CASE, ROWS
 from bench.setting.machine import REPOSITORY
 
 
@@ -104,6 +105,28 @@ def add_sizes(parser: argparse.ArgumentParser, configs: Iterable[str]) -> None:
         type=blocks,
         default="6",
         help="how many of its last blocks carry adapters, or 'all' (default: %(default)s)",
+    )
+
+
+def add_parts(
+    parser: argparse.ArgumentParser, option: str, known: Sequence[str], default: Sequence[str] | None = None
+) -> None:
+    """Option for which of the `known` parts run, by default all or `default`."""
+    parser.add_argument(
+        option,
+        type=some_of(known),
+        default=",".join(known if default is None else default),
+        help=f"comma-separated, of {', '.join(known)} (default: %(default)s)",
+    )
+
+
+def add_case_size(parser: argparse.ArgumentParser) -> None:
+    """Options for a generated case."""
+    parser.add_argument(
+        "--case-frames", type=at_least(1), default=FRAMES_PER_CASE, help="of a generated case (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rows", type=at_least(1), default=ROWS, help="of a generated case's frames (default: %(default)s)"
     )
 
 

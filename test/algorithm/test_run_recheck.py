@@ -13,9 +13,9 @@ from acouslic.geometry import sweep_ranges
 from algorithm.engine.batches import BatchScores
 from algorithm.engine.device import Precision
 from algorithm.engine.merged_weights import MergedWeights
-from algorithm.judgement.recheck import call_distance, call_level, decisive_frames, recheck
+from algorithm.judgement.recheck import call_distance, decisive_frames, recheck
 from algorithm.judgement.score import FrameScores
-from algorithm.judgement.select_frame import choose_candidates, judge_frames, presence_logit, probability_of
+from algorithm.judgement.select_frame import call_level, choose_candidates, judge_frames, presence_logit, probability_of
 from algorithm.model.artifact import load_artifact
 from algorithm.model.manifest import HalfWay, SelectionConfig
 from algorithm.pipeline import Pipeline

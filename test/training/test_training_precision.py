@@ -88,7 +88,7 @@ def test_whole_cases_are_compared(model, platform_case, capsys, monkeypatch):
     again = load_artifact(model).manifest.half_precision
     assert (again.frames, again.bfloat16_consequence) == (2, found.bfloat16_consequence)
     assert "stays as it was recorded" in capsys.readouterr().out
-    monkeypatch.setattr("training.export.precision.measure_consequences", lambda *_: {})
+    monkeypatch.setattr("training.export.consequence.half_types", lambda _: ((), "none"))
     assert main([str(model), *sweeps, "--frames", "2", "--device", "cpu", "--whole-cases"]) == 0
     assert load_artifact(model).manifest.half_precision == again
 

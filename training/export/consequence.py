@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,34 +60,39 @@ def case_of_cache(case: CachedCase) -> WholeCase:
     return WholeCase(case.uuid, lambda: contextlib.nullcontext(ArrayFrames(np.asarray(case.frames), spacing_mm)))
 
 
-def measure_consequences(
-    artifact: Artifact, cases: Sequence[WholeCase], device: torch.device, measured: HalfPrecision
-) -> dict[str, Consequence | float | None]:
-    """What each half type that `device` is fast in changes in the answers to `cases`, by the field of `HalfPrecision`.
+def measure_whole_cases(
+    measured: HalfPrecision, artifact: Artifact, cases: Sequence[WholeCase], device: torch.device
+) -> HalfPrecision:
+    """The record `measured` with what each half type that `device` is fast in changes in the answers to `cases`, which
+    is told to people too; of other types it keeps what it has.
 
-    Each is analysed as the manifest says, gate included, and nothing is written. `measured` is how far the types move a
-    probability. One that changes something, and moves it too far to be used all the same, is tried again with the
-    frames near a decision asked again in float32, unless it moves it too far even for that. One that overflows has no
-    consequence, and its difference is 1 from then on.
+    Each case is analysed as the manifest says, gate included, and nothing is written. A type that changes something,
+    and that moves a probability too far to be used all the same, is tried again with the frames near a decision asked
+    again in float32, unless it moves it too far even for that. One that overflows has no consequence, and its
+    difference is 1 from then on.
     """
     keep_exact_sums()
     types, _ = half_types(device)
     exact = _answers(artifact, cases, device, Precision(torch.float32, "")) if types else []
-    found: dict[str, Consequence | float | None] = {}
     for dtype in types:
         name = str(dtype).removeprefix("torch.")
+        difference = getattr(measured, name)
         plain, rechecked = None, None
         try:
             plain = compare_answers(exact, _answers(artifact, cases, device, Precision(dtype, "")))
+            _tell(name, plain)
         except NotNumbersError:
-            found[name] = 1.0
-        difference = getattr(measured, name)
+            difference = 1.0
+            print(f"{name} overflows in whole cases: it is not used", flush=True)
         margin = recheck_margin(difference)
         too_far = margin is not None and difference > MOST_RECORDED_DIFFERENCE
         if plain is not None and too_far and not changes_nothing(plain):
             rechecked = compare_answers(exact, _answers(artifact, cases, device, Precision(dtype, "", margin)))
-        found |= {consequence_field(dtype, rechecked=False): plain, consequence_field(dtype, rechecked=True): rechecked}
-    return found
+            _tell(f"{name}, frames near a decision in float32,", rechecked)
+        fields = (name, consequence_field(dtype, rechecked=False), consequence_field(dtype, rechecked=True))
+        found: dict[str, Any] = dict(zip(fields, (difference, plain, rechecked), strict=True))
+        measured = dataclasses.replace(measured, **found)
+    return measured
 
 
 def compare_answers(exact: Sequence[CaseResult], half: Sequence[CaseResult]) -> Consequence:
@@ -118,19 +123,10 @@ def without_consequences(measured: HalfPrecision) -> HalfPrecision:
     return dataclasses.replace(measured, **nothing)
 
 
-def with_consequences(measured: HalfPrecision, found: Mapping[str, Any]) -> HalfPrecision:
-    """The record with what was found in whole cases, by field, which is told to people too; of other types it keeps
-    what it has."""
-    for field, consequence in found.items():
-        if not isinstance(consequence, Consequence):
-            if consequence is not None:
-                print(f"{field} overflows in whole cases: it is not used", flush=True)
-            continue
-        name = field.partition("_")[0]
-        how = f"{name}, frames near a decision in float32," if "rechecked" in field else name
-        may = ": it may be used" if changes_nothing(consequence) else ""
-        print(f"{how} in {consequence.cases} whole cases: it {describe_consequence(consequence)}{may}", flush=True)
-    return dataclasses.replace(measured, **found)
+def _tell(how: str, consequence: Consequence) -> None:
+    """One sentence for people about what was measured."""
+    may = ": it may be used" if changes_nothing(consequence) else ""
+    print(f"{how} in {consequence.cases} whole cases: it {describe_consequence(consequence)}{may}", flush=True)
 
 
 def _answers(

@@ -42,7 +42,7 @@ from algorithm.judgement.review import load_case_head, review_case
 from algorithm.model.artifact import Artifact, load_artifact
 from algorithm.model.manifest import MANIFEST_FILE, HalfPrecision, Manifest, manifest_to_json, read_manifest
 from algorithm.process.memory import is_out_of_memory
-from training.export.consequence import CONSEQUENCES, case_of_sweep, measure_consequences, with_consequences
+from training.export.consequence import CONSEQUENCES, case_of_sweep, measure_whole_cases
 
 FRAMES = 128
 _BATCH = 8
@@ -172,8 +172,7 @@ def main(arguments: Sequence[str]) -> int:
     measured = dataclasses.replace(measured, **known)
     if options.whole_cases:
         cases = [case_of_sweep(sweep) for sweep in options.sweeps]
-        found = measure_consequences(load_artifact(options.model), cases, device, measured)
-        measured = with_consequences(measured, found)
+        measured = measure_whole_cases(measured, load_artifact(options.model), cases, device)
     elif any(known.values()):
         print("what half precision changes in whole cases stays as it was recorded; --whole-cases measures it anew")
     path = options.model / MANIFEST_FILE

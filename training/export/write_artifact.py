@@ -25,7 +25,7 @@ from algorithm.model.lora import read_adapter
 from algorithm.model.manifest import SCHEMA_VERSION, HalfPrecision, Manifest, Provenance, ScoringConfig, SelectionConfig
 from algorithm.model.networks import MemberConfig
 from algorithm.model.tower import linear_shapes
-from training.export.consequence import case_of_cache, measure_consequences, with_consequences
+from training.export.consequence import case_of_cache, measure_whole_cases
 from training.export.model_card import write_card_beside
 from training.export.pack import write_archive
 from training.export.precision import FRAMES, describe, measure_half_precision, refused_types
@@ -160,8 +160,7 @@ def export_runs(
             count = _whole_cases(settings, measured, device)
             if count:
                 whole = [case_of_cache(cache.case(uuid)) for uuid in _spread_cases(scored, count)]
-                found = measure_consequences(load_artifact(candidate), whole, device, measured)
-                measured = with_consequences(measured, found)
+                measured = measure_whole_cases(measured, load_artifact(candidate), whole, device)
             manifest = replace(manifest, half_precision=measured)
         shutil.rmtree(candidate)
     manifest = write_artifact(out, manifest, state, states)
