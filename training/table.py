@@ -30,15 +30,16 @@ from training.export.trained_member import read_member, rebuild_network
 from training.fit import add_settings, check_split_of_cache, settings_of
 from training.frames.dataset import FrameTable, table_of
 from training.learn.frame_metrics import FrameCounts, count_frames
+from training.learn.learner import FrameLearner
 from training.learn.out_of_fold import OutOfFold, read_out_of_fold, score_out_of_fold, write_out_of_fold
 from training.learn.run_folder import RunFolder
 from training.learn.run_member import (
     FoldCases,
     describe_run,
-    learner_of,
     load_tower_for,
     run_member,
     scoring_device,
+    tables_of,
     train,
 )
 from training.network.baselines import ROWS, Row, build_baseline
@@ -125,7 +126,8 @@ def _train_baseline(
         random_init=task.random_init,
         antialias=task.cache.index.antialias,
     )
-    facts = train(learner_of(network, task.cache, cases, settings, preprocessing), folder)
+    learner = FrameLearner(network, settings, preprocessing, *tables_of(task.cache, cases))
+    facts = train(learner, folder)
     if facts is None:
         return
     scored = score_out_of_fold(network, test, preprocessing, scoring_device(settings))

@@ -2,11 +2,13 @@
 
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,11 @@ from training.frames.dataset import table_of
 from training.judge.ask_members import ask_members
 from training.learn.learner import FrameLearner
 from training.learn.run_folder import RunFolder, read_settings, settings_to_yaml
+from training.learn.run_member import FoldCases, build_learner, load_tower_for
+from training.network.model import FrameNetwork
 from training.recipe.settings import FAITHFUL_CLS, FAITHFUL_SEG, TrainSettings
 from training.release.cache import Cache
+from training.release.split import read_split
 
 WHERE = ["--cache=c", "--split=s", "--out=o"]
 
@@ -342,6 +347,25 @@ def test_every_fold_without_a_word(tiny_training: Any, tmp_path: Path) -> None:
     for fold in (1, 2, 3):
         record = RunFolder(tmp_path / f"fold_{fold}").read_record()
         assert record["validation_cases"] == parts[f"fold_{fold}"]
+
+
+def test_masks_start_at_the_share_of_the_training_frames(tiny_training: Any) -> None:
+    """The decoder of a run begins with what the masks of its own training cases cover; the published one does not."""
+    cache = Cache(tiny_training.cache)
+    split = read_split(tiny_training.subject_split)
+    cases = FoldCases(split.training_cases(1), split.validation_cases(1))
+    share = table_of(cache, cases.train).mask_share
+    assert 0.01 < share < 0.5
+    words = tiny_training.fit_arguments(Path("run"), f"--split={tiny_training.subject_split}", "--fold=1")
+    settings = settings_of(parse_arguments(words))
+    for prior, expected in ((True, math.log(share / (1 - share))), (False, None)):
+        settings = replace(settings, heads=replace(settings.heads, mask_prior=prior))
+        network = build_learner(cache, cases, settings, load_tower_for(cache, settings)).network
+        assert isinstance(network, FrameNetwork)
+        assert network.heads.decoder is not None
+        bias = network.heads.decoder.get_parameter("decoder0_header.2.block.bias").item()
+        assert bias == pytest.approx(expected) if expected is not None else abs(bias) < 1
+    assert not FAITHFUL_SEG.heads.mask_prior
 
 
 @pytest.mark.parametrize("preset", ["cls", "seg"])

@@ -273,6 +273,30 @@ def test_heads_start_from_those_of_another_run(tmp_path: Path) -> None:
         draw_network(heads=replace(HEADS, weights=str(path)))
 
 
+@pytest.mark.parametrize(("share", "start"), [(0.1, 0.1), (None, 0.5), (0.0, 0.5), (1.0, 0.5)])
+def test_a_fresh_decoder_starts_at_the_share_of_the_masks(share: float | None, start: float) -> None:
+    """Its last layer's bias gives every pixel that probability; without a share that can be given, one half."""
+    network = draw_network(heads=replace(HEADS, filters=8), mask_share=share)
+    assert network.heads.decoder is not None
+    last = network.heads.decoder.get_submodule("decoder0_header.2.block")
+    nn.init.zeros_(last.get_parameter("weight"))
+    images = draw_images()
+    mask = network(images, all_rows(images)).mask
+    if share is None:  # torch's own start is near it
+        assert (mask.sigmoid() - start).abs().max() < 0.1
+    else:
+        torch.testing.assert_close(mask.sigmoid(), torch.full_like(mask, start))
+
+
+def test_a_decoder_of_another_run_keeps_its_start(tmp_path: Path) -> None:
+    """What it learned is not overwritten by the share of the masks."""
+    source = draw_network()
+    save_file(source.heads.state_dict(), tmp_path / "heads.safetensors")
+    network = draw_network(heads=replace(HEADS, weights=str(tmp_path / "heads.safetensors")), mask_share=0.1)
+    for name, tensor in source.heads.state_dict().items():
+        assert torch.equal(network.heads.state_dict()[name], tensor), name
+
+
 def test_the_mean_counts_included_frames_only() -> None:
     """Frames left out neither add nor divide; none at all is zero, with a gradient."""
     loss = torch.tensor([1.0, 2.0, 6.0], requires_grad=True)

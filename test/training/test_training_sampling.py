@@ -218,7 +218,9 @@ def test_the_table_of_a_cache_reads_its_files(tiny_training: Any) -> None:
     assert len(annotated) > 5
     assert (table.mask_pixels[annotated] > 0).all()
     assert (table.mask_pixels > 0).sum() == len(annotated)
-    np.testing.assert_array_equal(table.read(annotated).masks.sum((1, 2)), table.mask_pixels[annotated])
+    masks = table.read(annotated).masks
+    np.testing.assert_array_equal(masks.sum((1, 2)), table.mask_pixels[annotated])
+    assert table.mask_share == pytest.approx(masks.float().mean().item())
 
 
 @pytest.mark.parametrize(("recipe", "showings"), [("published", 3), ("sweep", 1)])

@@ -76,6 +76,13 @@ class FrameTable:
                 pixels[first + case.mask_frames] = np.count_nonzero(case.masks, axis=(1, 2))
         return pixels
 
+    @property
+    def mask_share(self) -> float:
+        """Mean share of an annotated frame that its mask covers; 0.5 where no mask covers a pixel."""
+        covered = self.mask_pixels[self.mask_pixels > 0]
+        side = self.cases[0].frames.shape[-1]
+        return float(covered.mean()) / side**2 if len(covered) else 0.5
+
     @cached_property
     def distance_to_annotated(self) -> NDArray[np.int64]:
         """(N,): frames to the nearest annotated one of the same sweep; a large number where the sweep has none."""

@@ -25,7 +25,7 @@ from training.learn.learner import FrameLearner
 from training.learn.out_of_fold import score_out_of_fold, write_out_of_fold
 from training.learn.run_folder import RunFolder, made_by
 from training.learn.trainer import make_trainer, quiet_lightning, stopped_early_after
-from training.network.model import FrameNetwork, Network, build_network, count_trained
+from training.network.model import FrameNetwork, build_network, count_trained
 from training.network.tower_source import LoadedTower, hash_state, load_tower, open_clip_config, read_checkpoint
 from training.recipe.settings import TrainSettings
 from training.release.cache import Cache
@@ -111,23 +111,29 @@ def describe_run(cache: Cache, cases: FoldCases, settings: TrainSettings, comman
 def build_learner(cache: Cache, cases: FoldCases, settings: TrainSettings, loaded: LoadedTower) -> FrameLearner:
     """The whole of a run before its first step; the same for the same arguments, whatever ran before."""
     lightning.seed_everything(settings.seed, workers=True, verbose=False)
+    train_table, validation_table = tables_of(cache, cases)
     network = build_network(
         loaded,
         settings.adapter,
         settings.heads,
         train_all=settings.tower.train_all,
         checkpoint_blocks=settings.machine.checkpoint_blocks,
+        mask_share=train_table.mask_share if settings.heads.mask_prior else None,
     )
-    return learner_of(network, cache, cases, settings, loaded.preprocessing)
+    return FrameLearner(network, settings, loaded.preprocessing, train_table, validation_table)
 
 
-def learner_of(
-    network: Network, cache: Cache, cases: FoldCases, settings: TrainSettings, preprocessing: PreprocessingConfig
-) -> FrameLearner:
-    """A network with the frames it learns from and is validated on."""
-    train_table, validation_table = table_of(cache, cases.train), table_of(cache, cases.validation)
-    _check_tables(train_table, validation_table)
-    return FrameLearner(network, settings, preprocessing, train_table, validation_table)
+def tables_of(cache: Cache, cases: FoldCases) -> tuple[FrameTable, FrameTable]:
+    """The frames to learn from and to be validated on. Raises AcouslicError where the two share a case or one has no
+    annotated frame."""
+    train, validation = table_of(cache, cases.train), table_of(cache, cases.validation)
+    shared = {case.uuid for case in train.cases} & {case.uuid for case in validation.cases}
+    if shared:
+        raise AcouslicError(f"case {sorted(shared)[0]} is in train and in validation: mend the split")
+    for name, table in (("train", train), ("validation", validation)):
+        if not (table.label > 0).any():
+            raise AcouslicError(f"no {name} case has an annotated frame: check the split")
+    return train, validation
 
 
 def train(learner: FrameLearner, folder: RunFolder, *, check: bool = False) -> dict[str, Any] | None:
@@ -199,15 +205,6 @@ def say_where_unfinished(kept: dict[str, Any], steps: int) -> None:
             "metrics.csv); raise --optimiser.epochs",
             flush=True,
         )
-
-
-def _check_tables(train: FrameTable, validation: FrameTable) -> None:
-    shared = {case.uuid for case in train.cases} & {case.uuid for case in validation.cases}
-    if shared:
-        raise AcouslicError(f"case {sorted(shared)[0]} is in train and in validation: mend the split")
-    for name, table in (("train", train), ("validation", validation)):
-        if not (table.label > 0).any():
-            raise AcouslicError(f"no {name} case has an annotated frame: check the split")
 
 
 def load_tower_for(cache: Cache, settings: TrainSettings) -> LoadedTower:

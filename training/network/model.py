@@ -3,6 +3,7 @@
 import abc
 import functools
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from acouslic.errors import AcouslicError
+from algorithm.model.decoder import Decoder
 from algorithm.model.heads import Heads, presence_from_mask
 from algorithm.model.networks import DecoderConfig, MemberConfig, TowerConfig
 from algorithm.model.tower import Tower, check_state, tower_from_state
@@ -107,11 +109,19 @@ class FrameNetwork(Network):
 
 
 def build_network(
-    loaded: LoadedTower, adapter: AdapterSettings, heads: HeadSettings, *, train_all: bool, checkpoint_blocks: bool
+    loaded: LoadedTower,
+    adapter: AdapterSettings,
+    heads: HeadSettings,
+    *,
+    train_all: bool,
+    checkpoint_blocks: bool,
+    mask_share: float | None = None,
 ) -> FrameNetwork:
     """A network with fresh adapters and heads; torch's random state decides their start.
 
-    The tower's weights are copied, so that no trial can change another's.
+    The tower's weights are copied, so that no trial can change another's. With `mask_share`, in 0..1, a fresh decoder
+    starts near that probability for every pixel: else it spends its first hundreds of steps on making most of a frame
+    dark, before it learns where the abdomen is.
     """
     tower = tower_from_state(loaded.config, {name: tensor.clone() for name, tensor in loaded.state.items()})
     tower.requires_grad_(train_all)
@@ -122,10 +132,18 @@ def build_network(
         _checkpoint_blocks(tower, 0 if train_all else first_adapted_block(loaded.config, adapter))
     adapted = attach_adapter(tower, adapter) if member.adapter else tower
     own_heads = Heads(member, loaded.config)
+    if own_heads.decoder is not None and mask_share is not None:
+        _start_masks_at(own_heads.decoder, mask_share)
     if heads.weights is not None:
         load_heads(own_heads, Path(heads.weights))
     speed_up(adapted)
     return FrameNetwork(adapted, member, own_heads, heads.detach_decoder).train()
+
+
+@torch.no_grad()
+def _start_masks_at(decoder: Decoder, share: float) -> None:
+    last_bias = decoder.get_parameter("decoder0_header.2.block.bias")
+    last_bias.fill_(math.log(share / (1 - share)) if 0 < share < 1 else 0.0)
 
 
 def load_heads(heads: Heads, path: Path) -> None:

@@ -70,6 +70,8 @@ class HeadSettings:
         decoder_grid: side of the token grid the decoder works on; nothing is the tower's own, 14 the published one.
         filters: width of the decoder's last stage.
         detach_decoder: no gradient from the mask reaches the tower (the published decoder sits on a frozen tower).
+        mask_prior: a fresh decoder starts by giving every pixel the mean share of a frame that the abdomen takes up;
+            without it, one half (published).
         weights: a `heads.safetensors` of another run to start from, for the heads that both have.
     """
 
@@ -80,6 +82,7 @@ class HeadSettings:
     decoder_grid: int | None = None
     filters: int = 32
     detach_decoder: bool = False
+    mask_prior: bool = True
     weights: str | None = None
 
 
@@ -286,7 +289,13 @@ FAITHFUL_CLS = TrainSettings(
 FAITHFUL_SEG = TrainSettings(
     adapter=AdapterSettings(rank=0),
     heads=HeadSettings(
-        presence=False, optimality=False, decoder=True, taps="published", decoder_grid=14, detach_decoder=True
+        presence=False,
+        optimality=False,
+        decoder=True,
+        taps="published",
+        decoder_grid=14,
+        detach_decoder=True,
+        mask_prior=False,
     ),
     sampling=_FAITHFUL_SAMPLING,
     augment=AugmentSettings(recipe="published"),
