@@ -11,6 +11,7 @@ printers (72, 96, 300 dots per inch), which writers of pictures put by default, 
 
 import contextlib
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
@@ -145,7 +146,7 @@ def open_stack(
 
 def _open_source(path: Path, most_frames: int | None) -> MetaImageHeader | FrameSource:
     """The reader for a file's kind. Imported here, because a container that starts for one .mha needs no other."""
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - Path's raises where nobody may look
         from acouslic.scanner.folder import open_folder
 
         return open_folder(path)

@@ -64,8 +64,8 @@ def check_case_name(case: str) -> None:
 
 def check_apart(sweep: SweepInput, output_dir: Path) -> None:
     """Raises AcouslicError where the folder of the case's results would be the one that its files lie in."""
-    folder = sweep.path if sweep.path.is_dir() else sweep.path.parent
     with contextlib.suppress(OSError):  # Where the case's folder is not there yet, it is another one.
+        folder = sweep.path if sweep.path.is_dir() else sweep.path.parent
         if (output_dir / sweep.case).samefile(folder):
             raise AcouslicError(
                 f"the results of {sweep.case} would go into {folder}, among the files of the sweep: name another "
@@ -148,9 +148,10 @@ def _sweeps_at(path: Path) -> list[SweepInput]:
         return _sweeps_of_list(path)
     if not is_folder:
         return [sweep_of_file(path)]
-    if (path / SWEEP_FOLDER).is_dir():
+    if os.path.isdir(path / SWEEP_FOLDER):  # noqa: PTH112 - Path's raises where nobody may look
         return [find_sweep_input(path)]
-    folder = path / _RELEASE_FOLDER if (path / _RELEASE_FOLDER).is_dir() else path
+    release = path / _RELEASE_FOLDER
+    folder = release if os.path.isdir(release) else path  # noqa: PTH112 - Path's raises where nobody may look
     sweeps = _in_folder(folder) or [sweep for inner in _inner_folders(folder) for sweep in _in_folder(inner)]
     if not sweeps:
         raise AcouslicError(f"{folder} holds no sweep stack ({', '.join(STACK_SUFFIXES)})")

@@ -68,7 +68,7 @@ class CohortWorker:
     def load(self) -> str:
         """Load the model; a sentence on who this is and where it runs."""
         node = socket.gethostname()
-        if not (self._settings.output_dir / self._token).is_file():
+        if not os.path.isfile(self._settings.output_dir / self._token):  # noqa: PTH113 - Path's raises where nobody may look
             raise AcouslicError(f"{node} does not see {self._settings.output_dir}: every machine must mount it")
         with uncollected():
             from algorithm.pipeline import Pipeline

@@ -70,12 +70,13 @@ def open_folder(path: Path) -> FrameSource:
 def case_files(path: Path) -> tuple[list[Path], list[Path]]:
     """(DICOM files, PNG pictures) in a folder, each in the order of the numbers in their names; hidden ones apart.
 
-    Raises AcouslicError where the folder cannot be read.
+    Raises AcouslicError where the folder or one of its items cannot be looked at.
     """
     try:
         files = [item for item in path.iterdir() if item.is_file() and not item.name.startswith(".")]
     except OSError as error:
-        raise AcouslicError(f"{path} could not be read: {error.strerror or error}") from None
+        # Of one of its items, where that is a link that leads where nobody may go.
+        raise AcouslicError(f"{error.filename or path} could not be read: {error.strerror or error}") from None
     files.sort(key=_by_numbers)
     pictures = [item for item in files if item.suffix.lower() == ".png"]
     dicom = [item for item in files if item.suffix.lower() not in _NEVER_DICOM and is_dicom(item)]

@@ -6,6 +6,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,8 @@ def write_record(folder: Path, source: Source, maker: Maker, row: ResultRow) -> 
 
 def recorded_row(case_dir: Path, source: Path, maker: Maker) -> ResultRow | None:
     """The row of a complete result in `case_dir` that `maker` made of the stack at `source` as it is now, else None."""
-    return _row(case_dir, source, maker) if (case_dir / FRAME_NUMBER_FILE).is_file() else None
+    is_complete = os.path.isfile(case_dir / FRAME_NUMBER_FILE)  # noqa: PTH113 - Path's raises where nobody may look
+    return _row(case_dir, source, maker) if is_complete else None
 
 
 def failed_row(folder: Path, source: Path, maker: Maker) -> ResultRow | None:

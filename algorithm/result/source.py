@@ -34,12 +34,13 @@ def source_files(path: Path) -> list[Path]:
 def source_of(path: Path) -> Source:
     """What tells the files of a case from later ones. Files that are not there have no size, and nothing is raised."""
     files = source_files(path)
+    is_folder = os.path.isdir(path)  # noqa: PTH112 - Path's raises where nobody may look
     # Of a folder its files count: its own time changes with whatever else is put there.
-    counted = files[1:] if path.is_dir() else files
+    counted = files[1:] if is_folder else files
     stamps = [(file.name, stamp_of(file)) for file in counted]
     there = [stamp for _, stamp in stamps if stamp is not None]
     # The name of a DICOM file, or of a folder of them, may be a patient's.
-    hidden = path.is_dir() or is_dicom(path) or not there
+    hidden = is_folder or is_dicom(path) or not there
     source: dict[str, Any] = {
         "path": hashlib.sha256(os.fsencode(path)).hexdigest() if hidden else printable(str(path)),
         "size_bytes": sum(size for _, size, _ in there) if there else None,

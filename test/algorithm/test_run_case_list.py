@@ -80,6 +80,18 @@ def test_a_list_with_a_path_that_cannot_be_is_refused(tmp_path: Path) -> None:
         find_sweeps([tmp_path / "list.csv"])
 
 
+def test_what_nobody_may_look_at_is_one_sentence(tmp_path: Path) -> None:
+    """Python's own question whether something is a folder raises there: a folder that may not be entered, a link out of
+    it, a case's folder of another user. A link that leads nowhere that can be looked at stands for them."""
+    (tmp_path / "images").symlink_to("n" * 300)
+    with pytest.raises(AcouslicError, match=r"/images could not be read: File name too long"):
+        find_sweeps([tmp_path])
+    with pytest.raises(AcouslicError, match=r"/images could not be read: File name too long"):
+        open_stack(tmp_path / "images")
+    assert source_of(tmp_path / "images")["size_bytes"] is None
+    assert recorded_row(tmp_path / "images", tmp_path, Maker("1", "model", "hash", {})) is None
+
+
 def test_a_record_covers_every_file_of_a_case(tmp_path: Path) -> None:
     """Pictures that are overwritten where they lie, pixels beside a header, one file a frame: a change is seen. What
     else is put into a folder of pictures is none of theirs."""
