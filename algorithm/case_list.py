@@ -186,7 +186,8 @@ def _in_folder(folder: Path) -> list[SweepInput]:
 def stacks_in_folder(folder: Path) -> list[Path]:
     """The files in a folder that are a stack each, sorted by name; hidden files and pictures are none."""
     suffixes = [suffix for suffix in STACK_SUFFIXES if suffix not in _STILL_SUFFIXES]
-    return [item for item in _visible(folder) if stack_suffix(item.name) in suffixes and item.is_file()]
+    stacks = [item for item in _visible(folder) if stack_suffix(item.name) in suffixes]
+    return [item for item in stacks if os.path.isfile(item)]  # noqa: PTH113 - Path's raises where nobody may look
 
 
 def _inner_folders(folder: Path) -> list[Path]:

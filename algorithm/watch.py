@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import glob
 import logging
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,7 +58,7 @@ def watch(input_dir: Path, settings: PredictSettings, rhythm: Rhythm, interrupts
     loaded. A case that fails is told on stderr and tried again only when a file of it changes, or, where memory or a
     disk was short, some minutes later and by the next watcher.
     """
-    if not input_dir.is_dir():
+    if not os.path.isdir(input_dir):  # noqa: PTH112 - Path's raises where nobody may look
         raise AcouslicError(f"{input_dir} is no folder: name the one that new stacks come into")
     maker = settings.maker()
     check_writable(settings.output_dir)
@@ -148,7 +149,7 @@ class _Watcher:
             if taken.setdefault(sweep.case, sweep.path) != sweep.path:
                 self._tell(path, f"{path} is not analysed: {taken[sweep.case]} has the same case name, {sweep.case}")
                 continue
-            with contextlib.suppress(FileNotFoundError, AcouslicError):
+            with contextlib.suppress(OSError, AcouslicError):  # Gone, or out of reach just now.
                 row = self._row_of(sweep)
                 if row is None:
                     if self._is_settled(self._files_of(sweep), settled_s) and not self._is_put_off(sweep):
@@ -170,7 +171,7 @@ class _Watcher:
             check_case_name(sweep.case)
             check_apart(sweep, self._settings.output_dir)
         except AcouslicError as error:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 if self._is_settled([path], settled_s):
                     self._tell(path, str(error))
             return None
@@ -189,7 +190,7 @@ class _Watcher:
 
     def _is_settled(self, files: list[Path], settled_s: float) -> bool:
         """Whether nobody has written to the files for so long, by their times or by what earlier looks saw. Raises
-        FileNotFoundError where the first is gone."""
+        OSError where the first is gone or out of reach."""
         if _age_s(files) >= settled_s:
             self._seen.pop(files[0], None)
             return True
@@ -245,7 +246,7 @@ class _Watcher:
             try:
                 if not failures:
                     (failed_dir / RECORD_FILE).unlink(missing_ok=True)
-                elif not is_for_now(failures[0]) and sweep.path.exists():
+                elif not is_for_now(failures[0]) and stamp_of(sweep.path) is not None:
                     write_record(failed_dir, stream.source, self._maker, row)
             except (OSError, ShortageError) as error:
                 failures.append(error)
@@ -256,19 +257,19 @@ class _Watcher:
                 complain(row.sentence())
             else:
                 log.info("%s", row.sentence())
-            if not sweep.path.exists():
+            if stamp_of(sweep.path) is None:
                 complain(f"{sweep.case}: {sweep.path} was removed while it was analysed")
             self._table.take(row)
             self._write_table()
 
 
 def _age_s(files: list[Path]) -> float:
-    """Seconds since any of a case's files, or one of the same stem beside it, was written. Raises FileNotFoundError
-    where the stack itself is gone."""
+    """Seconds since any of a case's files, or one of the same stem beside it, was written. Raises OSError where the
+    stack itself is gone or out of reach."""
     path, *others = files
     siblings = path.parent.glob(f"{glob.escape(path.stem)}.*")
     youngest = path.stat().st_mtime
     for file in {*others, *siblings}:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             youngest = max(youngest, file.stat().st_mtime)
     return time.time() - youngest

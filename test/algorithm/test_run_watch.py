@@ -320,6 +320,15 @@ def test_a_signal_that_became_another_error_is_no_failure_of_the_file(watcher, p
     assert not (tmp_path / "out" / "results.csv").exists()
 
 
+def test_a_link_that_leads_nowhere_ends_no_watcher(watcher, platform_case, speckle, tmp_path):
+    """Neither as a stack nor beside one: a name too long, a link to itself. The stack beside it is analysed."""
+    stack = platform_case.write_sweep(speckle(4)).rename(tmp_path / "stacks" / "a.mha")
+    settle(stack)
+    for name, target in (("b.mha", "n" * 300), ("a.txt", "n" * 300), ("a.lock", "a.lock")):
+        (tmp_path / "stacks" / name).symlink_to(target)
+    assert list(analysed(watcher())) == ["a"]
+
+
 def test_a_full_disk_ends_no_watcher(watcher, platform_case, speckle, tmp_path, monkeypatch, capsys):
     """Neither the record of a failure nor the table can be written: it is told, and done when there is room."""
     stack = platform_case.write_sweep(speckle(4)).rename(tmp_path / "stacks" / "a.mha")
