@@ -80,8 +80,11 @@ def _matches(path: Path) -> list[Path]:
     return [Path(match) for match in sorted(glob.glob(str(path)))] or [path]  # noqa: PTH207 - absolute patterns too
 
 
-def _sweeps_of_list(path: Path) -> list[SweepInput]:
-    """The stacks that a table names."""
+def _sweeps_of_list(path: Path, lists: tuple[Path, ...]) -> list[SweepInput]:
+    """The stacks that a table names; `lists` are those that led to it."""
+    if path.resolve() in lists:
+        raise AcouslicError(f"{path} names itself, or a list that names it: name stacks in it")
+    lists = (*lists, path.resolve())
     sweeps = []
     for line, row in enumerate(_rows_of_list(path), start=1):
         named = row.get("path")
@@ -96,7 +99,7 @@ def _sweeps_of_list(path: Path) -> list[SweepInput]:
             raise AcouslicError(f"{path}: row {line} names {stack}, which does not exist")
         case, age = row.get("case"), _age_in(row, f"{path}: row {line}")
         if case is None or case == "":
-            sweeps += [dataclasses.replace(sweep, gestational_age=age) for sweep in _sweeps_at(stack)]
+            sweeps += [dataclasses.replace(sweep, gestational_age=age) for sweep in _sweeps_at(stack, lists)]
         elif isinstance(case, str) and case == case_name(case) and not case.startswith("."):
             sweeps.append(SweepInput(stack, case, age))
         else:
@@ -137,7 +140,7 @@ def _rows_of_list(path: Path) -> list[dict[str, Any]]:
         raise AcouslicError(f"{path} is not a readable CSV file: {error}") from None
 
 
-def _sweeps_at(path: Path) -> list[SweepInput]:
+def _sweeps_at(path: Path, lists: tuple[Path, ...] = ()) -> list[SweepInput]:
     try:
         is_folder = stat.S_ISDIR(path.stat().st_mode)
     except FileNotFoundError:
@@ -145,7 +148,7 @@ def _sweeps_at(path: Path) -> list[SweepInput]:
     except OSError as error:
         raise AcouslicError(f"{path} could not be read: {error.strerror or error}") from None
     if not is_folder and path.suffix.lower() in LIST_SUFFIXES:
-        return _sweeps_of_list(path)
+        return _sweeps_of_list(path, lists)
     if not is_folder:
         return [sweep_of_file(path)]
     if os.path.isdir(path / SWEEP_FOLDER):  # noqa: PTH112 - Path's raises where nobody may look

@@ -80,6 +80,18 @@ def test_a_list_with_a_path_that_cannot_be_is_refused(tmp_path: Path) -> None:
         find_sweeps([tmp_path / "list.csv"])
 
 
+def test_a_list_that_names_itself_is_refused(tmp_path: Path) -> None:
+    """At once, or by way of another list; a list may name others."""
+    (tmp_path / "a.mha").touch()
+    (tmp_path / "outer.csv").write_text("path\ninner.csv\n")
+    (tmp_path / "inner.csv").write_text("path\na.mha\n")
+    assert _cases(tmp_path / "outer.csv") == [("a.mha", "a")]
+    for name in ("inner.csv", "outer.csv"):
+        (tmp_path / "inner.csv").write_text(f"path\n{name}\n")
+        with pytest.raises(AcouslicError, match=r"names itself, or a list that names it"):
+            find_sweeps([tmp_path / "outer.csv"])
+
+
 def test_what_nobody_may_look_at_is_one_sentence(tmp_path: Path) -> None:
     """Python's own question whether something is a folder raises there: a folder that may not be entered, a link out of
     it, a case's folder of another user. A link that leads nowhere that can be looked at stands for them."""
