@@ -99,7 +99,8 @@ def _sweeps_of_list(path: Path, lists: tuple[Path, ...]) -> list[SweepInput]:
             raise AcouslicError(f"{path}: row {line} names {stack}, which does not exist")
         case, age = row.get("case"), _age_in(row, f"{path}: row {line}")
         if case is None or case == "":
-            sweeps += [dataclasses.replace(sweep, gestational_age=age) for sweep in _sweeps_at(stack, lists)]
+            found = _sweeps_at(stack, lists)
+            sweeps += [dataclasses.replace(sweep, gestational_age=age or sweep.gestational_age) for sweep in found]
         elif isinstance(case, str) and case == case_name(case) and not case.startswith("."):
             sweeps.append(SweepInput(stack, case, age))
         else:

@@ -92,6 +92,15 @@ def test_a_list_that_names_itself_is_refused(tmp_path: Path) -> None:
             find_sweeps([tmp_path / "outer.csv"])
 
 
+def test_ages_of_a_list_in_a_list_stay(tmp_path: Path) -> None:
+    """An age that the outer list gives stands before them; where it gives none, theirs are kept."""
+    (tmp_path / "a.mha").touch()
+    (tmp_path / "inner.csv").write_text("path,gestational_age\na.mha,28w3d\n")
+    for age, expected in (("", "28w3d"), ("30w", "30w0d")):
+        (tmp_path / "outer.csv").write_text(f"path,gestational_age\ninner.csv,{age}\n")
+        assert [sweep.gestational_age for sweep in find_sweeps([tmp_path / "outer.csv"])] == [expected]
+
+
 def test_what_nobody_may_look_at_is_one_sentence(tmp_path: Path) -> None:
     """Python's own question whether something is a folder raises there: a folder that may not be entered, a link out of
     it, a case's folder of another user. A link that leads nowhere that can be looked at stands for them."""
