@@ -28,7 +28,7 @@ from algorithm.result.table import INDEX_FILE, PARQUET_FILE, RESULTS_FILE
 
 _RELEASE_FOLDER = "images/stacked_fetal_ultrasound"
 _STILL_SUFFIXES = (".png", ".jpg", ".jpeg")
-
+_LONGEST_NAME_BYTES = 255
 
 LIST_SUFFIXES = (".csv", ".parquet")
 """Of a table that names stacks: a column `path`, relative to the table's folder where it is not absolute, and if wanted
@@ -101,13 +101,18 @@ def _sweeps_of_list(path: Path, lists: tuple[Path, ...]) -> list[SweepInput]:
         if case is None or case == "":
             found = _sweeps_at(stack, lists)
             sweeps += [dataclasses.replace(sweep, gestational_age=age or sweep.gestational_age) for sweep in found]
-        elif isinstance(case, str) and case == case_name(case) and not case.startswith("."):
+        elif isinstance(case, str) and case == case_name(case) and _fits_a_folder(case):
             sweeps.append(SweepInput(stack, case, age))
         else:
             raise AcouslicError(f"{path}: row {line} names the case {case!r}, which no folder can have")
     if not sweeps:
         raise AcouslicError(f"{path} lists no stack: expected a column `path` and a row for each")
     return sweeps
+
+
+def _fits_a_folder(case: str) -> bool:
+    """Whether a folder that is not hidden can be called so: file systems take 255 bytes."""
+    return not case.startswith(".") and len(case.encode()) <= _LONGEST_NAME_BYTES
 
 
 def _age_in(row: dict[str, Any], where: str) -> str:

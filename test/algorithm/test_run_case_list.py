@@ -80,6 +80,18 @@ def test_a_list_with_a_path_that_cannot_be_is_refused(tmp_path: Path) -> None:
         find_sweeps([tmp_path / "list.csv"])
 
 
+def test_a_case_name_that_no_folder_can_have_is_refused(tmp_path: Path) -> None:
+    """Before anything is analysed: 255 bytes fit, 256 do not, however few characters they are."""
+    (tmp_path / "a.mha").touch()
+    for name, fits in (("c" * 255, True), ("c" * 256, False), ("ü" * 128, False)):
+        (tmp_path / "list.csv").write_text(f"path,case\na.mha,{name}\n", encoding="utf-8")
+        if fits:
+            assert _cases(tmp_path / "list.csv") == [("a.mha", name)]
+        else:
+            with pytest.raises(AcouslicError, match="which no folder can have"):
+                find_sweeps([tmp_path / "list.csv"])
+
+
 def test_a_list_that_names_itself_is_refused(tmp_path: Path) -> None:
     """At once, or by way of another list; a list may name others."""
     (tmp_path / "a.mha").touch()
