@@ -92,6 +92,14 @@ def test_a_case_name_that_no_folder_can_have_is_refused(tmp_path: Path) -> None:
                 find_sweeps([tmp_path / "list.csv"])
 
 
+def test_a_list_may_have_spaces_after_its_commas(tmp_path: Path) -> None:
+    """As people write them: no column is left out for its space."""
+    (tmp_path / "a.mha").touch()
+    (tmp_path / "list.csv").write_text("path, case, gestational_age\na.mha, first, 28w3d\n")
+    (found,) = find_sweeps([tmp_path / "list.csv"])
+    assert (found.path, found.case, found.gestational_age) == (tmp_path / "a.mha", "first", "28w3d")
+
+
 def test_a_list_that_names_itself_is_refused(tmp_path: Path) -> None:
     """At once, or by way of another list; a list may name others."""
     (tmp_path / "a.mha").touch()
