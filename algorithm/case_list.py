@@ -98,6 +98,8 @@ def _sweeps_of_list(path: Path, lists: tuple[Path, ...]) -> list[SweepInput]:
         if not is_there:
             raise AcouslicError(f"{path}: row {line} names {stack}, which does not exist")
         case, age = row.get("case"), _age_in(row, f"{path}: row {line}")
+        if type(case) is int:  # in Parquet; in CSV it is text
+            case = str(case)
         if case is None or case == "":
             found = _sweeps_at(stack, lists)
             sweeps += [dataclasses.replace(sweep, gestational_age=age or sweep.gestational_age) for sweep in found]

@@ -115,6 +115,19 @@ def test_lists_name_stacks_and_cases(stacks, tmp_path):
         ]
 
 
+def test_a_case_may_be_called_by_a_number(stacks, tmp_path):
+    """In Parquet, where a column may hold numbers, as in CSV, where they are text."""
+    import pyarrow
+    import pyarrow.parquet
+
+    stacks("a")
+    (tmp_path / "list.csv").write_text("path,case\nstacks/a.mha,12\n")
+    table = pyarrow.Table.from_pylist([{"path": "stacks/a.mha", "case": 12}])
+    pyarrow.parquet.write_table(table, tmp_path / "list.parquet")
+    for name in ("list.csv", "list.parquet"):
+        assert [sweep.case for sweep in find_sweeps([tmp_path / name])] == ["12"]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
