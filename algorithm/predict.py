@@ -157,7 +157,8 @@ def predict(paths: Sequence[Path], settings: PredictSettings, interrupts: Interr
             _not_yet_done(waiting, settings, maker, table)
         done = sum(not row.error for row in table.rows)
         interrupts.kept = f"{done} of {len(sweeps)} cases are complete in {settings.output_dir}, --resume does the rest"
-        table.write()
+        if table.rows or not table.path.exists():  # Else nothing has begun yet, and an earlier table stays.
+            table.write()
         raise
     return _conclude(table, settings.output_dir)
 

@@ -10,9 +10,11 @@ import pytest
 
 from acouslic.ellipse import Ellipse
 from acouslic.errors import AcouslicError
+from acouslic.interrupts import Interrupts
 from acouslic.stack import StackHeader
 from algorithm.case_list import find_sweeps
 from algorithm.model.manifest import Thresholds
+from algorithm.predict import PredictSettings, predict
 from algorithm.result.outputs import CaseResult
 from algorithm.result.preview import draw_preview
 from algorithm.result.table import ResultRow
@@ -139,6 +141,24 @@ def test_a_damaged_model_leaves_the_earlier_table(folder_of_stacks, tiny_model, 
     assert [path.name for path in output.iterdir()] == ["results.csv"]
     assert (output / "results.csv").read_text() == "case,suitable\nearlier,true\n"
     assert not list(tmp_path.glob("new/*"))
+
+
+def test_a_run_that_is_stopped_while_the_model_loads_leaves_the_earlier_table(
+    folder_of_stacks, tiny_model, tmp_path, monkeypatch
+):
+    """Nothing was analysed yet: the results of an earlier run are there as they were, and so is their table."""
+    from algorithm.pipeline import Pipeline
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Pipeline, "load", stopped)
+    output = tmp_path / "results"
+    output.mkdir()
+    (output / "results.csv").write_text("case,suitable\nearlier,true\n")
+    with pytest.raises(KeyboardInterrupt):
+        predict([folder_of_stacks], PredictSettings(output_dir=output, model_dir=tiny_model), Interrupts())
+    assert (output / "results.csv").read_text() == "case,suitable\nearlier,true\n"
 
 
 def test_the_line_of_result_says_what_was_assumed():
