@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 from acouslic.errors import AcouslicError
 from acouslic.interrupts import Interrupts
 from acouslic.sockets import SweepInput
-from algorithm.predict import CaseStream, PredictSettings, analyse_case
+from algorithm.predict import CaseStream, PredictSettings, analyse_case, row_of_done
 from algorithm.process.collector import uncollected
 from algorithm.process.cores import usable_cores
 from algorithm.process.devices import Node, Share, divide, visible_gpus
-from algorithm.result.record import Maker, recorded_row
+from algorithm.result.record import Maker
 from algorithm.result.table import ResultRow
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class CohortWorker:
             ahead = None
         with contextlib.closing(self._settings.stream(sweep) if ahead is None else ahead[1]) as stream:
             if again:
-                row = recorded_row(self._settings.output_dir / sweep.case, sweep.path, self._maker)
+                row = row_of_done(sweep, self._settings, self._maker)
                 if row is not None:
                     return row
             return analyse_case(self._pipeline, sweep, stream, self._settings, self._maker)

@@ -215,14 +215,22 @@ def _try_case(
     return row
 
 
+def row_of_done(sweep: SweepInput, settings: PredictSettings, maker: Maker) -> ResultRow | None:
+    """The row of a case whose complete result is what `maker` would make of it now, at the age that it has now; else
+    None."""
+    row = recorded_row(settings.output_dir / sweep.case, sweep.path, maker)
+    is_done = row is not None and row.gestational_age == str(settings.age_of(sweep) or "")
+    return row if is_done else None
+
+
 def _not_yet_done(
     sweeps: Sequence[SweepInput], settings: PredictSettings, maker: Maker, table: ResultTable
 ) -> list[SweepInput]:
     """The cases that are to be analysed; the rows of the others go into the table."""
     waiting = []
     for sweep in sweeps:
-        row = recorded_row(settings.output_dir / sweep.case, sweep.path, maker)
-        if row is None or row.gestational_age != str(settings.age_of(sweep) or ""):
+        row = row_of_done(sweep, settings, maker)
+        if row is None:
             waiting.append(sweep)
         else:
             table.take(row)

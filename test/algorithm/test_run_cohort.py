@@ -12,13 +12,14 @@ from types import SimpleNamespace
 import pytest
 
 from acouslic.errors import AcouslicError
-from acouslic.sockets import SweepInput
+from acouslic.sockets import FRAME_NUMBER_FILE, SweepInput
 from algorithm.case_list import find_sweeps
-from algorithm.cohort import Dispatcher
+from algorithm.cohort import CohortWorker, Dispatcher
 from algorithm.predict import PredictSettings
 from algorithm.process.devices import Node, Share, divide, visible_gpus
 from algorithm.process.progress import Progress
-from algorithm.result.record import Maker
+from algorithm.result.record import Maker, write_record
+from algorithm.result.source import source_of
 from algorithm.result.table import ResultRow
 
 pytest.importorskip("ray")
@@ -151,6 +152,24 @@ def test_progress_says_rate_and_estimate():
         for _ in range(120):
             progress.end_case("done")
         assert progress.sentence(2400.0) == "120 of 300 cases, 3.0 a minute, about 1:00:00 more"
+
+
+def test_an_earlier_result_at_another_age_is_not_taken_for_the_dead_workers(stacks, tmp_path, monkeypatch):
+    """A case whose worker died is tried again unless its result is there: not the one of an earlier run, whose list
+    gave another gestational age."""
+    stack = stacks("a") / "a.mha"
+    maker, case_dir = Maker("0", "m", "x", {}), tmp_path / "out" / "a"
+    case_dir.mkdir(parents=True)
+    (case_dir / FRAME_NUMBER_FILE).write_text("3")
+    earlier = ResultRow("a", gestational_age="28w0d")
+    write_record(case_dir, source_of(stack), maker, earlier)
+    monkeypatch.setattr("algorithm.cohort.analyse_case", lambda *_: "analysed")
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "TORCH_CPP_LOG_LEVEL"):
+        monkeypatch.setenv(name, os.environ.get(name, "1"))
+    worker = CohortWorker(PredictSettings(tmp_path / "out", tmp_path), maker, 1, "token")
+    worker._pipeline = object()
+    assert worker.analyse(SweepInput(stack, "a", "28w0d"), None, again=True) == earlier
+    assert worker.analyse(SweepInput(stack, "a", "30w0d"), None, again=True) == "analysed"
 
 
 def test_a_poisonous_case_fails_alone_after_two_tries(stacks, tiny_model, repository, tmp_path):
