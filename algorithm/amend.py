@@ -1,8 +1,8 @@
 """`amend`: takes a measurement by hand up beside the result that it corrects."""
 
 import hashlib
-import itertools
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from algorithm.result.correction import Correction, ellipse_of, read_correction
 from algorithm.result.growth import judge_growth, parse_age
 from algorithm.result.outputs import AMENDMENT_FILE, SCHEMA_VERSION, ellipse_json, growth_json
 
+_AMENDED = re.compile(r"amended-([0-9]{1,9})")
 _SAME_MM = 0.01
 """Between the browser's circumference and ours: the same formula on numbers of three decimals."""
 
@@ -149,4 +150,6 @@ def _amendment(original: dict[str, Any], amended: dict[str, Any], correction: Co
 
 
 def _next_folder(case_dir: Path) -> Path:
-    return next(folder for number in itertools.count(1) if not (folder := case_dir / f"amended-{number}").exists())
+    """The one after the highest number, which counts; one that somebody has removed leaves a gap."""
+    taken = [int(found[1]) for path in case_dir.iterdir() if (found := _AMENDED.fullmatch(path.name))]
+    return case_dir / f"amended-{max(taken, default=0) + 1}"

@@ -108,6 +108,15 @@ def test_a_second_correction_keeps_the_first(case_dir, tmp_path):
     assert json.loads((second / "fetal-abdomen-frame-number.json").read_text()) == 7
 
 
+def test_the_newest_amendment_has_the_highest_number(case_dir, tmp_path):
+    """Also where somebody has removed an earlier one: the gap is not filled, since the highest number counts."""
+    path = write(tmp_path, correction(case_dir))
+    assert [amend(case_dir, path).name for _ in range(2)] == ["amended-1", "amended-2"]
+    shutil.rmtree(case_dir / "amended-1")
+    (case_dir / "amended-notes").mkdir()
+    assert amend(case_dir, path).name == "amended-3"
+
+
 def test_a_pixel_size_that_was_given_stays(case_dir, tmp_path):
     """A case of `--spacing-mm 1`, which nobody would believe of a file: the amended mask says 1 mm too."""
     path = case_dir / "fetal-abdominal-circumference.json"
