@@ -174,7 +174,7 @@ function correction() {
     axis_ends_px: rounded,
     circumference_mm: Number(circumferenceMm(rounded).toFixed(4)),
     reader: byId("reader").value.trim(),
-    comment: byId("comment").value.trim(),
+    comment: byId("comment").value.replace(/[\p{C}\p{Z}]+/gu, " ").trim(), // `amend` takes printable text alone
     made_at: new Date().toISOString(),
   };
 }

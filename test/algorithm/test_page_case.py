@@ -274,6 +274,16 @@ def test_the_ellipse_is_measured_by_keys_on_another_frame(page, case_dir, tmp_pa
     assert amended["circumference_mm"] == pytest.approx(correction["circumference_mm"], abs=0.001)
 
 
+def test_a_comment_may_have_been_pasted(page, case_dir, tmp_path):
+    """What is no letter to see, such as a space that does not break or a mark of direction, becomes a space: `amend`
+    would refuse the file."""
+    page.click("#measure")
+    page.write("#comment", "the\u00a0stomach\u200f was\u2028missed ")
+    assert save(page, tmp_path)["comment"] == "the stomach was missed"
+    folder = amend(shutil.copytree(case_dir, tmp_path / "copy"), tmp_path / "correction-case_7.json")
+    assert json.loads((folder / "amendment.json").read_text())["comment"] == "the stomach was missed"
+
+
 def test_a_finger_moves_the_ellipse(browser, case_dir):
     """On a phone: the end of an axis follows the finger, the frame stays."""
     browser.look(390, 844, touch=True)
