@@ -151,7 +151,9 @@ def _grey(pixels: NDArray[Any], interpretation: str, file: DicomFile, frame_inde
         from pydicom.pixels import apply_color_lut
 
         colours = apply_color_lut(pixels, file.dataset)
-        pixels = (colours >> 8).astype(np.uint8) if colours.dtype == np.uint16 else colours
+        # Some writers put entries of 8 bits into words (DICOM PS3.3 C.7.6.3.1.5): the descriptor says how many count.
+        bits = int(file.dataset.RedPaletteColorLookupTableDescriptor[2])
+        pixels = (colours >> (bits - 8)).astype(np.uint8) if colours.dtype == np.uint16 else colours
     elif interpretation.startswith("YBR_FULL"):
         from pydicom.pixels import convert_color_space
 

@@ -181,6 +181,16 @@ def test_a_palette_is_looked_up(tmp_path: Path) -> None:
     assert np.array_equal(read_stack(saved(made, tmp_path / "x.dcm")).frames, inside(pictures()))
 
 
+@pytest.mark.parametrize(("bits", "factor", "kind"), [(16, 257, "<u2"), (8, 1, "u1"), (8, 1, "<u2")])
+def test_a_palette_may_have_entries_of_eight_bits(tmp_path: Path, bits: int, factor: int, kind: str) -> None:
+    """In bytes, or one in each word as some writers have it, which is no black picture."""
+    made = dataset(pictures(), PhotometricInterpretation="PALETTE COLOR")
+    for colour in ("Red", "Green", "Blue"):
+        setattr(made, f"{colour}PaletteColorLookupTableDescriptor", [256, 0, bits])
+        setattr(made, f"{colour}PaletteColorLookupTableData", (np.arange(256) * factor).astype(kind).tobytes())
+    assert np.array_equal(read_stack(saved(made, tmp_path / "x.dcm")).frames, inside(pictures()))
+
+
 def test_doppler_is_refused(tmp_path: Path) -> None:
     """Colour inside the region, in more than a marker's pixels, is no grey image; a marker is."""
     colour = np.repeat(pictures()[..., None], 3, axis=-1)
