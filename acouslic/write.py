@@ -5,12 +5,13 @@ composed here instead of by SimpleITK: a case is 351 MB of zeros around one mask
 """
 
 import errno
+import fcntl
 import json
 import os
 import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -117,22 +118,45 @@ def check_outputs(output_dir: Path, stack: StackHeader) -> None:
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file that takes the name `path` when the block ends well, and vanishes when it does not.
 
-    Missing folders are made. Raises ShortageError where the disk is full or the folder cannot be written.
+    Missing folders are made. Two that write the same file at once take turns, and the last one's stays. Raises
+    ShortageError where the disk is full or the folder cannot be written.
     """
     temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
+        with _opened_alone(temporary) as file:
+            try:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+                temporary.replace(path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
     except OSError as error:
         raise ShortageError(f"{path} could not be written: {why_not_written(error)}") from error
+
+
+@contextmanager
+def _opened_alone(path: Path) -> Iterator[BinaryIO]:
+    """The empty file at `path`, which nobody else has opened so until the block ends. On a file system without locks
+    that is not sure."""
+    while True:
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b") as file:
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not _lies_at(path, file):
+                continue  # Whoever had it before has given it its name.
+            file.truncate()
+            yield file
+            return
+
+
+def _lies_at(path: Path, file: BinaryIO) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def why_not_written(error: OSError) -> str:

@@ -141,6 +141,24 @@ def test_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatc
     assert path.read_text() == '"old"\n'
 
 
+def test_a_file_that_two_write_at_once_is_whole_all_the_same(tmp_path: Path) -> None:
+    """As the table of two runs into one folder: nobody fails, whoever reads meanwhile finds all of one of them, and
+    nothing is left beside it."""
+    path, contents = tmp_path / "results.csv", [letter * 300_000 for letter in (b"a", b"b")]
+    write_bytes(path, contents[0])
+
+    def write_often(content: bytes) -> None:
+        for _ in range(25):
+            write_bytes(path, content)
+
+    with ThreadPoolExecutor(2) as pool:
+        writers = [pool.submit(write_often, content) for content in contents]
+        while not all(writer.done() for writer in writers):
+            assert path.read_bytes() in contents
+    assert [writer.result() for writer in writers] == [None, None]
+    assert [item.name for item in tmp_path.iterdir()] == ["results.csv"]
+
+
 def test_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever ends the program while it writes, the temporary file goes and the reason is passed on."""
 
