@@ -111,6 +111,16 @@ def test_a_phone_shows_the_table_without_scrolling_sideways(browser, cohort):
     browser.look(1200, 800)
 
 
+def test_a_case_without_a_page_has_a_picture_that_leads_nowhere(tmp_path):
+    """As after a run without pages that `--resume` finds complete: no link, not even one to nothing."""
+    (tmp_path / "case 9").mkdir()
+    cv2.imwrite(str(tmp_path / "case 9" / "preview.png"), np.full((900, 1000, 3), 90, np.uint8))
+    text = cohort_page(tmp_path, [row("case 9", 99.5)])
+    assert text.count("data:image/jpeg") == 1
+    assert '<td class="thumbnail"><img ' in text
+    assert 'href="None"' not in text
+
+
 def test_a_very_large_cohort_is_cut_and_says_so(tmp_path):
     """The first 5,000, and how many more the table has; no pictures then."""
     text = cohort_page(tmp_path, [row(f"case {number}", 200.0) for number in range(MOST_ROWS + 7)])
