@@ -147,7 +147,7 @@ def predict(paths: Sequence[Path], settings: PredictSettings, interrupts: Interr
         with interrupts.held():
             table.write()
             if settings.page:
-                write_index(settings.index_path, table.rows)
+                write_index(settings.index_path, table.rows, table.path.name)
             if many:
                 table.write_parquet()
             interrupts.end()

@@ -15,7 +15,7 @@ from acouslic.write import write_text
 from algorithm.result.growth import STANDARD
 from algorithm.result.outputs import PREVIEW_FILE, REPORT_FILE
 from algorithm.result.preview import crop_frame
-from algorithm.result.table import ResultRow
+from algorithm.result.table import RESULTS_FILE, ResultRow
 
 _TEMPLATE = Path(__file__).with_name("cohort.html")
 MOST_ROWS = 5000
@@ -30,15 +30,15 @@ _VERDICTS = {
 }
 
 
-def write_index(path: Path, rows: Sequence[ResultRow]) -> None:
-    """Write the page of these cases, whose complete folders lie beside it.
+def write_index(path: Path, rows: Sequence[ResultRow], table_name: str = RESULTS_FILE) -> None:
+    """Write the page of these cases, whose complete folders lie beside it, as does the table `table_name`.
 
     A case is linked where it has a `report.html`. Raises AcouslicError where the file cannot be written.
     """
-    write_text(path, cohort_page(path.parent, rows))
+    write_text(path, cohort_page(path.parent, rows, table_name))
 
 
-def cohort_page(output_dir: Path, rows: Sequence[ResultRow]) -> str:
+def cohort_page(output_dir: Path, rows: Sequence[ResultRow], table_name: str = RESULTS_FILE) -> str:
     """The page as text; the first MOST_ROWS cases, in the order given."""
     shown = rows[:MOST_ROWS]
     thumbnails = len(shown) <= _MOST_THUMBNAILS
@@ -51,6 +51,7 @@ def cohort_page(output_dir: Path, rows: Sequence[ResultRow]) -> str:
     values: dict[str, Any] = {
         "rows": [_row_values(row, output_dir, thumbnails) for row in shown],
         "left_out": len(rows) - len(shown),
+        "table_name": table_name,
         "thumbnails": thumbnails,
         "with_age": with_age,
         "standard": STANDARD,

@@ -232,7 +232,7 @@ def test_predict_stopped_in_a_case_keeps_the_others(platform_case, speckle, tiny
 
 
 def test_parts_divide_the_cases(platform_case, speckle, tiny_model, run_algorithm):
-    """Two commands, as on two machines without Ray: each its own cases and its own table; together all of them."""
+    """Two commands, as on two machines without Ray: each its own cases, table and page; together all of them."""
     folder = platform_case.input_dir / "stacks"
     folder.mkdir()
     for name in "abc":
@@ -247,6 +247,9 @@ def test_parts_divide_the_cases(platform_case, speckle, tiny_model, run_algorith
         "results.part-1-of-2.csv": ["b"],
     }
     assert all((output / name / "fetal-abdomen-frame-number.json").is_file() for name in "abc")
+    for table in rows:
+        page = (output / table.replace("results", "index").replace(".csv", ".html")).read_text()
+        assert f"for a spreadsheet: {table}." in page
 
 
 def test_a_killed_predict_leaves_only_a_hidden_folder(platform_case, speckle, tiny_model, repository, tmp_path):
