@@ -32,6 +32,8 @@ _CONTENT_LABEL = "RESEARCH"
 _MANUFACTURER = "acouslic-fetal-abdomen (research software)"
 _SERIES_NUMBERS = (9001, 9002)
 _SINGLE_FRAME_ULTRASOUND = "1.2.840.10008.5.1.4.1.1.6.1"
+_SWITCHING = "ISO 2022"
+"""What the names of character sets begin with that others may follow."""
 _NOT_OF_ONE_FRAME = (
     "PixelData", "NumberOfFrames", "FrameTime", "FrameTimeVector", "FrameIncrementPointer", "FrameOfReferenceUID",
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "PixelSpacing", "PixelAspectRatio",
@@ -94,9 +96,19 @@ def _source_frame(header: StackHeader, frame_index: int) -> _SourceFrame:
             for keyword in _MAY_BE_EMPTY:
                 if keyword not in dataset:
                     setattr(dataset, keyword, None)
+            _spell_in_utf_8(dataset)
             return _SourceFrame(dataset, frame_index - first + 1, "NumberOfFrames" in dataset)
         first += source.frames
     raise AssertionError(f"frame {frame_index} of {first}")
+
+
+def _spell_in_utf_8(dataset: "Dataset") -> None:
+    """Texts that switch between character sets, as in Japan and Korea: highdicom does not know all of these sets, nor
+    that the first may be empty (DICOM PS3.3 C.12.1.1.2). Any other set stays."""
+    named = dataset.get("SpecificCharacterSet") or ""
+    if not isinstance(named, str) or named.startswith(_SWITCHING):
+        dataset.decode()
+        dataset.SpecificCharacterSet = "ISO_IR 192"
 
 
 def _segmentation(result: CaseResult, source: _SourceFrame, maker: Maker) -> "Dataset":

@@ -131,6 +131,23 @@ def test_a_source_that_lacks_what_may_be_empty(tmp_path, write_ultrasound):
         assert made.StudyInstanceUID == "1.2.3.4"
 
 
+@pytest.mark.parametrize(
+    ("character_set", "name"),
+    [
+        ("ISO_IR 100", "Müller^Änne"),
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎"),
+        (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞=홍^길동"),
+        ("ISO 2022 IR 100", "Müller"),
+    ],
+)
+def test_names_in_any_character_set_are_handed_on(character_set, name, tmp_path, write_ultrasound):
+    """One set, as in Europe, and several that texts switch between, as in Japan and Korea."""
+    source = write_ultrasound(tmp_path / "a.dcm", 5, SpecificCharacterSet=character_set, PatientName=name)
+    write_dicom(result_in(tmp_path, [source], 2), tmp_path, MAKER)
+    for made in ("segmentation.dcm", "measurement-report.dcm"):
+        assert str(pydicom.dcmread(tmp_path / made).PatientName) == name
+
+
 def test_what_was_not_found_is_not_written(tmp_path, write_ultrasound):
     """No frame: neither file; a mask without an ellipse: the Segmentation alone. A new run removes both."""
     result = result_in(tmp_path, [write_ultrasound(tmp_path / "a.dcm", 5)], 2)
