@@ -79,12 +79,17 @@ def case_files(path: Path) -> tuple[list[Path], list[Path]]:
         raise AcouslicError(f"{error.filename or path} could not be read: {error.strerror or error}") from None
     files.sort(key=_by_numbers)
     pictures = [item for item in files if item.suffix.lower() == ".png"]
-    dicom = [item for item in files if item.suffix.lower() not in _NEVER_DICOM and is_dicom(item)]
+    others = [item for item in files if item.suffix.lower() not in _NEVER_DICOM and item.name.upper() != _CONTENTS]
+    dicom = [item for item in others if is_dicom(item)]
     return dicom, pictures
 
 
 _NEVER_DICOM = (*(suffix for suffix in STACK_SUFFIXES if suffix != ".dcm"), ".raw", ".zraw", ".gz")
 """Not looked into: a folder may hold thousands of them."""
+
+
+_CONTENTS = "DICOMDIR"
+"""Lists the files of a disc or a stick that a scanner has written, and holds no pixels (DICOM PS3.10, 8.6)."""
 
 
 def _by_numbers(path: Path) -> tuple[list[tuple[int, str]], str]:

@@ -34,6 +34,17 @@ def test_a_dicom_case_is_called_by_its_uid(tmp_path: Path) -> None:
     assert _cases(tmp_path) == [(tmp_path.name, STUDY)]
 
 
+def test_a_discs_table_of_contents_is_no_sweep(tmp_path: Path) -> None:
+    """A `DICOMDIR` is DICOM without pixels: the files beside it are the case, and folders below are looked into."""
+    (tmp_path / "series").mkdir()
+    for folder in (tmp_path, tmp_path / "series"):
+        (folder / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    saved(dataset(pictures(), number=1), tmp_path / "series" / "IM000001")
+    expected = [("series", "1.2.826.0.1.3680043.8.498.3.1")]
+    assert _cases(tmp_path) == _cases(tmp_path / "series") == expected
+    assert open_stack(tmp_path / "series").header.frames == len(pictures())
+
+
 def test_pictures_are_one_sweep_where_there_is_nothing_else(tmp_path: Path) -> None:
     """PNG in a folder are frames; beside stacks they are previews; JPEG are a case each; folders of folders go in."""
     for case in ("a", "b"):
