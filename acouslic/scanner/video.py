@@ -56,9 +56,11 @@ def open_video(path: Path) -> Video:
                 raise AcouslicError(f"{path} holds no video")
             stream = container.streams.video[0]
             announced, rows, columns = stream.frames, stream.codec_context.height, stream.codec_context.width
-            counted = 0
+            counted = cut = 0
             for packet in container.demux(stream):
                 counted += packet.size > 0
+                # What was cut away without encoding the rest anew is still there, for frames that refer to it.
+                cut += packet.size > 0 and packet.is_discard
                 if packet.is_corrupt or counted > _MOST_FRAMES:
                     raise AcouslicError(f"{path} is damaged, or a video of more than {_MOST_FRAMES} frames")
     except av.error.FFmpegError as error:
@@ -68,14 +70,14 @@ def open_video(path: Path) -> Video:
         raise AcouslicError(f"{path} announces {announced} frames, but holds {counted}; it is cut off")
     header = SourceHeader(
         path,
-        counted,
+        counted - cut,
         rows,
         columns,
         pixel_type="uint8",
         pixel_bytes=np.dtype(np.uint8).itemsize * 3,
         spacing_mm=None,
         notes=(f"{printable(path.name)} is a video; the brightness of its frames is used, as its compression left it",),
-        sweep_lengths=told_apart([counted]),
+        sweep_lengths=told_apart([counted - cut]),
     )
     return Video(header)
 

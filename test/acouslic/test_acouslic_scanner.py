@@ -59,6 +59,26 @@ def test_a_video_is_one_sweep(tmp_path: Path, name: str, codec: str, pixel_forma
     assert any("is a video" in note for note in stack.header.notes)
 
 
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+def test_a_video_that_was_cut_has_the_frames_that_it_shows(tmp_path: Path, codec: str) -> None:
+    """As phones and `ffmpeg -ss 0.16 -c copy` cut it: four frames before the cut stay in the file, since the others
+    refer to them, and the file says not to show them."""
+    frames = pictures()
+    whole, shorter = video(tmp_path / "whole.mp4", frames, codec, "yuv420p"), tmp_path / "shorter.mp4"
+    with av.open(str(whole)) as source, av.open(str(shorter), "w") as container:
+        stream = container.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.size]
+        begins = sorted(packet.pts for packet in packets)[4]
+        for packet in packets:
+            packet.pts, packet.dts, packet.stream = packet.pts - begins, packet.dts - begins, stream
+            container.mux(packet)
+
+    stack = read_stack(shorter)
+
+    assert np.array_equal(stack.frames, read_stack(whole).frames[4:])
+    assert stack.header.sweeps == [range(8)]
+
+
 def test_a_video_may_have_a_time_as_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A colon within a path that does not begin at the root."""
     frames = pictures()
