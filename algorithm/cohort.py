@@ -257,12 +257,14 @@ class Dispatcher:
         self._calls[call] = hand
 
     def _end_call(self, call: Any, hand: _Hand) -> None:
+        failures = self._ray.exceptions
         try:
             answer = self._ray.get(call)
-        except self._ray.exceptions.RayActorError as error:
+        # The second is no kind of the first: Ray itself has ended the worker, where the machine's memory ran low.
+        except (failures.RayActorError, failures.OutOfMemoryError) as error:
             self._bury(hand, error)
             return
-        except self._ray.exceptions.RayTaskError as error:
+        except failures.RayTaskError as error:
             raise error.cause if isinstance(error.cause, Exception) else error from None
         if hand.case is None:
             self._failed_starts = 0

@@ -236,11 +236,14 @@ class PretendedRay:
         class RayActorError(Exception):
             """A worker has died."""
 
+        class OutOfMemoryError(Exception):
+            """A worker was ended by Ray, for want of memory."""
+
         class RayTaskError(Exception):
             """A call has failed."""
 
-    def __init__(self, dies):
-        self.random, self.dies = random.Random(3), dies
+    def __init__(self, dies, death=exceptions.RayActorError):
+        self.random, self.dies, self.death = random.Random(3), dies, death
         self.tries, self.killed = Counter(), []
 
     def remote(self, _):
@@ -265,7 +268,7 @@ class PretendedRay:
         assert again == (self.tries[sweep.case] > 0)
         self.tries[sweep.case] += 1
         if self.dies(sweep.case):
-            raise self.exceptions.RayActorError("the worker died")
+            raise self.death("the worker died")
         return ResultRow(sweep.case, seconds=1.0)
 
 
@@ -328,6 +331,18 @@ def test_a_poisonous_case_among_other_deaths_is_given_up_too(tmp_path):
     assert {row.case for row in rows if row.error} == {"poison"}
     assert ray.tries["poison"] == 8
     assert (ray.tries["c1"], ray.tries["c5"]) == (2, 3)
+
+
+def test_a_worker_that_ray_ends_for_want_of_memory_is_replaced(tmp_path):
+    """Ray's memory monitor, which is on by default, has an error of its own, no kind of the one for other deaths."""
+    import ray
+
+    assert not issubclass(ray.exceptions.OutOfMemoryError, ray.exceptions.RayActorError)
+    deaths = iter([True])
+    pretended = PretendedRay(lambda _: next(deaths, False), PretendedRay.exceptions.OutOfMemoryError)
+    rows = dispatched(pretended, ["a", "b", "c"], tmp_path)
+    assert sorted((row.case, row.error) for row in rows) == [("a", ""), ("b", ""), ("c", "")]
+    assert len(pretended.killed) == 1
 
 
 def test_workers_that_die_while_they_load_end_the_run(tmp_path):
