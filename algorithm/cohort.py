@@ -18,6 +18,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from acouslic.errors import AcouslicError
@@ -56,7 +57,10 @@ log = logging.getLogger(__name__)
 class CohortWorker:
     """The actor: one device, one loaded model, one case at a time."""
 
-    def __init__(self, settings: PredictSettings, maker: Maker, cores: int, token: str) -> None:
+    def __init__(self, settings: PredictSettings, maker: Maker, cores: int, token: str, folder: Path) -> None:
+        with contextlib.suppress(OSError):  # Where it is not there, only absolute paths lead anywhere.
+            # Ray starts it where Ray was started, but relative paths are those of the driver's folder.
+            os.chdir(folder)
         # Before torch is loaded, which reads them once.
         os.environ["OMP_NUM_THREADS"] = str(cores)
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -212,7 +216,7 @@ class Dispatcher:
         self._make = lambda: (
             ray.remote(CohortWorker)
             .options(num_cpus=share.cores_each, num_gpus=share.gpus_each, max_restarts=0)
-            .remote(settings, maker, share.cores_each, token)
+            .remote(settings, maker, share.cores_each, token, Path.cwd())
         )
         self._waiting: deque[_Case] = deque()
         self._set_aside: list[_Case] = []

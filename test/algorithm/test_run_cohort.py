@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -166,10 +167,27 @@ def test_an_earlier_result_at_another_age_is_not_taken_for_the_dead_workers(stac
     monkeypatch.setattr("algorithm.cohort.analyse_case", lambda *_: "analysed")
     for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "TORCH_CPP_LOG_LEVEL"):
         monkeypatch.setenv(name, os.environ.get(name, "1"))
-    worker = CohortWorker(PredictSettings(tmp_path / "out", tmp_path), maker, 1, "token")
+    monkeypatch.chdir(tmp_path)
+    worker = CohortWorker(PredictSettings(tmp_path / "out", tmp_path), maker, 1, "token", tmp_path)
     worker._pipeline = object()
     assert worker.analyse(SweepInput(stack, "a", "28w0d"), None, again=True) == earlier
     assert worker.analyse(SweepInput(stack, "a", "30w0d"), None, again=True) == "analysed"
+
+
+def test_relative_paths_are_those_of_the_drivers_folder(tiny_model, tmp_path, monkeypatch):
+    """Ray starts a worker in the folder where Ray was started, which on a cluster is another one: the worker sees the
+    output folder and loads the model all the same. Where there is no such folder it stays where it is."""
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "TORCH_CPP_LOG_LEVEL"):
+        monkeypatch.setenv(name, os.environ.get(name, "1"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "token").touch()
+    (tmp_path / "model").symlink_to(tiny_model)
+    settings = PredictSettings(Path("out"), Path("model"), device="cpu")
+    monkeypatch.chdir("/")
+    absent = CohortWorker(settings, Maker("0", "m", "x", {}), 1, "token", tmp_path / "nowhere")
+    with pytest.raises(AcouslicError, match="does not see out"):
+        absent.load()
+    assert "cpu" in CohortWorker(settings, Maker("0", "m", "x", {}), 1, "token", tmp_path).load()
 
 
 def test_a_poisonous_case_fails_alone_after_two_tries(stacks, tiny_model, repository, tmp_path):
