@@ -51,7 +51,7 @@ def open_dicom(path: Path, paths: Sequence[Path]) -> DicomStack:
     Raises AcouslicError where a file is damaged or no ultrasound, or the files are not of one study, frame size and
     pixel size.
     """
-    files = sorted((read_dicom_header(one) for one in paths), key=lambda file: file.order)
+    files = _in_order([read_dicom_header(one) for one in paths])
     first = files[0]
     studies = {file.study_uid for file in files}
     if len(studies) > 1:
@@ -85,6 +85,15 @@ def dicom_case_name(paths: Sequence[Path]) -> str:
         return files[0].sop_uid
     series = {file.series_uid for file in files}
     return files[0].series_uid if len(series) == 1 else files[0].study_uid
+
+
+def _in_order(files: Sequence[DicomFile]) -> list[DicomFile]:
+    """By series, in each as `DicomFile.order` has it. A series comes where its first file would: their numbers may be
+    missing or the same, and frames of one sweep must not come between those of another."""
+    begins: dict[str, tuple[object, ...]] = {}
+    for file in sorted(files, key=lambda file: file.order):
+        begins.setdefault(file.series_uid, file.order)
+    return sorted(files, key=lambda file: (begins[file.series_uid], file.order))
 
 
 def _header(path: Path, files: Sequence[DicomFile]) -> SourceHeader:

@@ -233,6 +233,22 @@ def test_single_frames_of_a_series_are_one_sweep(tmp_path: Path) -> None:
     assert stack.header.sweeps == [range(4), range(4, 6)]
 
 
+def test_series_without_numbers_are_not_mixed(tmp_path: Path) -> None:
+    """Their frames have the same numbers: each series is a sweep all the same, the one that begins first in front."""
+    frames = pictures(6)
+    for number in range(6):
+        series = SERIES if number < 3 else f"{SERIES}.9"
+        made = dataset(frames[number : number + 1], number=9 - number, SeriesInstanceUID=series, SeriesNumber=None)
+        made.InstanceNumber, made.AcquisitionDateTime = 1 + number % 3, f"2026113012{number:02}00"
+        del made.NumberOfFrames
+        saved(made, tmp_path / f"{number}.dcm")
+
+    stack = read_stack(tmp_path)
+
+    assert np.array_equal(stack.frames, inside(frames))
+    assert stack.header.sweeps == [range(3), range(3, 6)]
+
+
 def test_a_whole_case_in_one_file_has_the_challenges_sweeps(tmp_path: Path) -> None:
     """840 frames of one file are six sweeps of 140, which nothing in the file tells apart."""
     header = open_stack(saved(dataset(np.zeros((840, 60, 80), np.uint8)), tmp_path / "x.dcm")).header
