@@ -24,7 +24,7 @@ class Progress:
             total=total,
             file=sys.stdout,
             disable=not sys.stdout.isatty(),
-            bar_format="{percentage:3.0f} %|{bar}| {elapsed} of about {remaining} more, {rate_fmt}",
+            bar_format="{percentage:3.0f} %|{bar}| {elapsed} so far, about {remaining} more, {rate_fmt}",
             unit=" cases",
             leave=False,
         )

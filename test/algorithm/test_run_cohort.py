@@ -1,9 +1,11 @@
 """Many cases on many devices by Ray: nothing lost, nothing twice, a poisonous case fails alone."""
 
 import csv
+import io
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -188,6 +190,17 @@ def test_relative_paths_are_those_of_the_drivers_folder(tiny_model, tmp_path, mo
     with pytest.raises(AcouslicError, match="does not see out"):
         absent.load()
     assert "cpu" in CohortWorker(settings, Maker("0", "m", "x", {}), 1, "token", tmp_path).load()
+
+
+def test_a_bar_tells_the_time_so_far_from_the_rest(monkeypatch):
+    """On a terminal: the second time is what is still to come, not the whole of which the first is a part."""
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdout", terminal)
+    with Progress(300) as progress:
+        progress.end_case("done")
+        progress._bar.refresh()
+    assert re.search(r"[0-9:]+ so far, about [0-9:?]+ more, ", terminal.getvalue())
 
 
 def test_a_poisonous_case_fails_alone_after_two_tries(stacks, tiny_model, repository, tmp_path):
