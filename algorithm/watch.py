@@ -26,7 +26,7 @@ from algorithm.process.messages import complain, explain, is_for_now
 from algorithm.process.timing import process_age_s
 from algorithm.result.case_folder import remove_leftovers
 from algorithm.result.outputs import RECORD_FILE
-from algorithm.result.record import Maker, failed_row, recorded_row, write_record
+from algorithm.result.record import Maker, failed_row, recorded_row, rows_of_complete, write_record
 from algorithm.result.source import Stamp, source_files, stamp_of
 from algorithm.result.table import ResultRow, ResultTable
 
@@ -111,8 +111,17 @@ class _Watcher:
         self._trouble = ""
         """Why the table could not be written, the last time; empty where it could."""
 
+    def begin(self) -> None:
+        """Take the rows of what is complete already, also of stacks that have left the folder since."""
+        rows = rows_of_complete(self._settings.output_dir)
+        for row in rows:
+            self._table.take(row)
+        if rows:
+            self._write_table()
+
     def run(self, rhythm: Rhythm) -> None:
         """Until a signal."""
+        self.begin()
         while True:
             self._beat()
             for sweep in self._new(rhythm.settled_s):

@@ -61,6 +61,20 @@ def recorded_row(case_dir: Path, source: Path, maker: Maker) -> ResultRow | None
     return _row(case_dir, source, maker) if is_complete else None
 
 
+def rows_of_complete(output_dir: Path) -> list[ResultRow]:
+    """The rows of all complete results in `output_dir`, in the order of their names, whatever has made them of what."""
+    rows = []
+    for record in sorted(output_dir.glob(f"*/{RECORD_FILE}")):
+        try:
+            row = ResultRow(**json.loads(record.read_text(encoding="utf-8"))["row"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        # Else it is what a killed process has left.
+        if row.case == record.parent.name and record.with_name(FRAME_NUMBER_FILE).is_file():
+            rows.append(row)
+    return rows
+
+
 def failed_row(folder: Path, source: Path, maker: Maker) -> ResultRow | None:
     """The row of a failure that `write_record` put into `folder`, of the stack as it is now, else None."""
     row = _row(folder, source, maker)

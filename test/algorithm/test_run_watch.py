@@ -329,6 +329,28 @@ def test_a_link_that_leads_nowhere_ends_no_watcher(watcher, platform_case, speck
     assert list(analysed(watcher())) == ["a"]
 
 
+def test_a_restart_keeps_the_rows_of_stacks_that_have_left_the_folder(watcher, platform_case, speckle, tmp_path):
+    """Whoever empties the folder that stacks come into has the results still, and their rows: the table of the next
+    watcher has them too, before and after it finds something new. What is half there is no result."""
+    maker, output = Maker("earlier", "m", "x", {}), tmp_path / "out"
+    for name in ("gone", "half", ".hidden"):
+        (output / name).mkdir(parents=True)
+        write_record(output / name, source_of(tmp_path / "gone.mha"), maker, ResultRow("gone", circumference_mm=250.0))
+    (output / "gone" / FRAME_NUMBER_FILE).write_text("3")
+    (output / ".hidden" / FRAME_NUMBER_FILE).write_text("3")
+    (output / "results.csv").write_text("case\ngone\n")
+
+    def rows():
+        return [line.split(",")[0] for line in (output / "results.csv").read_text().splitlines()[1:]]
+
+    started = watcher()
+    started.begin()
+    assert rows() == ["gone"]
+    settle(platform_case.write_sweep(speckle(4)).rename(tmp_path / "stacks" / "new.mha"))
+    assert list(analysed(started)) == ["new"]
+    assert rows() == ["gone", "new"]
+
+
 def test_a_full_disk_ends_no_watcher(watcher, platform_case, speckle, tmp_path, monkeypatch, capsys):
     """Neither the record of a failure nor the table can be written: it is told, and done when there is room."""
     stack = platform_case.write_sweep(speckle(4)).rename(tmp_path / "stacks" / "a.mha")
