@@ -142,7 +142,9 @@ def _of_every_case(command: argparse.ArgumentParser, *, no_page: str) -> None:
         metavar="MM",
         help="size of a pixel of all cases, where files state none (video, PNG) or a wrong one",
     )
-    command.add_argument("--verbose", action="store_true", help="log timings and notes of each case")
+    command.add_argument(
+        "--verbose", action="store_true", help="log timings and notes of each case; several workers log none"
+    )
 
 
 def _amend(amend: argparse.ArgumentParser) -> None:
