@@ -17,7 +17,8 @@ _MAX_SENTENCE_CHARACTERS = 4000
 _NO_THREAD = "can't start new thread"
 _NO_ROOM_FOR_LIBRARIES = ("failed to map segment", "cannot allocate memory", "cannot create shared object descriptor")
 """What the dynamic linker says where the address space does not hold a library."""
-_DISK_TROUBLES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
+_DISK_TROUBLES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM}
+"""Permissions too: whoever gives them changes no file."""
 _OURS = {"", "acouslic", "algorithm"}
 _INSTALL = "pip install 'acouslic-fetal-abdomen[algorithm]', or requirements/set_up.sh runtime in the repository"
 
@@ -95,8 +96,8 @@ def explain(error: BaseException) -> str:
 
 
 def is_for_now(error: BaseException) -> bool:
-    """Whether a failure is the machine's (its memory, its disks, what is installed) and not the input's: tried again
-    later, the same may do."""
+    """Whether a failure is the machine's (its memory, its disks and permissions, what is installed) and not the
+    input's: tried again later, the same may do."""
     reason: BaseException | None = error
     while reason is not None:
         if isinstance(reason, ShortageError | ImportError) or _shortage(reason) is not None:

@@ -274,6 +274,13 @@ def test_a_file_that_is_removed_while_it_is_analysed_ends_nothing(watcher, platf
     assert analysed(first) == {}
 
 
+def _denied():
+    """What a reader makes of a file that may not be read: to give permission changes no file."""
+    denied = AcouslicError("in/a.mha could not be read: Permission denied")
+    denied.__context__ = PermissionError(errno.EACCES, "Permission denied")
+    return denied
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -281,6 +288,7 @@ def test_a_file_that_is_removed_while_it_is_analysed_ends_nothing(watcher, platf
         RuntimeError("DefaultCPUAllocator: can't allocate memory"),
         OSError(errno.EMFILE, "Too many open files"),
         ShortageError("out/a could not be written: No space left on device"),
+        _denied(),
     ],
 )
 def test_what_the_machine_lacks_is_no_failure_of_the_file(
