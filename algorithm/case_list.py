@@ -173,9 +173,16 @@ def _sweeps_at(path: Path, lists: tuple[Path, ...] = ()) -> list[SweepInput]:
 def sweep_of_file(path: Path) -> SweepInput:
     """The case that a file is: called as the file, or by its UID where it is DICOM, whose name may be a patient's.
 
-    Raises AcouslicError where its name cannot be written out, or its DICOM header is damaged.
+    Raises AcouslicError where its name cannot be written out, or its DICOM header is damaged or may not be read.
     """
-    return SweepInput(path, dicom_case_name([path]) if is_dicom(path) else case_name(path.name))
+    if is_dicom(path):
+        return SweepInput(path, dicom_case_name([path]))
+    if stack_suffix(path.name) == ".dcm":
+        try:
+            path.open("rb").close()
+        except OSError as error:  # What it is called in results stands where nobody may look.
+            raise AcouslicError(f"{path} could not be read: {error.strerror or error}") from None
+    return SweepInput(path, case_name(path.name))
 
 
 def _in_folder(folder: Path) -> list[SweepInput]:

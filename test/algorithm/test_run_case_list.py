@@ -4,6 +4,7 @@ import errno
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -43,6 +44,25 @@ def test_a_discs_table_of_contents_is_no_sweep(tmp_path: Path) -> None:
     expected = [("series", "1.2.826.0.1.3680043.8.498.3.1")]
     assert _cases(tmp_path) == _cases(tmp_path / "series") == expected
     assert open_stack(tmp_path / "series").header.frames == len(pictures())
+
+
+def test_a_dicom_file_that_may_not_be_read_gives_no_case_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is refused, alone and among others, instead of analysed under the name of the file or left out."""
+    for number, name in enumerate(("Roe_Jane.dcm", "Roe_Jane_2.dcm"), start=1):
+        saved(dataset(pictures(), number=number), tmp_path / name)
+    opens = Path.open
+
+    def deny(path: Path, *words: Any, **more: Any) -> Any:
+        if path.name == "Roe_Jane_2.dcm":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opens(path, *words, **more)
+
+    monkeypatch.setattr(Path, "open", deny)
+    for given in (tmp_path / "Roe_Jane_2.dcm", tmp_path):
+        with pytest.raises(AcouslicError, match=r"Roe_Jane_2\.dcm could not be read: Permission denied"):
+            find_sweeps([given])
 
 
 def test_pictures_are_one_sweep_where_there_is_nothing_else(tmp_path: Path) -> None:
