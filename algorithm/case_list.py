@@ -14,7 +14,7 @@ from typing import Any
 from acouslic.errors import AcouslicError
 from acouslic.scanner.dicom import dicom_case_name
 from acouslic.scanner.dicom_header import is_dicom
-from acouslic.scanner.folder import case_files
+from acouslic.scanner.folder import case_files, refuse_unreadable
 from acouslic.sockets import (
     STACK_SUFFIXES,
     SWEEP_FOLDER,
@@ -178,10 +178,7 @@ def sweep_of_file(path: Path) -> SweepInput:
     if is_dicom(path):
         return SweepInput(path, dicom_case_name([path]))
     if stack_suffix(path.name) == ".dcm":
-        try:
-            path.open("rb").close()
-        except OSError as error:  # What it is called in results stands where nobody may look.
-            raise AcouslicError(f"{path} could not be read: {error.strerror or error}") from None
+        refuse_unreadable(path)  # What it is called in results stands where nobody may look.
     return SweepInput(path, case_name(path.name))
 
 

@@ -65,6 +65,28 @@ def test_a_dicom_file_that_may_not_be_read_gives_no_case_its_name(
             find_sweeps([given])
 
 
+def test_a_dicom_case_is_read_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file without a suffix that may not be read could be one of its sweeps; notes and pictures could not."""
+    for number, name in enumerate(("IM1", "IM2"), start=1):
+        saved(dataset(pictures(), number=number), tmp_path / name)
+    (tmp_path / "notes").touch()
+    opens = Path.open
+
+    def deny(path: Path, *words: Any, **more: Any) -> Any:
+        if path.name in denied:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opens(path, *words, **more)
+
+    monkeypatch.setattr(Path, "open", deny)
+    denied = {"a.png"}
+    (tmp_path / "a.png").touch()
+    assert _cases(tmp_path) == [(tmp_path.name, SERIES)]
+    denied = {"IM2"}
+    for read in (lambda: find_sweeps([tmp_path]), lambda: open_stack(tmp_path)):
+        with pytest.raises(AcouslicError, match=r"IM2 could not be read: Permission denied"):
+            read()
+
+
 def test_pictures_are_one_sweep_where_there_is_nothing_else(tmp_path: Path) -> None:
     """PNG in a folder are frames; beside stacks they are previews; JPEG are a case each; folders of folders go in."""
     for case in ("a", "b"):
