@@ -49,15 +49,18 @@ def refine(
     selection: SelectionConfig,
     config: ScoringConfig,
     ask: Ask,
+    *,
+    black: NDArray[np.bool_] | None = None,
 ) -> Refined:
     """Ask the ensemble about frames of a case until all that matters is its word; `presence` (F,), 0 of black frames,
     and `optimality` (F,) are the gate's, F at least 1.
 
     First come a few frames of the middle, if the case's own scale decides which frames are positive: all others of the
     gate's logits are moved as far as the ensemble's lie from them there. Then as many rounds as `config` allows, each
-    by what is known by then.
+    by what is known by then. Frames that are `black` (F,), if it is given, are not asked about, unless all are.
     """
     presence = np.array(presence)
+    shown = np.ones(len(presence), dtype=bool) if black is None or black.all() else ~black
     optimality = None if optimality is None else np.array(optimality)
     refined = np.zeros(len(presence), dtype=bool)
 
@@ -90,6 +93,7 @@ def refine(
             config,
             confirmed=refined & positive,
             refined=refined,
+            shown=shown,
         )
         if not len(indices):
             break
@@ -123,6 +127,7 @@ def choose_refined(
     *,
     confirmed: NDArray[np.bool_],
     refined: NDArray[np.bool_],
+    shown: NDArray[np.bool_],
 ) -> NDArray[np.int64]:
     """The frames that the whole ensemble looks at next, ascending, from the (F,) values in their case; at least one
     where none is `refined` yet.
@@ -130,9 +135,9 @@ def choose_refined(
     A frame could win where its quality, smoothed as selection smooths it or not, reaches `refine_ratio` of the best
     of the case; it and `margin_frames` on each side within its sweep are refined, as are those on each side of the
     frames that are `confirmed`, which the ensemble calls positive; then the frames whose presence lies within
-    `refine_presence`. With those that are `refined` already not more than `max_refined_fraction` of all: the ones with
-    the best could-win or confirmed frame near them first, then the ambiguous ones of the best quality, the earlier of
-    equals.
+    `refine_presence`. Only frames that are `shown`, which are not black, are taken. With those that are `refined`
+    already not more than `max_refined_fraction` of all: the ones with the best could-win or confirmed frame near them
+    first, then the ambiguous ones of the best quality, the earlier of equals.
     """
     promise = np.zeros(len(presence))
     for values in (quality, smoothed_quality):
@@ -142,7 +147,7 @@ def choose_refined(
     low, high = config.refine_presence
     ambiguous = (presence >= low) & (presence <= high) & (promise == 0)
     promise[ambiguous] = quality[ambiguous]
-    wanted = np.flatnonzero(((promise >= 1.0) | ambiguous) & ~refined)
+    wanted = np.flatnonzero(((promise >= 1.0) | ambiguous) & shown & ~refined)
     left = _limit(config, len(presence)) - np.count_nonzero(refined)
     best_first = wanted[np.argsort(-promise[wanted], kind="stable")]
     return np.sort(best_first[:left])

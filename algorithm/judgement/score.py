@@ -123,10 +123,11 @@ def _score_gated(
     if len(gate_optimality):
         optimality = interpolate_in_sweeps(gate_optimality.mean(0, dtype=np.float64), at, sweeps)
     gated = time.monotonic()
-    if blank is not None:
-        presence = np.where(blank(), 0.0, presence)
+    black = None if blank is None else blank()
+    if black is not None:
+        presence = np.where(black, 0.0, presence)
     members = _Members(run, config, progress)
-    known = refine(presence, optimality, sweeps, run.ensemble.manifest.selection, config, members.ask)
+    known = refine(presence, optimality, sweeps, run.ensemble.manifest.selection, config, members.ask, black=black)
     progress(1.0)
     return FrameScores(
         presence_probability=known.presence,

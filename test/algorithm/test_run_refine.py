@@ -16,11 +16,12 @@ NARROW = dataclasses.replace(STUDENT, refine_ratio=1.0, refine_presence=(0.5, 0.
 """The best frame alone is looked at."""
 
 
-def refined(presence, *, already=(), confirmed=(), **settings):
+def refined(presence, *, already=(), confirmed=(), black=(), **settings):
     """choose_refined over two sweeps of 20, without optimality and smoothing."""
     config = dataclasses.replace(ScoringConfig(mode="gated", max_refined_fraction=1.0), **settings)
     presence = np.asarray(presence, float)
     known = {name: np.isin(np.arange(40), list(at)) for name, at in (("confirmed", confirmed), ("refined", already))}
+    known["shown"] = ~np.isin(np.arange(40), list(black))
     return choose_refined(presence, presence, presence, [range(20), range(20, 40)], config, **known).tolist()
 
 
@@ -29,6 +30,15 @@ def test_refined_are_those_that_could_win_with_a_margin_within_their_sweep():
     presence = np.zeros(40)
     presence[[19, 25, 10]] = [1.0, 0.5, 0.49]
     assert refined(presence, refine_presence=(0.95, 0.96)) == [16, 17, 18, 19, *range(22, 29)]
+
+
+def test_black_frames_take_no_room():
+    """The sweep ends in padding beside its best frame: the room of 4 goes to what shows something."""
+    presence = np.zeros(40)
+    presence[[16, 30]] = [1.0, 0.8]
+    settings = {"margin_frames": 2, "max_refined_fraction": 0.1}
+    assert refined(presence, **settings) == [14, 15, 16, 17]
+    assert refined(presence, black=[17, 18, 19], **settings) == [14, 15, 16, 28]
 
 
 def test_ambiguous_frames_are_refined_alone():
@@ -110,6 +120,16 @@ def test_the_gates_frames_take_the_ensembles_scale():
     assert moved[known.refined] == pytest.approx(-3)
     assert moved[20:][~known.refined[20:]] == pytest.approx(-3 * 12 / 20)
     assert not known.presence[:20].any()
+
+
+def test_the_padding_of_a_short_sweep_is_not_asked_about():
+    """The best frame stands beside it: in no round is a black frame asked about, however far margins reach."""
+    gate = np.concatenate([np.linspace(0.1, 0.9, 60), np.zeros(80)])
+    config = dataclasses.replace(STUDENT, refine_ratio=0.3, margin_frames=6, rounds=4)
+    for black, expected in ((gate == 0, 59), (None, 65), (np.ones(140, bool), 65)):
+        ensemble = Answers(gate)
+        known = refine(gate, None, [range(140)], SELECTION, config, ensemble, black=black)
+        assert np.flatnonzero(known.refined).max() == expected
 
 
 def test_in_a_short_stack_the_scale_leaves_room_for_what_could_win():
