@@ -199,7 +199,7 @@ class OptimiserSettings:
     """
 
     learning_rate: float = 3e-4
-    decoder_learning_rate: float | None = 1e-3
+    decoder_learning_rate: float | None = 5e-3
     weight_decay: float = 0.05
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_share: float = 0.05
