@@ -326,6 +326,19 @@ def test_on_its_own_folds_a_model_gets_what_export_gave_it(
     assert "frames are read half-way" in capsys.readouterr().out
 
 
+def test_nothing_is_fitted_to_answers_that_are_not_numbers(copy: Path, tiny_training: Any) -> None:
+    """A member whose logits overflow, as in a half type that was not measured: the manifest stays as it was."""
+    artifact = load_artifact(copy)
+    heads = artifact.members[1].heads
+    too_large = replace(artifact.members[1], heads=heads | {"presence.weight": torch.full((1, 8), 3e38)})
+    members = [artifact.members[0], too_large, artifact.members[2]]
+    write_artifact(copy, artifact.manifest, artifact.tower_state, members)
+    before = (copy / MANIFEST_FILE).read_bytes()
+    with pytest.raises(AcouslicError, match="answers are not numbers"):
+        calibrate([str(copy), f"--cache={tiny_training.cache}", f"--split={tiny_training.subject_split}"])
+    assert (copy / MANIFEST_FILE).read_bytes() == before
+
+
 def test_without_a_split_all_cases_are_judged(
     copy: Path, tiny_training: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from acouslic.errors import AcouslicError
 from acouslic.write import write_bytes
+from algorithm.engine.batches import NotNumbersError
 from algorithm.engine.ensemble import Ensemble
 from algorithm.frames.preprocess import normalise
 from algorithm.model.heads import presence_from_mask
@@ -45,16 +46,27 @@ _KEPT = ("presence", "optimality", "mask_area")
 def ask_members(
     ensemble: Ensemble, table: FrameTable, rows: NDArray[np.int64], batch_frames: int, *, outline_all: bool = False
 ) -> Answers:
-    """Every member's answers, each frame looked at once. `outline_all` draws masks on frames without a label too."""
+    """Every member's answers, each frame looked at once. `outline_all` draws masks on frames without a label too.
+
+    Raises NotNumbersError where an answer is NaN or infinite: nothing may be fitted to it.
+    """
     starts = range(0, len(rows), batch_frames)
     parts = [_ask(ensemble, table, rows[start : start + batch_frames], outline_all) for start in starts]
-    return Answers(
+    answers = Answers(
         presence=np.concatenate([part.presence for part in parts], axis=1),
         optimality=np.concatenate([part.optimality for part in parts], axis=1),
         embedding=np.concatenate([part.embedding for part in parts], axis=1),
         mask_area=np.concatenate([part.mask_area for part in parts], axis=1),
         masks=tuple(_join([part.masks[k] for part in parts]) for k in range(ensemble.members)),
     )
+    judges = [k for k, config in enumerate(ensemble.manifest.members) if config.optimality]
+    said = (answers.presence, answers.optimality[judges], answers.embedding)
+    if not all(np.isfinite(values).all() for values in said):
+        raise NotNumbersError(
+            f"the model's answers are not numbers in {ensemble.dtype}: its weights are damaged or overflow; if they "
+            "overflow, ask it on the CPU (--device cpu, of distil --machine.accelerator cpu)"
+        )
+    return answers
 
 
 def write_answers(path: Path, answers: Answers) -> None:
