@@ -446,6 +446,16 @@ def test_the_mask_threshold_goes_on_beyond_its_usual_range_and_says_so(tiny_trai
     assert "warning" in faint.describe()
 
 
+def test_members_may_draw_on_different_grids(tiny_training: Any) -> None:
+    """Twice as fine, the masks are the same."""
+    cache = Cache(tiny_training.cache)
+    coarse = draw_masks(cache, 1.0, background=0.2)
+    fine = replace(coarse, mask_probability=np.kron(coarse.mask_probability, np.ones((1, 2, 2), np.uint8)))
+    found = choose_mask_threshold([coarse, fine], cache)
+    assert found.error < 0.2
+    assert found.background == pytest.approx(0.2, abs=0.02)
+
+
 def test_without_masks_the_threshold_is_a_half(tiny_training: Any) -> None:
     """Nothing to choose by."""
     scored = draw_scores(["a"], np.zeros(4, np.float32), np.zeros(4, np.uint8))

@@ -111,10 +111,13 @@ def _best(errors: dict[int, float]) -> int:
 
 
 def _background(frames: Sequence[_Frame]) -> float:
-    size = frames[0].mask.shape[-1]
-    covered = soft_masks(torch.from_numpy(np.stack([frame.reference for frame in frames]).view(np.uint8)), size)
-    outside = covered.numpy() == 0
-    return float(np.stack([frame.mask for frame in frames])[outside].mean() / 255)
+    """Of all pixels outside the annotation, in each member's own grid."""
+    outside = []
+    for frame in frames:
+        reference = torch.from_numpy(frame.reference.view(np.uint8))[None]
+        covered = soft_masks(reference, frame.mask.shape[-1])[0].numpy()
+        outside.append(frame.mask[covered == 0])
+    return float(np.concatenate(outside).mean() / 255)
 
 
 def _circumference_errors(frame: _Frame, steps: range) -> list[float] | None:
