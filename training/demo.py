@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 from acouslic.errors import AcouslicError
 from acouslic.release import Release
 from acouslic.write import write_json
-from algorithm.model.artifact import HEADS_FILE
+from algorithm.model.artifact import HEADS_FILE, refuse_target
 from training.export.write_artifact import ExportSettings, export_runs
 from training.fit import fit_fold
 from training.learn.run_folder import RunFolder
@@ -130,6 +130,7 @@ MEMBER = replace(
 
 def build_demo(plan: DemoPlan, work: Path, out: Path, machine: MachineSettings, command: str) -> None:
     """Every step into `work`, skipping what is there, and the artifact into `out`."""
+    refuse_target(out)
     config_path, weights_path = work / "open_clip_config.json", work / "start.safetensors"
     write_json(config_path, TOWER_CONFIG)
     save_file(starting_weights(tower_config_from_open_clip(TOWER_CONFIG), seed=1), weights_path)

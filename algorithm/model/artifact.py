@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from acouslic.errors import AcouslicError
 from acouslic.printable import printable
 from acouslic.strict_json import reason, shown
+from acouslic.write import check_writable
 from algorithm.model.file_hashes import hash_file
 from algorithm.model.heads import CaseHead, Heads
 from algorithm.model.lora import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, LoraAdapter, read_adapter, write_adapter
@@ -121,6 +122,20 @@ def load_artifact(folder: Path, *, verify_hashes: bool = True) -> Artifact:
     return Artifact(folder, manifest, tower_state, tuple(members), student, case_head)
 
 
+def refuse_target(folder: Path) -> None:
+    """Raises AcouslicError where `write_artifact` could not write to `folder`: to be asked before the work is done.
+
+    The folder that it is to lie in is made if it is missing.
+    """
+    folder = folder.absolute()
+    if folder.is_dir():
+        if any(folder.iterdir()) and not (folder / MANIFEST_FILE).is_file():
+            raise AcouslicError(f"{folder} is neither empty nor an artifact: choose another folder")
+    elif folder.exists() or folder.is_symlink():
+        raise AcouslicError(f"{folder} is no folder: choose another name")
+    check_writable(folder.parent)
+
+
 def write_artifact(
     folder: Path,
     manifest: Manifest,
@@ -132,12 +147,11 @@ def write_artifact(
     """Write an artifact to `folder` and return its manifest with `files` filled in (those given are ignored).
 
     It is written beside `folder`, read back with every check, and renamed into place, so that no half-written
-    artifact is ever seen; an artifact that is there already is replaced. Raises AcouslicError where `folder` holds
-    anything else, or where the weights do not fit the manifest.
+    artifact is ever seen; an artifact that is there already is replaced. Raises AcouslicError as `refuse_target`, and
+    where the weights do not fit the manifest.
     """
     folder = folder.absolute()
-    if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST_FILE).is_file():
-        raise AcouslicError(f"{folder} is neither empty nor an artifact: choose another folder")
+    refuse_target(folder)
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     partial.mkdir(parents=True)
     try:

@@ -164,6 +164,37 @@ def test_an_artifact_that_says_something_else_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("restored_process")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["export", "runs", *WORDS],
+        ["head", "model", "--cache=cache"],
+        ["distil", "model", "--cache=cache"],
+        ["import", "--checkpoint=cls.ckpt"],
+        ["demo", "--work=work"],
+    ],
+    ids=lambda words: str(words[0]),
+)
+def test_a_place_for_no_artifact_is_refused_before_the_work(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not after the hours that it may take: nothing that the command reads is there yet."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").touch()
+    for out, message in (
+        ("file", "file is no folder: choose another name"),
+        ("link", "link is no folder: choose another name"),
+        ("full", "full is neither empty nor an artifact: choose another folder"),
+        ("file/model", "file could not be written: "),
+    ):
+        assert training_main([*words, f"--out={out}"]) == 1
+        assert message in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_unfinished_runs_are_refused(runs: Path, tmp_path: Path) -> None:
     """A run without its record, and one without its scores, are named."""
     copy = copy_runs(runs, tmp_path)

@@ -25,9 +25,8 @@ from pathlib import Path
 import torch
 
 from acouslic.errors import AcouslicError
-from acouslic.write import check_writable
 from algorithm.engine.device import choose_device, set_cpu_threads
-from algorithm.model.artifact import Artifact, load_artifact, write_artifact
+from algorithm.model.artifact import Artifact, load_artifact, refuse_target, write_artifact
 from algorithm.model.manifest import Manifest
 from training.export.consequence import tell_what_is_void
 from training.export.model_card import write_card_beside
@@ -174,7 +173,7 @@ def main(arguments: list[str]) -> int:
     if options.trials < 0:
         raise AcouslicError(f"--trials must be 0 or more, not {options.trials}")
     check_seed("--seed", options.seed)
-    check_writable(options.out.absolute().parent)
+    refuse_target(options.out)
     set_cpu_threads()
     device, _ = choose_device(options.device)
     add_case_head(

@@ -24,9 +24,8 @@ import numpy as np
 import torch
 
 from acouslic.errors import AcouslicError
-from acouslic.write import check_writable
 from algorithm.engine.device import set_cpu_threads
-from algorithm.model.artifact import Artifact, load_artifact, write_artifact
+from algorithm.model.artifact import Artifact, load_artifact, refuse_target, write_artifact
 from algorithm.model.file_hashes import hash_file
 from algorithm.model.manifest import MANIFEST_FILE, Manifest, ScoringConfig
 from algorithm.model.networks import StudentConfig
@@ -258,7 +257,7 @@ def main(arguments: list[str]) -> int:
         raise AcouslicError(f"{out} is the model itself, which stays as it is: name another --out")
     settings = DistilSettings(**{name: getattr(options, name) for name in DistilSettings.__dataclass_fields__})
     work = Path(options.work) if options.work is not None else out.with_name(f"{out.name}.run")
-    check_writable(out.absolute().parent)
+    refuse_target(out)
     runs = tuple(run for path in options.runs for run in find_runs(Path(path)))
     teacher = Teacher(runs, None if options.split is None else Path(options.split))
     command = shlex.join(["python", "-m", "training", "distil", *arguments])

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from acouslic.errors import AcouslicError
-from algorithm.model.artifact import MemberState, write_artifact
+from algorithm.model.artifact import MemberState, refuse_target, write_artifact
 from algorithm.model.manifest import Manifest, Provenance, untuned_manifest
 from algorithm.model.networks import MemberConfig, PreprocessingConfig, TowerConfig
 from training.export.model_card import write_card_beside
@@ -54,6 +54,7 @@ def import_published(
     left out even where they were trained. Raises AcouslicError, naming file and tensor, for a checkpoint that holds
     code, is of another kind or tower, or where no member could draw a mask.
     """
+    refuse_target(out)
     base: dict[str, Tensor] = {}
     if weights is not None:
         base = visual_state(read_weights(weights), str(weights))

@@ -20,7 +20,7 @@ import torch
 
 from acouslic.errors import AcouslicError
 from algorithm.engine.device import FEWEST_CASES, choose_device
-from algorithm.model.artifact import MemberState, load_artifact, write_artifact
+from algorithm.model.artifact import MemberState, load_artifact, refuse_target, write_artifact
 from algorithm.model.lora import read_adapter
 from algorithm.model.manifest import SCHEMA_VERSION, HalfPrecision, Manifest, Provenance, ScoringConfig, SelectionConfig
 from algorithm.model.networks import MemberConfig
@@ -111,6 +111,7 @@ def export_runs(
         raise AcouslicError("whole_cases needs precision_frames: both are one record of the manifest")
     if settings.scoring.gate == "student":
         raise AcouslicError("scoring.gate: a model gets its student after the export, by `acouslic train distil`")
+    refuse_target(out)
     device, _ = choose_device(settings.device)
     members = [read_member(run) for run in runs]
     if not any(member.config.decoder for member in members):
@@ -146,7 +147,6 @@ def export_runs(
     states = [
         MemberState(read_adapter(m.folder.member, shapes) if m.config.adapter else None, m.heads) for m in members
     ]
-    out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.parity-", dir=out.parent) as folder:
         candidate = Path(folder) / "artifact"
         write_artifact(candidate, manifest, state, states)
