@@ -24,13 +24,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from acouslic.errors import AcouslicError
+from acouslic.errors import AcouslicError, ShortageError
 from acouslic.printable import printable
 from acouslic.strict_json import reason, shown
-from acouslic.write import check_writable
+from acouslic.write import check_writable, why_not_written
 from algorithm.model.file_hashes import hash_file
 from algorithm.model.heads import CaseHead, Heads
 from algorithm.model.lora import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, LoraAdapter, read_adapter, write_adapter
@@ -147,8 +148,8 @@ def write_artifact(
     """Write an artifact to `folder` and return its manifest with `files` filled in (those given are ignored).
 
     It is written beside `folder`, read back with every check, and renamed into place, so that no half-written
-    artifact is ever seen; an artifact that is there already is replaced. Raises AcouslicError as `refuse_target`, and
-    where the weights do not fit the manifest.
+    artifact is ever seen; an artifact that is there already is replaced. Raises AcouslicError as `refuse_target`, where
+    the weights do not fit the manifest, and where the disk fills up.
     """
     folder = folder.absolute()
     refuse_target(folder)
@@ -178,6 +179,10 @@ def write_artifact(
             folder.rename(replaced)
         partial.rename(folder)
         shutil.rmtree(replaced, ignore_errors=True)
+    except OSError as error:
+        raise ShortageError(f"{folder} could not be written: {why_not_written(error)}") from None
+    except SafetensorError as error:
+        raise ShortageError(f"{folder} could not be written: {error}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return manifest

@@ -1,9 +1,11 @@
 """The artifact: written, read back strictly, packed."""
 
+import dataclasses
 import hashlib
 import json
 import os
 import pickle
+import resource
 import shutil
 import subprocess
 import sys
@@ -14,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from acouslic.errors import AcouslicError
+from acouslic.errors import AcouslicError, ShortageError
 from algorithm.model.artifact import load_artifact, pack_artifact, write_artifact
 from algorithm.model.file_hashes import hash_file
 from algorithm.model.manifest import HalfWay
@@ -95,6 +97,24 @@ def test_weights_that_do_not_fit_are_not_written(sound, tmp_path):
     with pytest.raises(AcouslicError, match="'proj' has shape"):
         write_artifact(tmp_path / "new", loaded.manifest, state, loaded.members)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("limit_bytes", [1000, 200_000])
+def test_a_disk_that_fills_up_is_one_sentence(limit_bytes, artifact, tmp_path):
+    """Weights that grow too large at 1000 bytes, a manifest with long notes at 200,000. What was there stays."""
+    loaded = load_artifact(artifact)
+    before = (artifact / "manifest.json").read_bytes()
+    provenance = dataclasses.replace(loaded.manifest.provenance, notes="n" * 300_000)
+    manifest = dataclasses.replace(loaded.manifest, provenance=provenance)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limits[1]))
+    try:
+        with pytest.raises(ShortageError, match=r"artifact could not be written: .*File too large"):
+            write_artifact(artifact, manifest, loaded.tower_state, loaded.members)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (artifact / "manifest.json").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
 
 
 def test_missing_folder(tmp_path):
