@@ -39,6 +39,8 @@ COMMANDS = {
     "demo": ("training.demo", "rebuild model/demo"),
 }
 
+_GO_ON = ("prepare", "fit", "ensemble", "table", "distil", "demo")
+"""Commands that find again what they had done when they were stopped."""
 _LONGEST_MESSAGE = 4000
 
 
@@ -75,7 +77,9 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         number = interrupts.number or signal.SIGINT
         name = signal.Signals(number).name
-        print(f"stopped by {name}: what was complete is kept, and the same command goes on from there", file=sys.stderr)
+        goes_on = "what was complete is kept, and the same command goes on from there"
+        says = goes_on if command in _GO_ON else "the same command begins anew"
+        print(f"stopped by {name}: {says}", file=sys.stderr)
         return 128 + number
 
 

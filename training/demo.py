@@ -23,6 +23,7 @@ are smoothed (the same command on the same cases) they are 0.831 and 0.950. The 
 """
 
 import argparse
+import signal
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from acouslic.write import write_json
 from algorithm.model.artifact import HEADS_FILE, refuse_target
 from training.export.write_artifact import ExportSettings, export_runs
 from training.fit import fit_fold
+from training.learn.keeping import StoppedError
 from training.learn.run_folder import RunFolder
 from training.network.local_attention import starting_weights
 from training.network.open_clip_weights import tower_config_from_open_clip
@@ -219,6 +221,18 @@ def main(arguments: list[str]) -> int:
         options.work.mkdir(parents=True, exist_ok=True)
         build_demo(plan, options.work, options.out, MachineSettings(), command)
         return 0
-    with tempfile.TemporaryDirectory(prefix="demo-") as work:
-        build_demo(plan, Path(work), options.out, MachineSettings(), command)
+    try:
+        with tempfile.TemporaryDirectory(prefix="demo-") as work:
+            build_demo(plan, Path(work), options.out, MachineSettings(), command)
+    except StoppedError as error:  # of a training, which knows nothing of the folder's end
+        raise _stopped_without_work(error.exit_code - 128) from None
+    except KeyboardInterrupt as error:
+        raise _stopped_without_work(error.args[0] if error.args else signal.SIGINT) from None
     return 0
+
+
+def _stopped_without_work(number: int) -> StoppedError:
+    name = signal.Signals(number).name
+    return StoppedError(
+        number, f"stopped by {name}: without --work nothing is kept, and the same command begins anew; give --work"
+    )

@@ -1,6 +1,7 @@
 """`python -m training demo` in small: every step, through the same modules, to an artifact that runs."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from algorithm.model.networks import TowerConfig
 from algorithm.model.tower import tower_from_state
 from bench import parity
 from bench.figures.recorded_scores import frame_labels
+from training.__main__ import main as training_main
 from training.demo import TOWER_CONFIG, DemoPlan, SweepPlan, build_demo
+from training.learn.keeping import StoppedError
 from training.network.local_attention import STEPS, starting_weights
 from training.network.open_clip_weights import tower_config_from_open_clip
 from training.phantom import generate
@@ -37,6 +40,23 @@ def test_the_demo_is_built_and_goes_on_where_it_stopped(tmp_path: Path, capsys: 
     assert all(member.adapter and member.optimality and member.decoder for member in manifest.members)
     assert manifest.provenance.made_by.startswith("python -m training demo")
     assert manifest.tower.kept_patches is not None
+
+
+@pytest.mark.usefixtures("restored_process")
+@pytest.mark.parametrize("stopped", [StoppedError(15, "kept in /tmp/demo-1"), KeyboardInterrupt(signal.SIGTERM)])
+def test_a_stopped_demo_says_that_nothing_is_kept_without_a_folder(
+    stopped: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a training kept lay in a temporary folder that is gone."""
+
+    def stop(*_: object) -> None:
+        raise stopped
+
+    monkeypatch.setattr("training.demo.build_demo", stop)
+    assert training_main(["demo", f"--out={tmp_path / 'model'}"]) == 143
+    said = capsys.readouterr().err
+    assert "stopped by SIGTERM: without --work nothing is kept" in said
+    assert "kept in" not in said
 
 
 def test_each_head_starts_one_step_away() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -178,6 +179,25 @@ def test_commands_that_need_no_torch_do_not_import_it(repository: Path) -> None:
         code = f"import sys, training.{module}; sys.exit(7 * ('torch' in sys.modules or 'sklearn' in sys.modules))"
         ended = subprocess.run([sys.executable, "-c", code], cwd=repository, check=False)
         assert ended.returncode == (0 if light else 7), module
+
+
+@pytest.mark.usefixtures("restored_process")
+def test_a_stopped_command_says_whether_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`generate` draws every case again, `prepare` does not."""
+
+    def stop(_: object) -> None:
+        raise KeyboardInterrupt(signal.SIGINT)
+
+    monkeypatch.setattr("training.phantom.generate.generate", stop)
+    monkeypatch.setattr("training.release.prepare.prepare", stop)
+    for words, said in (
+        (["generate", f"--out={tmp_path / 'release'}"], "stopped by SIGINT: the same command begins anew"),
+        (["prepare", f"--raw={tmp_path}", f"--out={tmp_path}"], "the same command goes on from there"),
+    ):
+        assert training_main(words) == 130
+        assert capsys.readouterr().err.strip().endswith(said)
 
 
 def test_the_dispatcher_lists_commands_and_refuses_others(capsys: pytest.CaptureFixture[str]) -> None:
