@@ -1,12 +1,9 @@
 """All cases, shared among worker processes. If one of these dies, that is noticed and its case is named."""
 
-import contextlib
 import multiprocessing
 import os
 import signal
-import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -17,15 +14,13 @@ import SimpleITK
 
 from acouslic.errors import AcouslicError
 from acouslic.interrupts import signals_held
+from acouslic.workers import deaf_to_interrupts, end_with_parent, end_workers
 from evaluation.case_evaluation import CaseTask, evaluate_case
 from evaluation.inputs.limits import limit_own_memory, read_limits, worker_count
 from evaluation.metrics.case_result import CaseResult
 
 CASE_LIMIT_S = 120
 """A case takes about one second. One that takes this long never ends, and its worker is ended."""
-_PARENT_CHECK_S = 2.0
-_LAST_CASES_S = 2.0
-"""What the cases that are under way may still take when a signal ends the run."""
 
 _progress: Any = None
 """In a worker: one byte a task, shared with the parent: `_STARTED` where it has been begun."""
@@ -74,7 +69,7 @@ def _run(
     futures: dict[int, Future[CaseResult]] = {}
     try:
         # A worker whose start is interrupted would tell of it.
-        with signals_held(), _deaf_to_interrupts():
+        with signals_held(), deaf_to_interrupts():
             for index in indices:
                 futures[index] = executor.submit(_work, index, tasks[index], case_limit_s)
         for index, future in futures.items():
@@ -87,32 +82,11 @@ def _run(
         return [index for index in indices if progress[index] == _STARTED and index not in results]
     except KeyboardInterrupt:
         executor.shutdown(wait=False, cancel_futures=True)
-        _end_workers()
+        end_workers()
         raise
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
     return []
-
-
-@contextlib.contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Processes that start inside do not hear Ctrl-C: in a terminal it reaches them too, and is for this one alone to
-    answer."""
-    heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
-
-
-def _end_workers() -> None:
-    """Let the workers end what they have begun, so that none leaves half a file, but not for long."""
-    end_s = time.monotonic() + _LAST_CASES_S
-    workers = multiprocessing.active_children()
-    for worker in workers:
-        worker.join(max(0.0, end_s - time.monotonic()))
-    for worker in workers:
-        worker.kill()
 
 
 def _outcome(result: CaseResult) -> str:
@@ -141,13 +115,7 @@ def _start_worker(progress: Any, parent_pid: int) -> None:
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     limit_own_memory()
-    threading.Thread(target=_end_with_parent, args=(parent_pid,), daemon=True).start()
-
-
-def _end_with_parent(parent_pid: int) -> None:
-    while os.getppid() == parent_pid:
-        time.sleep(_PARENT_CHECK_S)
-    os._exit(1)
+    end_with_parent(parent_pid)
 
 
 def _work(index: int, task: CaseTask, case_limit_s: float) -> CaseResult:

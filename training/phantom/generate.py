@@ -12,11 +12,7 @@ Runs without torch. One seed gives the same files whatever the number of jobs.
 """
 
 import argparse
-import multiprocessing
 import zlib
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +26,7 @@ from acouslic.geometry import COLUMNS, FRAMES_PER_SWEEP, ROWS, SWEEPS_PER_CASE
 from acouslic.reading.metaimage import header_text
 from acouslic.release import CaseCircumferences, Release, write_circumferences
 from acouslic.sockets import SWEEP_FOLDER, SWEEP_SLUG
+from acouslic.workers import map_over
 from acouslic.write import write_bytes, write_json
 from training.phantom.draw_case import GeneratedCase, generate_case
 
@@ -106,23 +103,13 @@ def generate(options: argparse.Namespace) -> list[CaseCircumferences]:
     subjects = np.cumsum(~shared) - int(not shared[0])
     jobs = [_Job(index, int(subject), options) for index, subject in enumerate(subjects)]
     rows: list[CaseCircumferences] = []
-    with _map_jobs(options.jobs) as map_jobs:
+    with map_over(options.jobs) as map_jobs:
         for row in map_jobs(_run_job, jobs):
             rows.append(row)
             annotated = sum(value is not None for value in row.sweep_ac_mm)
             print(f"{len(rows)}/{len(jobs)} {row.uuid}: {annotated} sweeps with a target", flush=True)
     write_circumferences(Release(options.out).circumferences_path, rows)
     return rows
-
-
-@contextmanager
-def _map_jobs(count: int) -> Iterator[Any]:
-    """`map`, over this process or over `count` of them."""
-    if count == 1:
-        yield map
-        return
-    with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield pool.map
 
 
 def main(arguments: list[str]) -> int:

@@ -14,14 +14,10 @@ changed is made anew. Stacks are read in chunks: memory does not grow with their
 """
 
 import argparse
-import multiprocessing
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +28,7 @@ from acouslic.errors import AcouslicError
 from acouslic.geometry import SWEEPS_PER_CASE, sweep_ranges
 from acouslic.release import Release, read_circumferences
 from acouslic.stack import open_stack
+from acouslic.workers import map_over
 from acouslic.write import write_json
 from training.release.cache import BLACK, INDEX_FILE, REPEATED, Cache, CacheIndex, index_to_json, read_index
 from training.release.prepare_case import CaseTask, PrepareConfig, check_masks, disk_errors, prepare_frames
@@ -58,7 +55,7 @@ def prepare(config: PrepareConfig) -> Cache:
     frame_count = _check_headers(waiting)
     _check_space(config, frame_count)
     write_json(config.out / INDEX_FILE, index_to_json(index))
-    with _open_processes(config.jobs if waiting else 1) as map_cases:
+    with map_over(config.jobs if waiting else 1, _use_one_thread) as map_cases:
         problems = [problem for found in _show(map_cases(check_masks, waiting), waiting, "masks") for problem in found]
         _stop_at(problems)
         for _ in _show(map_cases(prepare_frames, waiting), waiting, "frames"):
@@ -153,20 +150,8 @@ def _stop_at(problems: list[str]) -> None:
     raise AcouslicError(f"{problems[0]} (the first of {len(problems)} problems, all listed above)")
 
 
-@contextmanager
-def _open_processes(jobs: int) -> Iterator[Callable[..., Iterator[Any]]]:
-    """`map`, over this process or over several."""
-    if jobs == 1:
-        yield map
-        return
-    context = multiprocessing.get_context("spawn")
-    try:
-        with ProcessPoolExecutor(jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool.map
-    except BrokenProcessPool:
-        raise AcouslicError(
-            f"one of {jobs} processes was ended from outside (out of memory?); run prepare again with fewer --jobs"
-        ) from None
+def _use_one_thread() -> None:
+    torch.set_num_threads(1)
 
 
 def _show(results: Iterator[_Result], tasks: list[CaseTask], what: str) -> Iterator[_Result]:
