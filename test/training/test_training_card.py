@@ -82,3 +82,12 @@ def test_what_somebody_filled_in_is_never_replaced(model: Path, capsys: pytest.C
     with pytest.raises(AcouslicError, match="has been filled in"):
         main([str(model)])
     assert path.read_text() == filled
+
+
+def test_a_folder_is_no_card(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the command it is refused; an export, whose model is written by then, says that it stays."""
+    with pytest.raises(AcouslicError, match="is no file: move it away"):
+        main([str(model), "--out", str(tmp_path)])
+    card_path(model).mkdir()
+    write_card_beside(model)
+    assert "is no file and stays as it is" in capsys.readouterr().out

@@ -39,13 +39,20 @@ def write_card(model_dir: Path, path: Path, metrics_path: Path | None = None) ->
     """Write the card of the artifact in `model_dir`, with the means of an evaluation's `metrics.json` if one is given.
 
     Raises AcouslicError where the manifest or the metrics cannot be read, where the card cannot be written, or where
-    `path` is a file that is not as this function wrote it: somebody has filled it in.
+    `path` is no file or is not as this function wrote it: somebody has filled it in.
     """
     text = render_card(model_dir, metrics_path)
-    if path.exists() and not is_untouched(path):
-        raise AcouslicError(f"{path} has been filled in: move it away, or name another file with --out")
+    if why := why_kept(path):
+        raise AcouslicError(f"{path} {why}: move it away, or name another file with --out")
     sealed = f"\n<!-- As written by `acouslic train card`: {hashlib.sha256(text.encode()).hexdigest()} -->\n"
     write_text(path, text + sealed)
+
+
+def why_kept(path: Path) -> str:
+    """Why what lies at `path` is not replaced by a card, in words that follow its name; empty where it may be."""
+    if path.exists() and not path.is_file():
+        return "is no file"
+    return "has been filled in" if path.exists() and not is_untouched(path) else ""
 
 
 def is_untouched(path: Path) -> bool:
@@ -56,10 +63,10 @@ def is_untouched(path: Path) -> bool:
 
 
 def write_card_beside(model_dir: Path) -> None:
-    """The card of an artifact that has just been made; one that somebody filled in stays, and that is said."""
+    """The card of an artifact that has just been made; what may not be replaced stays, and that is said."""
     path = card_path(model_dir)
-    if path.exists() and not is_untouched(path):
-        print(f"{path} has been filled in and stays as it is: `acouslic train card` writes a new one")
+    if why := why_kept(path):
+        print(f"{path} {why} and stays as it is: `acouslic train card {model_dir} --out FILE` writes the new card")
         return
     write_card(model_dir, path)
     print(f"{path}: the model card; fill in what only you know")
