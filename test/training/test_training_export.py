@@ -22,6 +22,7 @@ from training.__main__ import main as training_main
 from training.export.calibrate_artifact import main as calibrate
 from training.export.consequence import case_of_cache
 from training.export.pack import main as pack
+from training.export.precision import main as precision
 from training.export.trained_member import MovedTower, read_member, rebuild_network, shared_tower
 from training.export.write_artifact import ExportSettings, _whole_cases, main
 from training.fit import main as fit
@@ -368,6 +369,14 @@ def test_nothing_is_fitted_to_answers_that_are_not_numbers(copy: Path, tiny_trai
     with pytest.raises(AcouslicError, match="answers are not numbers"):
         calibrate([str(copy), f"--cache={tiny_training.cache}", f"--split={tiny_training.subject_split}"])
     assert (copy / MANIFEST_FILE).read_bytes() == before
+
+
+def test_a_model_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    """A slip of the pen in its name leaves no empty folder behind."""
+    for command, more in ((calibrate, [f"--cache={tmp_path}"]), (precision, ["sweep.mha"])):
+        with pytest.raises(AcouslicError, match=r"manifest\.json is missing"):
+            command([str(tmp_path / "modle"), *more])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_a_split_all_cases_are_judged(

@@ -19,7 +19,14 @@ from acouslic.errors import AcouslicError
 from acouslic.write import check_writable, write_text
 from algorithm.engine.device import choose_device, set_cpu_threads
 from algorithm.model.artifact import load_artifact
-from algorithm.model.manifest import MANIFEST_FILE, HalfPrecision, Manifest, SelectionConfig, manifest_to_json
+from algorithm.model.manifest import (
+    MANIFEST_FILE,
+    HalfPrecision,
+    Manifest,
+    SelectionConfig,
+    manifest_to_json,
+    read_manifest,
+)
 from training.export.consequence import tell_what_is_void
 from training.export.precision import FRAMES, describe, measure_artifact
 from training.judge.calibrate import calibrate_member, judge_cases
@@ -106,6 +113,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.precision_frames < 0:
         raise AcouslicError(f"--precision-frames must not be negative: {options.precision_frames}")
+    read_manifest(options.model)  # before `check_writable`, which makes a folder that is missing
     check_writable(options.model)
     set_cpu_threads()
     device, _ = choose_device(options.device)

@@ -160,10 +160,10 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if options.frames < len(options.sweeps):
         raise AcouslicError(f"--frames {options.frames}: at least one frame a sweep is needed")
+    manifest = read_manifest(options.model)  # before `check_writable`, which makes a folder that is missing
     check_writable(options.model)
     set_cpu_threads()
     device, _ = choose_device(options.device)
-    manifest = read_manifest(options.model)
     each = options.frames // len(options.sweeps)
     frames = torch.cat([_spread_frames(sweep, manifest, each) for sweep in options.sweeps])
     measured = measure_half_precision(options.model, frames, device)
