@@ -277,6 +277,10 @@ def test_a_trained_tower_is_exported_with_its_run(tiny_training: Any, tmp_path: 
     assert not artifact.manifest.members[0].adapter
     trained = load_file(tmp_path / "run" / "tower" / "tower.safetensors")
     assert torch.equal(artifact.tower_state["conv1.weight"], trained["conv1.weight"])
+    changed = tmp_path / "run" / "tower" / "tower.safetensors"
+    save_file(trained | {"conv1.weight": trained["conv1.weight"] + 1}, changed)
+    with pytest.raises(AcouslicError, match=r"run/tower/tower\.safetensors is not the tower"):
+        main([str(tmp_path / "run"), f"--out={tmp_path / 'other'}", *WORDS])
 
 
 def test_packing_twice_gives_the_same_bytes(model: Path, tmp_path: Path) -> None:

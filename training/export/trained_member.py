@@ -83,7 +83,8 @@ def shared_tower(members: Sequence[TrainedMember], cache: Cache, moved: MovedTow
         if loaded.config != tower_of_record(first.record["tower"], {}).config:
             raise AcouslicError(f"{source.config or 'the tower'} is not as {first.folder.root} was trained on it")
     if hash_state(loaded.state) != first.record["tower_sha256"]:
-        where = moved.now(settings.tower).weights
+        own = first.folder.tower / "tower.safetensors"
+        where = own if settings.tower.train_all else moved.now(settings.tower).weights
         raise AcouslicError(f"{where} is not the tower that {first.folder.root} was trained on")
     return loaded
 
