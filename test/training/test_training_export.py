@@ -244,6 +244,20 @@ def test_settings_of_the_manifest(runs: Path, tmp_path: Path) -> None:
         main([str(runs), f"--out={tmp_path / 'other'}", *WORDS, "--selection.candidats=3"])
 
 
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("--scoring.stride=0", r"^scoring\.stride must be an integer >= 1, not 0$"),
+        ("--scoring.gate_member=3", r"^scoring\.gate_member 3 is not one of 1 members$"),
+        ("--scoring.refine_presence=[0.9,0.1]", r"^export: refine_presence must be two ascending probabilities$"),
+    ],
+)
+def test_settings_that_no_model_can_have_are_one_sentence(word: str, message: str, tmp_path: Path) -> None:
+    """Before the run, which is not there, is read."""
+    with pytest.raises(AcouslicError, match=message):
+        main([str(tmp_path / "run"), f"--out={tmp_path / 'model'}", *WORDS, word])
+
+
 def test_the_reading_is_fitted_given_or_left_out(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fitted reading goes into the manifest, a given one is kept, none is none; 0.5 is the threshold of each. One run
     a sweep is taken from the cases, unless it is left out."""

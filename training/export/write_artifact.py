@@ -25,6 +25,7 @@ from algorithm.model.lora import read_adapter
 from algorithm.model.manifest import SCHEMA_VERSION, HalfPrecision, Manifest, Provenance, ScoringConfig, SelectionConfig
 from algorithm.model.networks import MemberConfig
 from algorithm.model.tower import linear_shapes
+from algorithm.model.typed_json import check_bounds
 from training.export.consequence import case_of_cache, measure_whole_cases
 from training.export.model_card import write_card_beside
 from training.export.pack import write_archive
@@ -111,6 +112,13 @@ def export_runs(
         raise AcouslicError("whole_cases needs precision_frames: both are one record of the manifest")
     if settings.scoring.gate == "student":
         raise AcouslicError("scoring.gate: a model gets its student after the export, by `acouslic train distil`")
+    for section in ("scoring", "selection"):
+        try:
+            check_bounds(getattr(settings, section))
+        except ValueError as error:
+            raise AcouslicError(f"{section}.{error}") from None
+    if settings.scoring.gate_member >= len(runs):
+        raise AcouslicError(f"scoring.gate_member {settings.scoring.gate_member} is not one of {len(runs)} members")
     refuse_target(out)
     device, _ = choose_device(settings.device)
     members = [read_member(run) for run in runs]

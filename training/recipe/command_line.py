@@ -59,7 +59,7 @@ def parse_with(parser: ArgumentParser, command: str, arguments: list[str]) -> Na
     the command line, wherever `--config` stands. Raises AcouslicError in place of jsonargparse's own."""
     try:
         return parser.instantiate(parser.parse_args(_config_first(arguments)))
-    except argparse.ArgumentError as error:
+    except (argparse.ArgumentError, ValueError) as error:  # settings that contradict each other are the latter
         raise AcouslicError(f"{command}: {' '.join(str(error).split())}") from None
 
 
