@@ -16,7 +16,7 @@ from acouslic.errors import AcouslicError
 from algorithm.model.tower import tower_from_state
 from algorithm.model.weight_files import read_tensors
 from training.network.open_clip_weights import tower_config_from_open_clip, tower_state_from_open_clip
-from training.network.tower_source import load_tower, read_weights
+from training.network.tower_source import load_tower, read_weights, rounded_state
 from training.recipe.settings import TowerSource
 
 # method.md section 1: the visual half of FetalCLIP's configuration.
@@ -237,3 +237,12 @@ def test_open_clip_option_refused(option, value):
     config = {**TINY, "vision_cfg": {**TINY["vision_cfg"], option: value}}
     with pytest.raises(AcouslicError, match=option):
         tower_config_from_open_clip(config)
+
+
+def test_a_weight_that_a_half_type_does_not_hold_is_refused_by_name() -> None:
+    """65504 is float16's largest; bfloat16 has float32's range."""
+    state = {"conv1.weight": torch.tensor([0.5]), "proj": torch.tensor([-1e5, 65504.0])}
+    with pytest.raises(AcouslicError, match=r"'proj' holds 1e\+05, too large for float16: leave it out"):
+        rounded_state(state, torch.float16, "leave it out")
+    assert rounded_state(state, torch.bfloat16, "")["proj"].dtype == torch.bfloat16
+    assert rounded_state({"conv1.weight": state["conv1.weight"]}, torch.float16, "")["conv1.weight"] == 0.5

@@ -33,7 +33,7 @@ from training.export.published_checkpoint import (
 )
 from training.learn.run_folder import made_with
 from training.network.open_clip_weights import tower_config_from_open_clip, visual_state
-from training.network.tower_source import read_open_clip_config, read_weights
+from training.network.tower_source import read_open_clip_config, read_weights, rounded_state
 
 
 def import_published(
@@ -81,9 +81,7 @@ def import_published(
         raise AcouslicError("none of the checkpoints has a decoder, so no mask could be drawn: add a segmentation one")
     provenance = _provenance(checkpoints, weights, notes)
     manifest = untuned_manifest(name, config, members, provenance, PreprocessingConfig(antialias=False))
-    tower = {
-        key: tensor.to(torch.float16 if half else torch.float32) for key, tensor in tower_state(base, config).items()
-    }
+    tower = rounded_state(tower_state(base, config), torch.float16 if half else torch.float32, "leave --half out")
     return write_artifact(out, manifest, tower, states)
 
 

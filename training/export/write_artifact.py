@@ -39,6 +39,7 @@ from training.judge.reading import choose_thresholds, describe_reading, read_cas
 from training.judge.unseen_cases import uncertain_frames
 from training.learn.out_of_fold import OutOfFold
 from training.learn.run_folder import RunFolder, find_runs, made_with
+from training.network.tower_source import rounded_state
 from training.recipe.command_line import command_parser, parse_with
 from training.release.cache import Cache
 
@@ -150,7 +151,7 @@ def export_runs(
     )
     print(describe_reading(manifest.selection, manifest.thresholds, len(cases)), flush=True)
     print(mask_threshold.describe(), flush=True)
-    state = {name: tensor.to(_DTYPES[settings.tower_dtype]) for name, tensor in loaded.state.items()}
+    state = rounded_state(loaded.state, _DTYPES[settings.tower_dtype], "store it by --tower_dtype bfloat16 or float32")
     shapes = linear_shapes(loaded.config)
     states = [
         MemberState(read_adapter(m.folder.member, shapes) if m.config.adapter else None, m.heads) for m in members

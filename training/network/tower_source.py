@@ -184,6 +184,17 @@ def hash_state(state: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def rounded_state(state: dict[str, Tensor], dtype: torch.dtype, instead: str) -> dict[str, Tensor]:
+    """Weights in another type. Raises AcouslicError, naming the tensor, where one is too large for it; `instead` says
+    what to do."""
+    rounded = {name: tensor.to(dtype) for name, tensor in state.items()}
+    for name, tensor in rounded.items():
+        if not tensor.isfinite().all() and state[name].isfinite().all():
+            largest, kind = float(state[name].abs().max()), str(dtype).removeprefix("torch.")
+            raise AcouslicError(f"the tower's {name!r} holds {largest:.3g}, too large for {kind}: {instead}")
+    return rounded
+
+
 def fan_patches(config: TowerConfig, rows: int, columns: int) -> tuple[int, ...]:
     """Row-major indices of the patches that hold any pixel of the field of view of frames of rows x columns."""
     side, top, left = square_offsets(rows, columns)
