@@ -2,6 +2,7 @@
 
 import csv
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,11 +49,18 @@ class Release:
         Raises AcouslicError where the table cannot be read or a case of it lacks its image or its mask.
         """
         uuids = list(read_circumferences(self.circumferences_path))
-        for uuid in uuids:
-            for path in (self.image_path(uuid), self.mask_path(uuid)):
-                if not path.is_file():
-                    raise AcouslicError(f"{path} is missing, but {self.circumferences_path} lists case {uuid}")
+        if missing := self.missing_files(uuids):
+            raise AcouslicError(missing[0])
         return uuids
+
+    def missing_files(self, uuids: Iterable[str]) -> list[str]:
+        """A sentence for each image and mask of these cases of the table that is not there."""
+        return [
+            f"{path} is missing, but {self.circumferences_path} lists case {uuid}"
+            for uuid in uuids
+            for path in (self.image_path(uuid), self.mask_path(uuid))
+            if not path.is_file()
+        ]
 
 
 def read_circumferences(path: Path) -> dict[str, CaseCircumferences]:

@@ -339,6 +339,17 @@ def test_all_bad_cases_are_listed(release: Release, tmp_path: Path, capsys: pyte
     assert [uuid in line for uuid, line in zip((first, second), listed, strict=True)] == [True, True]
 
 
+def test_all_missing_files_are_listed(release: Release, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As after an archive that was unpacked in part: not one a run."""
+    missing = [release.mask_path(release.cases()[0]), release.image_path(release.cases()[2])]
+    for path in missing:
+        path.unlink()
+    with pytest.raises(AcouslicError, match=r"is missing.*the first of 2 problems, all listed above"):
+        prepare(config(release, tmp_path / "cache"))
+    listed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("problem: ")]
+    assert [str(path) in line for path, line in zip(missing, listed, strict=True)] == [True, True]
+
+
 def test_cases_without_positives_are_accepted_where_asked_for(release: Release, tmp_path: Path) -> None:
     """With `--allow-unannotated` they are a finding, and have no masks."""
     uuid = release.cases()[0]

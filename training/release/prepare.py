@@ -43,13 +43,13 @@ def prepare(config: PrepareConfig) -> Cache:
     Raises AcouslicError as the module says; what is complete by then stays.
     """
     release = Release(config.raw)
-    uuids = release.cases()
-    if not uuids:
-        raise AcouslicError(f"{release.circumferences_path} lists no case")
     rows = read_circumferences(release.circumferences_path)
-    index = CacheIndex(config.image_size, config.antialias, tuple(uuids))
+    if not rows:
+        raise AcouslicError(f"{release.circumferences_path} lists no case")
+    _stop_at(release.missing_files(rows))
+    index = CacheIndex(config.image_size, config.antialias, tuple(rows))
     _check_settings(config.out, index)
-    tasks = [CaseTask(config, rows[uuid]) for uuid in uuids]
+    tasks = [CaseTask(config, row) for row in rows.values()]
     waiting = [task for task in tasks if not task.is_done()]
     print(f"{len(tasks)} cases, {len(tasks) - len(waiting)} of them done already", flush=True)
     frame_count = _check_headers(waiting)
