@@ -245,6 +245,24 @@ def test_a_case_whose_files_or_row_changed_is_made_anew(release: Release, tmp_pa
     assert after.case(third).record == before.case(third).record
 
 
+def test_a_mask_that_is_mended_while_frames_are_resized_is_read_by_the_next_run(
+    release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All masks are read before the first frame is resized, which may be hours before a case is complete."""
+    uuid = release.cases()[0]
+
+    def mend_first(task: CaseTask) -> None:
+        if task.row.uuid == uuid:
+            change_stack(release.mask_path(uuid), lambda masks: np.roll(masks, 1, axis=0))
+        prepare_frames(task)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(prepare_module, "prepare_frames", mend_first)
+        before = prepare(config(release, tmp_path / "cache")).case(uuid).labels
+    after = prepare(config(release, tmp_path / "cache")).case(uuid).labels
+    np.testing.assert_array_equal(after, np.roll(before, 1))
+
+
 def remove_column(release: Release, _uuid: str) -> None:
     """The table without sweep 3."""
     path = release.circumferences_path

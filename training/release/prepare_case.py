@@ -79,6 +79,7 @@ class CaseTask:
 
 def check_masks(task: CaseTask) -> list[str]:
     """Read a case's masks into its partial folder; returns the problems found, none where all is well."""
+    stamp = task.source_stamps()["mask"]
     reader = open_stack(task.sources["mask"])
     labels = np.zeros(reader.header.frames, np.uint8)
     mask_frames: list[int] = []
@@ -108,6 +109,7 @@ def check_masks(task: CaseTask) -> list[str]:
         np.save(task.partial_folder / "mask_frames.npy", np.array(mask_frames, np.int32))
         np.save(task.partial_folder / "masks.npy", np.concatenate(masks))
         np.save(task.partial_folder / "circumferences_mm.npy", np.array(circumferences))
+        np.save(task.partial_folder / "mask_stamp.npy", np.array(stamp))
     return []
 
 
@@ -121,7 +123,9 @@ def _label_problem(values: list[int]) -> str | None:
 def prepare_frames(task: CaseTask) -> None:
     """Resize a case's frames, finish its folder and put it in place."""
     folder, size = task.partial_folder, task.config.image_size
-    stamps = task.source_stamps()
+    # Masks were read before, perhaps hours: one that has changed since is read again by the next run.
+    size_bytes, changed_ns = np.load(folder / "mask_stamp.npy").tolist()
+    stamps = task.source_stamps() | {"mask": (size_bytes, changed_ns)}
     reader = open_stack(task.sources["image"])
     header = reader.header
     preprocessing = PreprocessingConfig(antialias=task.config.antialias)
@@ -153,6 +157,7 @@ def prepare_frames(task: CaseTask) -> None:
     with disk_errors(folder):
         np.save(folder / "padding.npy", padding)
         (folder / "circumferences_mm.npy").unlink()
+        (folder / "mask_stamp.npy").unlink()
         write_json(folder / "case.json", record_to_json(record))
         shutil.rmtree(task.folder, ignore_errors=True)
         folder.rename(task.folder)
