@@ -4,6 +4,7 @@ import dataclasses
 import os
 import shutil
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from training.frames.dataset import FrameTable
 from training.judge.ask_members import Answers, ask_members
 from training.judge.gate_settings import JudgedTwice, choose_gate, scale_shift, shifted
 from training.judge.teacher import FrameOpinions, ask_student, teach
+from training.judge.unseen_cases import ask_about
 from training.learn.keeping import Keeping, StoppedError
 from training.learn.run_folder import find_runs
 from training.network.student import Normalised, StudentNetwork, student_flop
@@ -169,6 +171,25 @@ def test_without_runs_the_model_is_asked(
     assert other is not None
     for name, tensor in one.items():
         torch.testing.assert_close(tensor, other[name], rtol=0.05, atol=0.02)
+
+
+def test_a_case_that_was_made_anew_is_asked_about_again(
+    model: Path, tiny_training: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was kept of it is of other frames; what was kept of the others is taken as it is."""
+    cache, asked = Cache(Path(shutil.copytree(tiny_training.cache, tmp_path / "cache"))), []
+
+    def note(ensemble: Ensemble, table: FrameTable, *rest: Any) -> Answers:
+        asked.append(table.cases[0].uuid)
+        return ask_members(ensemble, table, *rest)
+
+    monkeypatch.setattr("training.judge.unseen_cases.ask_members", note)
+    uuids = [cache.index.cases[:2]]
+    for _ in range(2):
+        ask_about(load_artifact(model), cache, uuids, torch.device("cpu"), tmp_path / "kept")
+        later_s = time.time() + 1
+        os.utime(tmp_path / "cache" / "cases" / uuids[0][1] / "case.json", (later_s, later_s))
+    assert asked == [*uuids[0], uuids[0][1]]
 
 
 def test_only_who_did_not_learn_from_a_case_teaches_it(runs: Path, model: Path) -> None:

@@ -16,7 +16,7 @@ from algorithm.model.manifest import Manifest
 from training.frames.dataset import table_of
 from training.judge.ask_members import Answers, ask_members, of_member, read_answers, write_answers
 from training.learn.out_of_fold import OutOfFold
-from training.release.cache import Cache
+from training.release.cache import Cache, CachedCase
 from training.release.split import Split
 
 
@@ -72,7 +72,8 @@ def ask_about(
     dtype: torch.dtype | None = None,
 ) -> dict[str, Answers]:
     """What all members say of every frame of the cases of any member, by uuid. Each frame is looked at once; where
-    answers are kept in a folder, those that lie there are not asked for again.
+    answers are kept in a folder, those that lie there are not asked for again, unless `prepare` has made the case anew
+    since.
 
     Without a `dtype` it is computed in the one that the model is used in."""
     manifest = artifact.manifest
@@ -84,7 +85,7 @@ def ask_about(
     answers = {}
     for number, uuid in enumerate(wanted, start=1):
         kept = None if keep_in is None else keep_in / f"{uuid}.npz"
-        if kept is not None and kept.is_file():
+        if kept is not None and kept.is_file() and not _is_older(kept, cache.case(uuid)):
             answers[uuid] = read_answers(kept)
             continue
         table = table_of(cache, [uuid])
@@ -93,6 +94,11 @@ def ask_about(
             write_answers(kept, answers[uuid])
         print(f"scored {number} of {len(wanted)} cases", flush=True)
     return answers
+
+
+def _is_older(kept: Path, case: CachedCase) -> bool:
+    """Whether answers are of the case as it was before: its frames may be others now, or more."""
+    return kept.stat().st_mtime_ns < (case.folder / "case.json").stat().st_mtime_ns
 
 
 def score_members(
