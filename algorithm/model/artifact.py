@@ -154,8 +154,10 @@ def write_artifact(
     folder = folder.absolute()
     refuse_target(folder)
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
+    # Left by a killed process that had this number: in a container it is the same each time.
+    shutil.rmtree(partial, ignore_errors=True)
     try:
+        partial.mkdir(parents=True)
         _write_tensors(partial / TOWER_FILE, tower_state)
         for k, member in enumerate(members):
             member_folder = partial / "members" / str(k)

@@ -90,6 +90,17 @@ def test_replaces_an_artifact_and_nothing_else(artifact, tmp_path):
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
 
 
+def test_what_a_killed_process_of_the_same_number_left_is_no_hindrance(artifact, tmp_path):
+    """In a container the same command has the same number each time."""
+    loaded = load_artifact(artifact)
+    left = tmp_path / f".new.partial-{os.getpid()}"
+    (left / "members" / "0").mkdir(parents=True)
+    (left / "half").touch()
+    write_artifact(tmp_path / "new", loaded.manifest, loaded.tower_state, loaded.members)
+    assert load_artifact(tmp_path / "new").manifest.files == loaded.manifest.files
+    assert not left.exists()
+
+
 def test_weights_that_do_not_fit_are_not_written(sound, tmp_path):
     """Weights that contradict the manifest are refused before anything is put in place."""
     loaded = load_artifact(sound)
