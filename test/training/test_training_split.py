@@ -180,9 +180,12 @@ def test_few_optimal_cases_are_said_and_spread_as_far_as_they_go(capsys: pytest.
 
 
 def test_more_folds_than_subjects_are_refused() -> None:
-    """Each fold needs a subject."""
-    with pytest.raises(AcouslicError, match="4 subjects cannot make 5 folds"):
-        split_by_subject(make_rows(20, subjects=4), [True] * 20, folds=5, seed=1)
+    """Each fold needs a subject; what is said to do can be done."""
+    for folds in (5, 1):
+        with pytest.raises(AcouslicError, match=f"4 subjects cannot make {folds} folds; choose --folds of 2 to 4"):
+            split_by_subject(make_rows(20, subjects=4), [True] * 20, folds=folds, seed=1)
+    with pytest.raises(AcouslicError, match="two subjects at least: the table has 1"):
+        split_by_subject(make_rows(3, subjects=1), [True] * 3, folds=2, seed=1)
 
 
 def test_a_leak_by_subject_is_an_error_and_for_the_paper_a_warning(capsys: pytest.CaptureFixture[str]) -> None:

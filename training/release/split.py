@@ -97,8 +97,11 @@ def split_by_subject(rows: list[CaseCircumferences], has_optimal: list[bool], *,
     from sklearn.model_selection import StratifiedGroupKFold  # takes a second to import
 
     subjects = [row.subject_id for row in rows]
-    if folds < 2 or len(set(subjects)) < folds:
-        raise AcouslicError(f"{len(set(subjects))} subjects cannot make {folds} folds; choose --folds of 2 or more")
+    count = len(set(subjects))
+    if count < 2:
+        raise AcouslicError(f"folds share no subject, so they take two subjects at least: the table has {count}")
+    if not 2 <= folds <= count:
+        raise AcouslicError(f"{count} subjects cannot make {folds} folds; choose --folds of 2 to {count}")
     splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
     strata = np.array(has_optimal, int)
     if min(np.bincount(strata, minlength=2)) < folds and strata.any() and not strata.all():
@@ -111,7 +114,7 @@ def split_by_subject(rows: list[CaseCircumferences], has_optimal: list[bool], *,
     parts = {f"fold_{i + 1}": tuple(rows[at].uuid for at in fold) for i, fold in enumerate(chosen)}
     empty = [name for name, part in parts.items() if not part]
     if empty:
-        raise AcouslicError(f"{len(set(subjects))} subjects left {empty[0]} of {folds} empty; choose fewer --folds")
+        raise AcouslicError(f"{count} subjects left {empty[0]} of {folds} empty; choose fewer --folds")
     return Split("subject", seed, parts)
 
 
