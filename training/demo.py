@@ -215,6 +215,8 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--jobs", type=int, default=DemoPlan.jobs, help="processes that draw and prepare sweeps")
     options = parser.parse_args(arguments)
+    if options.jobs < 1:
+        parser.error(f"--jobs must be at least 1, not {options.jobs}")
     plan = DemoPlan(jobs=options.jobs)
     command = "python -m training demo"
     if options.work is not None:

@@ -17,6 +17,7 @@ from acouslic.release import Release, read_circumferences
 from acouslic.sockets import find_sweep_input
 from acouslic.stack import open_stack, read_stack
 from training.__main__ import main as training_main
+from training.demo import main as demo
 from training.phantom.draw_case import SWEEP_HAS_TARGET, generate_case
 from training.phantom.generate import main
 from training.phantom.motion import OPTIMAL_SECTION, SUBOPTIMAL_SECTION, Passage, draw_subject, plan_sweep
@@ -166,6 +167,29 @@ def test_impossible_arguments_are_refused(tmp_path: Path, wrong: list[str]) -> N
     with pytest.raises(SystemExit) as error:
         main(["--out", str(tmp_path), *wrong])
     assert error.value.code == 2
+
+
+def test_words_that_are_no_number_are_refused_in_plain_words(capsys: pytest.CaptureFixture[str]) -> None:
+    """And those of the demo by the demo, not by a command that it calls."""
+    for command, words, said in (
+        (main, ["--out=release", "--cases=x"], "acouslic generate: error: argument --cases: must be a whole number"),
+        (demo, ["--jobs=0"], "acouslic train demo: error: --jobs must be at least 1, not 0"),
+    ):
+        with pytest.raises(SystemExit):
+            command(words)
+        assert said in capsys.readouterr().err
+
+
+def test_planned_passages_are_labelled_from_60_frames_a_sweep_on() -> None:
+    """In fewer the abdomen may pass between two frames."""
+    subject = draw_subject(np.random.default_rng(1))
+    unlabelled = {30: 0, 60: 0}
+    for frame_count in unlabelled:
+        for seed in range(2000):
+            passages = plan_sweep(np.random.default_rng(seed), subject, True, frame_count)
+            labels = [passage.label(frame) for passage in passages for frame in range(frame_count)]
+            unlabelled[frame_count] += not any(labels)
+    assert unlabelled[60] == 0 < unlabelled[30]
 
 
 def test_commands_that_need_no_torch_do_not_import_it(repository: Path) -> None:

@@ -75,7 +75,7 @@ def generate_case(
     `subject_seed` (by default `seed`) decides the anatomy, `seed` everything else. With fewer than six sweeps the rest
     have no circumference. Smaller frames of the fan's shape (rows x columns near 562 : 744) show the same scene in
     larger pixels; the time axis is compressed likewise into fewer frames a sweep. At least one sweep has labelled
-    frames.
+    frames where it has 60 frames or more; in fewer the abdomen may pass between two of them.
     """
     # Three sources, so that what is drawn in a frame's own resolution does not change what the frame shows.
     rng, scene, grain = (np.random.default_rng([*seed, stream]) for stream in range(3))

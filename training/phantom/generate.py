@@ -126,7 +126,11 @@ def main(arguments: list[str]) -> int:
         "--sweeps", type=_positive, default=SWEEPS_PER_CASE, help="sweeps of a case, at most 6 (%(default)s)"
     )
     parser.add_argument(
-        "--frames-per-sweep", type=_positive, default=FRAMES_PER_SWEEP, help="frames of each sweep (%(default)s)"
+        "--frames-per-sweep",
+        type=_positive,
+        default=FRAMES_PER_SWEEP,
+        help="frames of each sweep (%(default)s); with another number readers cannot tell where a sweep ends, and with "
+        "fewer than 60 a case may have no labelled frame",
     )
     parser.add_argument(
         "--rows",
@@ -150,7 +154,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, not {text!r}") from None
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
     return value
