@@ -39,8 +39,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON with one trailing newline. NaN and infinity are a ValueError: they are not JSON."""
-    write_text(path, json.dumps(value, allow_nan=False, ensure_ascii=False) + "\n")
+    """Write a value as JSON with one trailing newline. NaN and infinity are a ValueError: they are not JSON.
+
+    The bytes of a path that are not UTF-8 are escaped, and name the same path when they are read back.
+    """
+    text = json.dumps(value, allow_nan=False, ensure_ascii=False) + "\n"
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def check_writable(folder: Path) -> None:

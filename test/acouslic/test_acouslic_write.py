@@ -111,6 +111,13 @@ def test_frame_outside_the_stack_is_a_programming_error(tmp_path: Path, frame_in
         write_mask_stack(tmp_path / "x.mha", MASK, None, 12, (1, 1))
 
 
+def test_a_path_that_is_not_utf_8_is_read_back_from_json(tmp_path: Path) -> None:
+    """As a cache's in the record of a run, which is written when hours of training are over."""
+    name = os.fsdecode(b"cache_\xff")
+    write_json(tmp_path / "run.json", {"cache": name, "note": "\u00b15 %"})
+    assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8")) == {"cache": name, "note": "\u00b15 %"}
+
+
 def test_json_is_strict_and_readable(tmp_path: Path) -> None:
     """A bare integer is a bare integer, letters stay letters, and NaN is refused before anything is written."""
     write_json(tmp_path / "a.json", 54)

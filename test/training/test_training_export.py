@@ -1,6 +1,7 @@
 """`python -m training export` and `pack`: an artifact that says what its members said, or none."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from training.export.trained_member import MovedTower, read_member, rebuild_netw
 from training.export.write_artifact import ExportSettings, _whole_cases, main
 from training.fit import main as fit
 from training.frames.dataset import table_of
-from training.learn.run_folder import RunFolder, find_runs
+from training.learn.run_folder import RunFolder, find_runs, made_with
 from training.release.cache import Cache
 
 WORDS = [
@@ -312,6 +313,11 @@ def test_an_archive_that_cannot_be_written_is_one_sentence(model: Path, tmp_path
         with pytest.raises(AcouslicError, match="could not be written"):
             pack([f"--model={model}", f"--out={out}"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_command_with_a_path_that_is_not_utf_8_is_told_in_the_manifest() -> None:
+    """Escaped: the manifest is UTF-8, and is written when all has been computed."""
+    assert made_with(f"export {os.fsdecode(bytes([255]))}").startswith(r"export \udcff, version ")
 
 
 def test_only_folds_by_number_are_members(tmp_path: Path) -> None:

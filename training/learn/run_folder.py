@@ -25,6 +25,7 @@ from jsonargparse import ArgumentParser
 
 from acouslic import __version__
 from acouslic.errors import AcouslicError
+from acouslic.printable import printable
 from acouslic.write import write_json, write_text
 from training.recipe.settings import TrainSettings
 
@@ -152,7 +153,7 @@ def read_settings(path: Path) -> TrainSettings:
 def made_with(command: str) -> str:
     """What an artifact's provenance says of how it was made: the command, and this program's version and commit."""
     origin = made_by()
-    return f"{command}, version {origin['version']}, commit {origin['commit']}"
+    return f"{printable(command)}, version {origin['version']}, commit {origin['commit']}"
 
 
 def made_by() -> dict[str, str]:
