@@ -15,7 +15,7 @@ from algorithm.model.artifact import load_artifact, write_artifact
 from algorithm.model.manifest import Consequence, HalfPrecision, manifest_to_json, read_manifest
 from algorithm.model.typed_json import check_bounds
 from algorithm.pipeline import Pipeline
-from training.export.consequence import compare_answers
+from training.export.consequence import compare_answers, measure_whole_cases
 from training.export.precision import describe, main, measure_half_precision
 from training.learn.autocast import autocast_type
 
@@ -69,6 +69,14 @@ def test_the_command_writes_the_manifest(model, platform_case, capsys):
     assert (after.members, after.files, after.provenance) == (before.members, before.files, before.provenance)
     with pytest.raises(AcouslicError, match="at least one frame a sweep"):
         main([str(model), *sweeps, "--frames", "1"])
+
+
+def test_whole_cases_are_not_analysed_where_no_half_type_is_fast(model, monkeypatch, capsys):
+    """What was asked for and is not done is said."""
+    monkeypatch.setattr("training.export.consequence.half_types", lambda _: ((), "the CPU has none"))
+    measured = HalfPrecision(8, 0.1, 0.1)
+    assert measure_whole_cases(measured, load_artifact(model), [], CPU) == measured
+    assert "no whole case is analysed: cpu is fast in no half type (the CPU has" in capsys.readouterr().out
 
 
 def test_whole_cases_are_compared(model, platform_case, capsys, monkeypatch):
