@@ -1,6 +1,7 @@
 """A run that is ended: by SIGTERM or Ctrl-C, under Slurm, between two checkpoints. What is kept, and how it goes on."""
 
 import csv
+import errno
 import os
 import shutil
 import signal
@@ -12,9 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from acouslic.errors import AcouslicError
+from acouslic.errors import AcouslicError, ShortageError
 from training.__main__ import main as training_main
 from training.fit import main
 from training.learn.keeping import Keeping, StoppedError, StopRequest
@@ -126,6 +128,57 @@ def test_a_checkpoint_by_time_goes_on_to_the_same_bits(
     monkeypatch.undo()
     assert main(words(tiny_training, run)) == 0
     assert_same_member(whole, run)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(
+    whole: Path, tiny_training: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second checkpoint that does not fit ends the run with one sentence, and the first one is whole: the same
+    command goes on from it to the same bits. Nothing is written anywhere else on the way."""
+    run, written = tmp_path / "run", []
+
+    def fsync(_: int) -> None:
+        written.append((run / "checkpoints" / ".last.partial.ckpt").is_file())
+        if sum(written) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("acouslic.write.os.fsync", fsync)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "no folder"))
+    with pytest.raises(ShortageError, match=r"checkpoints/last\.ckpt could not be written: No space left on device"):
+        main(words(tiny_training, run))
+    monkeypatch.undo()
+    steps = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    assert 0 < steps < 3 * _steps_per_epoch(whole)
+    assert main(words(tiny_training, run)) == 0
+    assert_same_member(whole, run)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error")])
+def test_a_member_that_does_not_fit_is_one_sentence(
+    error: Exception, tiny_training: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever library met the full disk."""
+
+    def full(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("training.learn.run_member.save_file", full)
+    with pytest.raises(ShortageError, match=r"run/member could not be written: (No space left|I/O error)"):
+        main(words(tiny_training, tmp_path / "run", "--optimiser.epochs=1"))
+
+
+def test_a_table_of_figures_that_does_not_fit_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk may fill between two lines."""
+    table = MetricsCsv(tmp_path / "metrics.csv", 0)
+    table.log_metrics({"a": 1.0}, 0)
+    table.log_metrics({"a": 2.0}, 1)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(ShortageError, match=r"metrics\.csv could not be written: No space left on device"):
+        table.finalize("success")
 
 
 def test_a_signal_while_it_validates_ends_it(

@@ -5,6 +5,7 @@ loses what was trained since the last one: `SAVE_EVERY_S` at most, and the valid
 """
 
 import contextlib
+import io
 import os
 import signal
 import time
@@ -16,10 +17,12 @@ from typing import Any
 import lightning
 import torch
 import torch.distributed
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from acouslic.errors import AcouslicError
+from acouslic.write import replacing
 
 SAVE_EVERY_S = 600.0
 """Longest time between two checkpoints while a run trains."""
@@ -36,6 +39,18 @@ class StoppedError(AcouslicError):
     def __init__(self, number: int, text: str) -> None:
         super().__init__(text)
         self.exit_code = 128 + number
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that are there whole or not at all. Lightning copies them from the system's temporary folder over the
+    one before: where that is another disk, a run that is killed meanwhile, or a full disk, would leave half of one."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:  # noqa: ARG002  # Lightning's signature
+        """Raises ShortageError where it cannot be written; the one before is still there then."""
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        with replacing(Path(path)) as file:
+            file.write(buffer.getbuffer())
 
 
 class StopRequest:

@@ -18,8 +18,8 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from acouslic.errors import AcouslicError
-from acouslic.write import write_text
+from acouslic.errors import AcouslicError, ShortageError
+from acouslic.write import why_not_written, write_text
 
 LOG_EVERY = 10
 """Steps between two lines."""
@@ -85,8 +85,11 @@ class MetricsCsv(Logger):
             self._columns += sorted(new)
             self._rewrite()
             return
-        with self._path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self._columns, lineterminator="\n").writerow(self._rows[-1])
+        try:
+            with self._path.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self._columns, lineterminator="\n").writerow(self._rows[-1])
+        except OSError as error:
+            raise ShortageError(f"{self._path} could not be written: {why_not_written(error)}") from None
 
     @rank_zero_only
     def finalize(self, status: str) -> None:  # noqa: ARG002  # Lightning's signature

@@ -10,10 +10,11 @@ from typing import Any
 import lightning
 import peft
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from acouslic.errors import AcouslicError
-from acouslic.write import write_json
+from acouslic.errors import AcouslicError, ShortageError
+from acouslic.write import why_not_written, write_json
 from algorithm.engine.device import choose_device, set_cpu_threads
 from algorithm.model.artifact import HEADS_FILE
 from algorithm.model.lora import ADAPTER_CONFIG_FILE
@@ -246,7 +247,16 @@ def _tower_state(network: FrameNetwork) -> dict[str, torch.Tensor]:
 
 
 def _write_member(folder: RunFolder, network: FrameNetwork, loaded: LoadedTower, settings: TrainSettings) -> None:
-    """The adapter as peft saves it, the heads, and the tower where it was trained."""
+    """The adapter as peft saves it, the heads, and the tower where it was trained. Raises ShortageError where the disk
+    is full."""
+    try:
+        _write_weights(folder, network, loaded, settings)
+    except (OSError, SafetensorError) as error:
+        why = why_not_written(error) if isinstance(error, OSError) else str(error)
+        raise ShortageError(f"{folder.member} could not be written: {why}") from None
+
+
+def _write_weights(folder: RunFolder, network: FrameNetwork, loaded: LoadedTower, settings: TrainSettings) -> None:
     network.cpu().eval()
     folder.member.mkdir(parents=True, exist_ok=True)
     if isinstance(network.tower, peft.PeftModel):

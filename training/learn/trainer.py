@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from acouslic.errors import AcouslicError
 from algorithm.engine.device import choose_device
 from training.learn.autocast import autocast_type
-from training.learn.keeping import Keeping, StopRequest
+from training.learn.keeping import Keeping, StopRequest, WholeCheckpoints
 from training.learn.run_folder import RunFolder
 from training.learn.run_log import LOG_EVERY, Bar, StepFigures, make_loggers
 from training.recipe.settings import MachineSettings, TrainSettings
@@ -39,9 +39,7 @@ def make_trainer(
             num_nodes=machine.nodes,
             strategy=machine.strategy,
             precision=choose_training_precision(machine),  # type: ignore[arg-type]
-            # A requeued job starts the same command again, which goes on. Lightning's own way would look for a
-            # checkpoint wherever the job was started, and take that of another fold.
-            plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
+            plugins=_plugins(),
             default_root_dir=folder.root,
             max_epochs=1 if check else optimiser.epochs,
             limit_train_batches=1 if check else None,
@@ -63,6 +61,13 @@ def make_trainer(
         if SLURMEnvironment.detect():
             asked += f", and Slurm's job has SLURM_NTASKS={os.environ.get('SLURM_NTASKS')}"
         raise AcouslicError(f"this machine cannot train as asked ({asked}): {' '.join(str(error).split())}") from None
+
+
+def _plugins() -> list[Any]:
+    # A requeued job starts the same command again, which goes on. Lightning's own way would look for a checkpoint
+    # wherever the job was started, and take that of another fold.
+    slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+    return [WholeCheckpoints(), *slurm]
 
 
 def leave_fresh_memory() -> None:
