@@ -118,6 +118,7 @@ def _train_baseline(
     task: TableTask, settings: TrainSettings, cases: FoldCases, test: FrameTable, folder: RunFolder, scores_path: Path
 ) -> None:
     started = time.monotonic()
+    described = describe_run(task.cache, cases, settings, task.command)
     lightning.seed_everything(settings.seed, workers=True, verbose=False)
     network, preprocessing = build_baseline(
         task.row,
@@ -133,7 +134,7 @@ def _train_baseline(
     scored = score_out_of_fold(network, test, preprocessing, scoring_device(settings))
     write_out_of_fold(scores_path, scored)
     seconds = round(time.monotonic() - started, 1)
-    folder.write_record(describe_run(task.cache, cases, settings, task.command) | facts | {"seconds": seconds})
+    folder.write_record(described | facts | {"seconds": seconds})
 
 
 def measure_trial(row: Row, seed: int, folder: RunFolder, test: FrameTable, scored: OutOfFold) -> list[TrialResult]:

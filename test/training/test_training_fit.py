@@ -27,8 +27,8 @@ from training.fit import main, parse_arguments, settings_of
 from training.frames.dataset import table_of
 from training.judge.ask_members import ask_members
 from training.learn.learner import FrameLearner
-from training.learn.run_folder import RunFolder, read_settings, settings_to_yaml
-from training.learn.run_member import FoldCases, build_learner, load_tower_for
+from training.learn.run_folder import RunFolder, made_by, read_settings, settings_to_yaml
+from training.learn.run_member import FoldCases, build_learner, load_tower_for, train
 from training.network.model import FrameNetwork
 from training.recipe.settings import FAITHFUL_CLS, FAITHFUL_SEG, TrainSettings
 from training.release.cache import Cache
@@ -176,6 +176,42 @@ def test_a_run_leaves_its_record(finished_run: Path, tiny_training: Any) -> None
     assert read_settings(finished_run / "settings.yaml").adapter.rank == 2
     checkpoint = torch.load(finished_run / "checkpoints" / "last.ckpt", weights_only=True)
     assert not any("resblocks.0." in name for name in checkpoint["state_dict"]), "the frozen tower is not in it"
+
+
+def test_a_run_names_the_commit_it_began_with(
+    tiny_training: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the one that is checked out when it ends, hours later."""
+    commits = ["first"]
+
+    def committed_meanwhile(*words: Any, **more: Any) -> Any:
+        commits.append("second")
+        return train(*words, **more)
+
+    monkeypatch.setattr("training.learn.run_member.made_by", lambda: {"version": "1", "commit": commits[-1]})
+    monkeypatch.setattr("training.learn.run_member.train", committed_meanwhile)
+    words = [f"--split={tiny_training.subject_split}", "--fold=1", "--optimiser.epochs=1"]
+    assert main(tiny_training.fit_arguments(tmp_path / "run", *words)) == 0
+    assert RunFolder(tmp_path / "run").read_record()["commit"] == "first"
+
+
+def test_the_commit_of_another_repository_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Installed into a virtual environment within somebody's own project, this program has no commit."""
+
+    def git(*words: str) -> str:
+        identity = ["-c", "user.name=n", "-c", "user.email=e"]
+        ended = subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True, text=True)
+        return ended.stdout.strip()
+
+    installed = tmp_path / "venv" / "training" / "learn" / "run_folder.py"
+    installed.parent.mkdir(parents=True)
+    installed.touch()
+    monkeypatch.setattr("training.learn.run_folder.__file__", str(installed))
+    git("init")
+    git("commit", "--allow-empty", "--message=theirs")
+    assert made_by()["commit"] == "unknown"
+    git("add", ".")
+    assert made_by()["commit"] == git("rev-parse", "HEAD") + "+"
 
 
 def test_training_moves_what_it_should(finished_run: Path) -> None:

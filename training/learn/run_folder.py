@@ -157,9 +157,12 @@ def made_with(command: str) -> str:
 
 
 def made_by() -> dict[str, str]:
-    """Version and commit of this program; the commit is "unknown" outside a git checkout, "+" marks changes to it."""
-    root = Path(__file__).resolve().parents[2]
+    """Version and commit of this program; the commit is "unknown" outside a git checkout, also where the program is
+    installed within somebody else's; "+" marks changes to it."""
+    this = Path(__file__).resolve()
+    root = this.parents[2]
     try:
+        _git(root, "ls-files", "--error-unmatch", str(this))
         commit = _git(root, "rev-parse", "HEAD")
         changed = _git(root, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):

@@ -69,6 +69,8 @@ def run_member(
         print(f"{out} is finished already", flush=True)
         return folder
     started = time.monotonic()
+    # Now, not at the end: a pull or a commit in hours of training changes nothing of what runs here.
+    described = describe_run(cache, cases, settings, command)
     loaded = load_tower_for(cache, settings)
     learner = build_learner(cache, cases, settings, loaded)
     facts = train(learner, folder, check=check)
@@ -85,7 +87,7 @@ def run_member(
         return folder
     tower_sha256 = hash_state(_tower_state(network)) if settings.tower.train_all else loaded.sha256
     folder.write_record(
-        describe_run(cache, cases, settings, command)
+        described
         | facts
         | {
             "tower": {"config": asdict(loaded.config), "preprocessing": asdict(loaded.preprocessing)},
