@@ -22,6 +22,7 @@ from typing import Any
 import lightning
 import numpy as np
 from jsonargparse import ActionConfigFile
+from lightning.pytorch.utilities import rank_zero_only
 
 from acouslic.errors import AcouslicError
 from acouslic.write import write_text
@@ -89,7 +90,7 @@ class TableTask:
 
 
 def run_trial(task: TableTask, seed: int) -> list[TrialResult]:
-    """One trial, trained unless it is there; its figures in both protocols."""
+    """One trial, trained unless it is there; its figures in both protocols, none in processes other than the first."""
     folder = RunFolder(task.out / task.row.name / f"trial_{seed}")
     settings = replace(task.settings, seed=seed)
     cases = FoldCases(task.split.training_cases(), task.split.validation_cases(), task.split.sha256())
@@ -97,14 +98,21 @@ def run_trial(task: TableTask, seed: int) -> list[TrialResult]:
     scores_path = folder.root / "test_scores.npz"
     if task.row.timm_name is None:
         run_member(task.cache, cases, settings, folder.root, command=task.command)
-        if not scores_path.is_file():
+        if _is_first_process() and not scores_path.is_file():
             loaded = load_tower_for(task.cache, settings)
             network: Network = rebuild_network(read_member(folder), loaded)
             scored = score_out_of_fold(network, test, loaded.preprocessing, scoring_device(settings))
             write_out_of_fold(scores_path, scored)
     elif not folder.start(settings, cases.described(task.cache) | _start_of(task)):
         _train_baseline(task, settings, cases, test, folder, scores_path)
+    if not _is_first_process():
+        return []
     return measure_trial(task.row, seed, folder, test, read_out_of_fold(scores_path))
+
+
+def _is_first_process() -> bool:
+    """Of those that train one trial; the first alone scores it and writes."""
+    return not rank_zero_only.rank  # type: ignore[attr-defined]  # set by Lightning, in every process
 
 
 def _start_of(task: TableTask) -> dict[str, Any]:
@@ -248,6 +256,9 @@ def main(arguments: list[str]) -> int:
         command=shlex.join(["python", "-m", "training", "table", *arguments]),
     )
     for seed in range(options.first_seed, options.first_seed + options.trials):
-        write_results(task.out, run_trial(task, seed))
-    print((task.out / "table.md").read_text(encoding="utf-8"))
+        results = run_trial(task, seed)
+        if results:
+            write_results(task.out, results)
+    if _is_first_process():
+        print((task.out / "table.md").read_text(encoding="utf-8"))
     return 0

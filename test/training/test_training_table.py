@@ -1,6 +1,9 @@
 """`python -m training table`: rows of the paper's table from tiny networks, trial by trial."""
 
 import csv
+import os
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -187,6 +190,19 @@ def test_the_command_trains_the_papers_own_row(tiny_training: Any, tmp_path: Pat
         ("2", "all_frames"),
     ]
     assert "| FetalCLIP_CLS |" in (tmp_path / "table.md").read_text()
+
+
+def test_trials_on_two_processes_are_scored_by_the_first(tiny_training: Any, tmp_path: Path) -> None:
+    """As on a machine with two GPUs: both train every trial, one scores and writes."""
+    words = tiny_training.fit_arguments(tmp_path, f"--split={tiny_training.paper_split}", "--optimiser.epochs=1")
+    words += ["--row=fetalclip_cls", "--trials=2", "--machine.devices=2", "--machine.strategy=ddp"]
+    command = [sys.executable, "-m", "training", "table", *words]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "is not a finished training run" not in ended.stderr
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 1 + 2 * 2
 
 
 def test_a_split_without_test_cases_is_refused(tiny_training: Any, tmp_path: Path) -> None:
