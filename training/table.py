@@ -11,10 +11,14 @@ has a line a trial and protocol; RESULTS/table.md the means and standard deviati
 """
 
 import argparse
+import contextlib
 import csv
+import fcntl
 import io
+import os
 import shlex
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -176,7 +180,26 @@ def measure_trial(row: Row, seed: int, folder: RunFolder, test: FrameTable, scor
 
 
 def write_results(out: Path, fresh: list[TrialResult]) -> None:
-    """Put results into results.csv, in place of older ones of the same trial, and write table.md anew."""
+    """Put results into results.csv, in place of older ones of the same trial, and write table.md anew. Commands for
+    several rows may run beside each other: one after another reads and writes."""
+    out.mkdir(parents=True, exist_ok=True)
+    with _alone_in(out):
+        _write_results(out, fresh)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Inside, no other process is inside for the same folder; not on file systems without locks."""
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _write_results(out: Path, fresh: list[TrialResult]) -> None:
     path = out / "results.csv"
     lines: dict[tuple[str, ...], dict[str, str]] = {}
     if path.is_file():

@@ -169,6 +169,26 @@ def test_results_are_kept_by_trial(task: TableTask, tmp_path: Path) -> None:
         assert len(list(csv.DictReader(file))) == 2
 
 
+def test_rows_beside_each_other_lose_no_line(tmp_path: Path) -> None:
+    """Two commands that end a trial at the same moments: each line of both is in the table."""
+    script = """
+import sys, time
+from pathlib import Path
+from training.table import PROTOCOLS, TrialResult, write_results
+out, row = Path(sys.argv[1]), sys.argv[2]
+(out / f"ready_{row}").touch()
+while len(list(out.glob("ready_*"))) < 2:
+    time.sleep(0.001)
+for seed in range(40):
+    write_results(out, [TrialResult(row, seed, name, 1, 1, 1.0, 1.0, 1.0, 1.0, 1, 1, 1.0, "c") for name in PROTOCOLS])
+"""
+    commands = [[sys.executable, "-c", script, str(tmp_path), row] for row in ("vgg16", "swin_l")]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+    told = [process.communicate(timeout=240)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 1 + 2 * 2 * 40
+
+
 def test_the_table_by_hand() -> None:
     """Two trials of 0.7 and 0.8: mean 0.75, standard deviation 0.0707."""
     line = {"row": "vgg16", "protocol": "all_frames", "accuracy": "1", "precision": "1", "recall": "1"}
