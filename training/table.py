@@ -122,7 +122,10 @@ def _is_first_process() -> bool:
 def _start_of(task: TableTask) -> dict[str, Any]:
     """What a trial's weights started from, where it is not timm's hub: a trial that started from others is another."""
     if task.weights is not None:
-        return {"weights_sha256": hash_file(task.weights)}
+        try:
+            return {"weights_sha256": hash_file(task.weights)}
+        except OSError as error:
+            raise AcouslicError(f"{task.weights} is not a readable file of weights: {error.strerror}") from None
     return {"random_init": True} if task.random_init else {}
 
 
@@ -239,9 +242,19 @@ def _mean_and_sd(values: list[float]) -> str:
     return f"{mean} ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else mean
 
 
+def _refuse_settings_of_the_tower(row: Row, settings: TrainSettings) -> None:
+    """Raises AcouslicError for a setting of tower, adapter or heads that a network of timm would not have."""
+    for section in ("tower", "adapter", "heads"):
+        given, unused = asdict(getattr(settings, section)), asdict(getattr(FAITHFUL_CLS, section))
+        for name, value in given.items():
+            if value != unused[name]:
+                instead = "; give --weights or --random_init" if section == "tower" else ""
+                raise AcouslicError(f"{section}.{name} has no effect on {row.name}, a network of timm{instead}")
+
+
 def main(arguments: list[str]) -> int:
     """The command `python -m training table`."""
-    chooser = argparse.ArgumentParser(add_help=False)
+    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     chooser.add_argument("--row", default="")
     wanted = chooser.parse_known_args(arguments)[0].row
     parser = command_parser("table", __doc__)
@@ -256,6 +269,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--config", action=ActionConfigFile, help="settings as YAML")
     add_settings(parser, FAITHFUL_SEG if wanted == "fetalclip_seg" else FAITHFUL_CLS)
     options = parse_with(parser, "table", arguments)
+    if options.row != wanted:
+        raise AcouslicError(
+            f"table: a --config file says row: {options.row}, which decides the defaults only on the command line: "
+            f"give --row {options.row} there"
+        )
     if options.trials < 1:
         raise AcouslicError(f"--trials must be at least 1, not {options.trials}")
     check_seed("--first_seed", options.first_seed)
@@ -268,11 +286,14 @@ def main(arguments: list[str]) -> int:
     row = next(row for row in ROWS if row.name == options.row)
     if row.timm_name is None and (options.weights is not None or options.random_init):
         raise AcouslicError(f"--weights and --random_init are for networks of timm: {row.name} takes --tower.weights")
+    settings = settings_of(options)
+    if row.timm_name is not None:
+        _refuse_settings_of_the_tower(row, settings)
     task = TableTask(
         row=row,
         cache=cache,
         split=split,
-        settings=settings_of(options),
+        settings=settings,
         out=Path(options.out),
         weights=None if options.weights is None else Path(options.weights),
         random_init=options.random_init,

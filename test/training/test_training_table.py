@@ -134,6 +134,31 @@ def test_weights_that_would_not_be_used_are_refused(tiny_training: Any, tmp_path
             main(["--row=fetalclip_cls", word, *words])
 
 
+def test_settings_that_would_not_be_used_are_refused(tiny_training: Any, tmp_path: Path) -> None:
+    """A network of timm has no tower, and LoRA of its own."""
+    words = [f"--cache={tiny_training.cache}", f"--split={tiny_training.paper_split}", f"--out={tmp_path}"]
+    with pytest.raises(AcouslicError, match=r"tower\.weights has no effect on vgg16, .*; give --weights"):
+        main(["--row=vgg16", "--tower.weights=file", *words])
+    with pytest.raises(AcouslicError, match=r"adapter\.rank has no effect on swin_l, a network of timm$"):
+        main(["--row=swin_l", "--adapter.rank=4", *words])
+
+
+def test_a_file_of_weights_that_is_not_there_is_one_sentence(tiny_training: Any, tmp_path: Path) -> None:
+    """Named before anything is trained."""
+    words = [f"--cache={tiny_training.cache}", f"--split={tiny_training.paper_split}", f"--out={tmp_path}"]
+    with pytest.raises(AcouslicError, match=r"none\.pt is not a readable file of weights: No such file"):
+        main(["--row=vgg16", f"--weights={tmp_path / 'none.pt'}", *words])
+
+
+def test_a_file_names_no_other_row_than_the_command_line(tiny_training: Any, tmp_path: Path) -> None:
+    """The row decides the defaults before a file is read: the segmentation would be trained as the classifier."""
+    path = tmp_path / "x.yaml"
+    path.write_text("row: fetalclip_seg\n")
+    words = tiny_training.fit_arguments(tmp_path, f"--split={tiny_training.paper_split}", f"--config={path}")
+    with pytest.raises(AcouslicError, match="give --row fetalclip_seg there"):
+        main(words)
+
+
 @dataclass(frozen=True)
 class Frames:
     """What measuring needs of a table of frames."""
