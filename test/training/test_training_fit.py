@@ -195,6 +195,15 @@ def test_a_run_names_the_commit_it_began_with(
     assert RunFolder(tmp_path / "run").read_record()["commit"] == "first"
 
 
+def test_a_training_that_diverges_is_one_sentence(tiny_training: Any, tmp_path: Path) -> None:
+    """At its end, where no epoch before was good: it is no finished run, and what to change is said."""
+    words = [f"--split={tiny_training.subject_split}", "--fold=1", "--optimiser.epochs=1"]
+    words += ["--optimiser.learning_rate=1e30", "--optimiser.clip_norm=0"]
+    with pytest.raises(AcouslicError, match=r"the training diverged: .* kept epoch, 1, .* lower --optimiser"):
+        main(tiny_training.fit_arguments(tmp_path / "run", *words))
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
 def test_the_commit_of_another_repository_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Installed into a virtual environment within somebody's own project, this program has no commit."""
 

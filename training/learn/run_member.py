@@ -230,11 +230,18 @@ def scoring_device(settings: TrainSettings) -> torch.device:
 
 
 def _take_best(learner: FrameLearner, folder: RunFolder, settings: TrainSettings, check: bool) -> dict[str, Any]:
-    """Put the kept epoch's averaged weights into the network; returns that epoch's figures."""
+    """Put the kept epoch's averaged weights into the network; returns that epoch's figures. Raises AcouslicError where
+    they are no numbers any more."""
     if check:
         return {}
     name = "last" if settings.optimiser.keep == "last" else "best"
     checkpoint = read_checkpoint(folder.checkpoints / f"{name}.ckpt")
+    values = [*checkpoint["average"]["state"].values(), torch.tensor(list(checkpoint["validation"].values()))]
+    if not all(torch.isfinite(value).all() for value in values):
+        raise AcouslicError(
+            f"the training diverged: weights or losses of the kept epoch, {checkpoint['epoch'] + 1}, are NaN or "
+            "infinite; choose another --out and a lower --optimiser.learning_rate"
+        )
     learner.network.cpu()
     # Counters too, so that the member is the same whether the run ended here or went on from a file. The frozen tower
     # is not in it.
