@@ -128,6 +128,8 @@ def test_a_file_names_no_other_recipe_than_the_command_line(tmp_path: Path) -> N
         (["--adapter.rank=-1"], "adapter.rank"),
         (["--optimiser.batch_size=0"], "optimiser.batch_size"),
         (["--augment.flip=2"], "augment.flip"),
+        (["--augment.scale=[1.0, .inf]"], "augment.scale"),
+        (["--sampling.negatives_per_positive=.inf"], "sampling.negatives_per_positive must be at least 0, not inf"),
         (["--seed=-1"], "seed must be between 0 and 4294967295, not -1"),
         (["--seed=4294967296"], "seed"),
     ],
@@ -150,6 +152,16 @@ def test_an_unknown_setting_in_a_file_is_refused(tmp_path: Path) -> None:
     path.write_text("adapter:\n  rnk: 3\n")
     with pytest.raises(AcouslicError, match="rnk"):
         parse_arguments([*WHERE, f"--config={path}"])
+
+
+def test_a_file_of_settings_that_is_not_utf8_is_one_sentence(tmp_path: Path) -> None:
+    """A comment with an accent in Latin-1, in a file of one's own or in a run's."""
+    path = tmp_path / "x.yaml"
+    path.write_bytes(b"seed: 4  # d\xe9j\xe0 vu\n")
+    with pytest.raises(AcouslicError, match="fit: a --config file is not UTF-8"):
+        parse_arguments([*WHERE, f"--config={path}"])
+    with pytest.raises(AcouslicError, match="does not hold a run's settings"):
+        read_settings(path)
 
 
 def test_a_run_leaves_its_record(finished_run: Path, tiny_training: Any) -> None:

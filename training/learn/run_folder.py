@@ -145,7 +145,7 @@ def read_settings(path: Path) -> TrainSettings:
     parser.add_class_arguments(TrainSettings, None)
     try:
         values = parser.instantiate(parser.parse_path(str(path)))
-    except (argparse.ArgumentError, OSError, TypeError) as error:
+    except (argparse.ArgumentError, OSError, TypeError, UnicodeDecodeError) as error:
         raise AcouslicError(f"{path} does not hold a run's settings: {' '.join(str(error).split())}") from None
     return TrainSettings(**{name: getattr(values, name) for name in TrainSettings.__dataclass_fields__})
 

@@ -47,7 +47,7 @@ _LIMITS.update(
         for name in ("flip", "affine", "gain", "attenuation", "speckle", "shadow", "clahe", "blur", "noise")
     }
 )
-"""Smallest and largest value of each number; None passes where a setting allows it."""
+"""Smallest and largest value of each number, none of which may be infinite; None passes where a setting allows it."""
 
 
 def check_seed(name: str, seed: int) -> int:
@@ -63,11 +63,11 @@ def check_settings(settings: TrainSettings) -> TrainSettings:
     for name, (low, high) in _LIMITS.items():
         section, _, field = name.partition(".")
         value = getattr(getattr(settings, section), field)
-        if value is not None and not low <= value <= high:
+        if value is not None and not (low <= value <= high and value < _ANY):
             limit = f"at least {low:g}" if high == _ANY else f"between {low:g} and {high:g}"
             raise AcouslicError(f"{name} must be {limit}, not {value}")
     low, high = settings.augment.scale
-    if not 0 < low <= high:
+    if not 0 < low <= high < _ANY:
         raise AcouslicError(f"augment.scale must be two ascending positive factors, not {low:g} and {high:g}")
     if not settings.adapter.targets:
         raise AcouslicError("adapter.targets is empty: for no adapter set adapter.rank to 0")

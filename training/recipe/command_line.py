@@ -56,9 +56,12 @@ def _in_words(found: re.Match[str]) -> str:
 
 def parse_with(parser: ArgumentParser, command: str, arguments: list[str]) -> Namespace:
     """The options with settings as dataclasses: those of `--config` files, later ones over earlier ones, then those of
-    the command line, wherever `--config` stands. Raises AcouslicError in place of jsonargparse's own."""
+    the command line, wherever `--config` stands. Raises AcouslicError in place of jsonargparse's own, and for a file
+    that is not UTF-8."""
     try:
         return parser.instantiate(parser.parse_args(_config_first(arguments)))
+    except UnicodeDecodeError as error:
+        raise AcouslicError(f"{command}: a --config file is not UTF-8: {error}") from None
     except (argparse.ArgumentError, ValueError) as error:  # settings that contradict each other are the latter
         raise AcouslicError(f"{command}: {' '.join(str(error).split())}") from None
 
