@@ -41,7 +41,8 @@ class FoldProcesses:
     at_once: int
     gpus: Sequence[str] = ()
     """Names for CUDA_VISIBLE_DEVICES; none is no GPU."""
-    failed: list[_Running] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    """What is said of each fold that failed."""
     _running: list[_Running] = field(default_factory=list)
     _stopped_by: int | None = None
 
@@ -54,8 +55,7 @@ class FoldProcesses:
         try:
             while running or (waiting and self._stopped_by is None):
                 while waiting and len(running) < self.at_once and self._stopped_by is None:
-                    free = min(set(range(self.at_once)) - {one.place for one in running})
-                    running.append(self._start(waiting.pop(0), free))
+                    self._try_to_start(waiting.pop(0))
                 time.sleep(_POLL_S)
                 for one in [one for one in running if one.process.poll() is not None]:
                     running.remove(one)
@@ -68,8 +68,19 @@ class FoldProcesses:
             text = f"stopped by {name}: each fold kept what it says in its log.txt under {self.out}, and the same "
             raise StoppedError(self._stopped_by, text + "command goes on from there")
         if self.failed:
-            told = "; ".join(f"fold {one.fold}: {_last_line(one.log)} ({one.log})" for one in self.failed)
-            raise AcouslicError(f"{len(self.failed)} of {self.folds} folds failed: {told}")
+            raise AcouslicError(f"{len(self.failed)} of {self.folds} folds failed: {'; '.join(self.failed)}")
+
+    def _try_to_start(self, fold: int) -> None:
+        """Where there is no room for a log, or for a process, the fold has failed and those that run go on."""
+        free = min(set(range(self.at_once)) - {one.place for one in self._running})
+        try:
+            self._running.append(self._start(fold, free))
+        except OSError as error:
+            self.failed.append(f"fold {fold}: it could not be started: {error}")
+            print(self.failed[-1], flush=True)
+            return
+        if self._stopped_by is not None:  # a signal that came while it was started has not reached it
+            self._running[-1].process.send_signal(self._stopped_by)
 
     def _start(self, fold: int, place: int) -> _Running:
         folder = self.out / f"fold_{fold}"
@@ -94,7 +105,7 @@ class FoldProcesses:
     def _note_end(self, one: _Running) -> None:
         code = one.process.returncode
         if code and self._stopped_by is None:
-            self.failed.append(one)
+            self.failed.append(f"fold {one.fold}: {_last_line(one.log)} ({one.log})")
         print(f"fold {one.fold} {'is done' if code == 0 else f'ended with {code}'}: {_last_line(one.log)}", flush=True)
 
     def _pass_on(self, number: int, _: FrameType | None) -> None:
@@ -119,5 +130,9 @@ def visible_gpus() -> list[str]:
 
 
 def _last_line(log: Path) -> str:
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        return f"its log cannot be read: {error}"
+    lines = [line for line in text.splitlines() if line.strip()]
     return lines[-1][-300:] if lines else "it said nothing"

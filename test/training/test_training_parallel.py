@@ -1,5 +1,6 @@
 """Folds beside each other: as processes of one command, and as an array of Slurm jobs."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -58,6 +59,45 @@ def test_a_fold_that_fails_is_named_once_the_others_are_done(tmp_path: Path) -> 
     with pytest.raises(AcouslicError, match=r"1 of 4 folds failed: fold 2: the disk is full \(.*fold_2.log\.txt\)"):
         folds(tmp_path, 0.1, "2").run()
     assert (tmp_path / "work" / "fold_4" / "ended").is_file()
+
+
+def test_a_fold_that_cannot_be_started_ends_no_other(tmp_path: Path) -> None:
+    """The third finds a full disk, the fourth no process, and the log of the second is gone: all of them are told of
+    once the others are done, and none trains on with nobody waiting for it."""
+    running = folds(tmp_path, 1.0, "2")
+    start = running._start
+
+    def full(fold: int, place: int) -> Any:
+        if fold > 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"fold_{fold}")
+        started = start(fold, place)
+        if fold == 2:
+            started.log.unlink()
+        return started
+
+    running._start = full  # type: ignore[method-assign]
+    with pytest.raises(AcouslicError, match=r"3 of 4 folds failed: .*2: its log cannot be read.*4: it could not be st"):
+        running.run()
+    assert (tmp_path / "work" / "fold_1" / "ended").is_file()
+
+
+def test_a_signal_while_a_fold_is_started_reaches_it(tmp_path: Path) -> None:
+    """Its process is there, but not yet known as one that runs."""
+    running = folds(tmp_path, 60)
+    start = running._start
+
+    def signalled(fold: int, place: int) -> Any:
+        started = start(fold, place)
+        if fold == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return started
+
+    running._start = signalled  # type: ignore[method-assign]
+    began = time.monotonic()
+    with pytest.raises(StoppedError, match="stopped by SIGTERM"):
+        running.run()
+    assert time.monotonic() - began < 30
+    assert not (tmp_path / "work" / "fold_3").exists()
 
 
 def test_a_signal_reaches_all_and_none_is_left(tmp_path: Path) -> None:
