@@ -49,7 +49,9 @@ class FoldProcesses:
     def run(self) -> None:
         """Train them all. Raises StoppedError after a signal, and AcouslicError, naming each fold that failed and its
         log, once the others are done."""
-        before = {number: signal.signal(number, self._pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+        # One that is ignored, as Ctrl-C in a shell's background, stays so: the folds have inherited that.
+        heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, self._pass_on) for number in heard}
         running = self._running
         waiting = list(range(1, self.folds + 1))
         try:

@@ -61,7 +61,7 @@ def test_a_fold_that_fails_is_named_once_the_others_are_done(tmp_path: Path) -> 
     assert (tmp_path / "work" / "fold_4" / "ended").is_file()
 
 
-def test_a_fold_that_cannot_be_started_ends_no_other(tmp_path: Path) -> None:
+def test_a_fold_that_cannot_be_started_ends_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The third finds a full disk, the fourth no process, and the log of the second is gone: all of them are told of
     once the others are done, and none trains on with nobody waiting for it."""
     running = folds(tmp_path, 1.0, "2")
@@ -75,13 +75,13 @@ def test_a_fold_that_cannot_be_started_ends_no_other(tmp_path: Path) -> None:
             started.log.unlink()
         return started
 
-    running._start = full  # type: ignore[method-assign]
+    monkeypatch.setattr(running, "_start", full)
     with pytest.raises(AcouslicError, match=r"3 of 4 folds failed: .*2: its log cannot be read.*4: it could not be st"):
         running.run()
     assert (tmp_path / "work" / "fold_1" / "ended").is_file()
 
 
-def test_a_signal_while_a_fold_is_started_reaches_it(tmp_path: Path) -> None:
+def test_a_signal_while_a_fold_is_started_reaches_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its process is there, but not yet known as one that runs."""
     running = folds(tmp_path, 60)
     start = running._start
@@ -92,7 +92,7 @@ def test_a_signal_while_a_fold_is_started_reaches_it(tmp_path: Path) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return started
 
-    running._start = signalled  # type: ignore[method-assign]
+    monkeypatch.setattr(running, "_start", signalled)
     began = time.monotonic()
     with pytest.raises(StoppedError, match="stopped by SIGTERM"):
         running.run()
@@ -118,6 +118,22 @@ def test_a_signal_reaches_all_and_none_is_left(tmp_path: Path) -> None:
     assert told.value.exit_code == 143
     assert not (tmp_path / "work" / "fold_3").exists()
     assert not list((tmp_path / "work").glob("fold_*/ended"))
+
+
+def test_an_ignored_signal_stays_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C where a script has put the command into the background: no fold hears it, so all are trained."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    running = folds(tmp_path, 0.1)
+    start = running._start
+
+    def signalled(fold: int, place: int) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return start(fold, place)
+
+    monkeypatch.setattr(running, "_start", signalled)
+    running.run()
+    assert len(list((tmp_path / "work").glob("fold_*/ended"))) == 4
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
 FAKE_SBATCH = """#!/bin/bash
