@@ -22,7 +22,7 @@ from acouslic.errors import AcouslicError
 from training.learn.run_folder import RunFolder
 from training.learn.run_member import FoldCases, run_member
 from training.recipe.check_settings import check_settings
-from training.recipe.command_line import command_parser, parse_with
+from training.recipe.command_line import command_parser, parse_with, refuse_other_than_utf8
 from training.recipe.settings import PRESETS, TrainSettings
 from training.release.cache import Cache
 from training.release.split import Split, check_subjects, read_split
@@ -83,7 +83,9 @@ def make_parser(command: str, description: str | None, arguments: list[str]) -> 
 
 def parse_settings(parser: ArgumentParser, command: str, arguments: list[str]) -> Namespace:
     """The options of a parser of `make_parser`. Raises AcouslicError for what is unknown or of a wrong type, and where
-    a `--config` file names a published recipe: the defaults are decided before a file is read."""
+    a `--config` file names a published recipe: the defaults are decided before a file is read. And for a name that is
+    not UTF-8."""
+    refuse_other_than_utf8(command, arguments)
     options = parse_with(parser, command, arguments)
     if options.faithful != _preset_of(arguments):
         raise AcouslicError(

@@ -50,7 +50,7 @@ from training.learn.run_member import (
 from training.network.baselines import ROWS, Row, build_baseline
 from training.network.model import Network
 from training.recipe.check_settings import check_seed
-from training.recipe.command_line import command_parser, parse_with
+from training.recipe.command_line import command_parser, parse_with, refuse_other_than_utf8
 from training.recipe.settings import FAITHFUL_CLS, FAITHFUL_SEG, TrainSettings
 from training.release.cache import Cache
 from training.release.split import Split, read_split
@@ -268,6 +268,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--random_init", type=bool, default=False, help="a timm network without pretrained weights")
     parser.add_argument("--config", action=ActionConfigFile, help="settings as YAML")
     add_settings(parser, FAITHFUL_SEG if wanted == "fetalclip_seg" else FAITHFUL_CLS)
+    refuse_other_than_utf8("table", arguments)
     options = parse_with(parser, "table", arguments)
     if options.row != wanted:
         raise AcouslicError(

@@ -33,6 +33,7 @@ from training.network.model import FrameNetwork
 from training.recipe.settings import FAITHFUL_CLS, FAITHFUL_SEG, TrainSettings
 from training.release.cache import Cache
 from training.release.split import read_split
+from training.table import main as table
 
 WHERE = ["--cache=c", "--split=s", "--out=o"]
 
@@ -162,6 +163,21 @@ def test_a_file_of_settings_that_is_not_utf8_is_one_sentence(tmp_path: Path) -> 
         parse_arguments([*WHERE, f"--config={path}"])
     with pytest.raises(AcouslicError, match="does not hold a run's settings"):
         read_settings(path)
+
+
+@pytest.mark.parametrize("option", ["out", "cache", "tower.weights"])
+def test_a_name_that_is_not_utf8_is_refused_at_the_start(option: str) -> None:
+    """A run with such a cache was trained to its end and could not write its record."""
+    for command, run in (("fit", main), ("ensemble", ensemble), ("table", table)):
+        with pytest.raises(AcouslicError, match=rf"{command}: --{option}=/caf\\udce9 is not UTF-8"):
+            run([f"--{option}=/caf\udce9"])
+
+
+def test_a_record_holds_a_path_that_is_not_utf8(tmp_path: Path) -> None:
+    """As where the current folder has such a name, which no option states."""
+    RunFolder(tmp_path).write_record({"cache": "/caf\udce9/cäché"})
+    assert RunFolder(tmp_path).read_record() == {"cache": "/caf\udce9/cäché"}
+    assert "cäché" in (tmp_path / "run.json").read_text(encoding="utf-8")
 
 
 def test_a_run_leaves_its_record(finished_run: Path, tiny_training: Any) -> None:

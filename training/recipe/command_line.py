@@ -8,6 +8,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
 from acouslic.errors import AcouslicError
+from acouslic.printable import printable
 
 _BOUNDED = re.compile(r"Annotated\[(\w+), (?:msgspec\.)?Meta\(([^()]*)\)\]")
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
@@ -64,6 +65,19 @@ def parse_with(parser: ArgumentParser, command: str, arguments: list[str]) -> Na
         raise AcouslicError(f"{command}: a --config file is not UTF-8: {error}") from None
     except (argparse.ArgumentError, ValueError) as error:  # settings that contradict each other are the latter
         raise AcouslicError(f"{command}: {' '.join(str(error).split())}") from None
+
+
+def refuse_other_than_utf8(command: str, arguments: list[str]) -> None:
+    """Raises AcouslicError for a name that is not UTF-8: neither settings nor TensorBoard can hold one, and a run
+    that finds out when it writes its record has trained for nothing."""
+    for word in arguments:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise AcouslicError(
+                f"{command}: {printable(word)} is not UTF-8, which the record of a run cannot hold: rename it, or make "
+                "a link with another name"
+            ) from None
 
 
 def _config_first(arguments: list[str]) -> list[str]:
