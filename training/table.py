@@ -142,7 +142,7 @@ def _train_baseline(
         random_init=task.random_init,
         antialias=task.cache.index.antialias,
     )
-    learner = FrameLearner(network, settings, preprocessing, *tables_of(task.cache, cases))
+    learner = FrameLearner(network, settings, preprocessing, *tables_of(task.cache, cases, settings.sampling))
     facts = train(learner, folder)
     if facts is None:
         return

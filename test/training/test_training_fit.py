@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -230,6 +231,18 @@ def test_a_training_that_diverges_is_one_sentence(tiny_training: Any, tmp_path: 
     with pytest.raises(AcouslicError, match=r"the training diverged: .* kept epoch, 1, .* lower --optimiser"):
         main(tiny_training.fit_arguments(tmp_path / "run", *words))
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_validation_without_a_circumference_is_refused(tiny_training: Any, tmp_path: Path) -> None:
+    """With `sampling.sweeps annotated` no frame of it would be looked at: nothing says which epoch to keep."""
+    cache = tmp_path / "cache"
+    shutil.copytree(tiny_training.cache, cache)
+    for uuid in json.loads(tiny_training.subject_split.read_text())["parts"]["fold_1"]:
+        path = cache / "cases" / uuid / "case.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"sweep_ac_mm": [None] * 6}))
+    words = [f"--split={tiny_training.subject_split}", "--fold=1", f"--cache={cache}", "--sampling.sweeps=annotated"]
+    with pytest.raises(AcouslicError, match="no validation case has an annotated frame in a sweep with a circumf"):
+        main(tiny_training.fit_arguments(tmp_path / "run", *words))
 
 
 def test_the_commit_of_another_repository_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ from training.learn.run_folder import RunFolder, made_by
 from training.learn.trainer import make_trainer, quiet_lightning, stopped_early_after
 from training.network.model import FrameNetwork, build_network, count_trained
 from training.network.tower_source import LoadedTower, hash_state, load_tower, open_clip_config, read_checkpoint
-from training.recipe.settings import TrainSettings
+from training.recipe.settings import SamplingSettings, TrainSettings
 from training.release.cache import Cache
 
 CHECK_FRAMES = 48
@@ -114,7 +114,7 @@ def describe_run(cache: Cache, cases: FoldCases, settings: TrainSettings, comman
 def build_learner(cache: Cache, cases: FoldCases, settings: TrainSettings, loaded: LoadedTower) -> FrameLearner:
     """The whole of a run before its first step; the same for the same arguments, whatever ran before."""
     lightning.seed_everything(settings.seed, workers=True, verbose=False)
-    train_table, validation_table = tables_of(cache, cases)
+    train_table, validation_table = tables_of(cache, cases, settings.sampling)
     network = build_network(
         loaded,
         settings.adapter,
@@ -126,9 +126,9 @@ def build_learner(cache: Cache, cases: FoldCases, settings: TrainSettings, loade
     return FrameLearner(network, settings, loaded.preprocessing, train_table, validation_table)
 
 
-def tables_of(cache: Cache, cases: FoldCases) -> tuple[FrameTable, FrameTable]:
-    """The frames to learn from and to be validated on. Raises AcouslicError where the two share a case or one has no
-    annotated frame."""
+def tables_of(cache: Cache, cases: FoldCases, sampling: SamplingSettings) -> tuple[FrameTable, FrameTable]:
+    """The frames to learn from and to be validated on. Raises AcouslicError where the two share a case, or where one
+    has no annotated frame that `sampling` shows."""
     train, validation = table_of(cache, cases.train), table_of(cache, cases.validation)
     shared = {case.uuid for case in train.cases} & {case.uuid for case in validation.cases}
     if shared:
@@ -136,6 +136,11 @@ def tables_of(cache: Cache, cases: FoldCases) -> tuple[FrameTable, FrameTable]:
     for name, table in (("train", train), ("validation", validation)):
         if not (table.label > 0).any():
             raise AcouslicError(f"no {name} case has an annotated frame: check the split")
+        if sampling.sweeps == "annotated" and not (table.label[table.in_annotated_sweep] > 0).any():
+            raise AcouslicError(
+                f"no {name} case has an annotated frame in a sweep with a circumference: check the split, or set "
+                "sampling.sweeps to all"
+            )
     return train, validation
 
 
