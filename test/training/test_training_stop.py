@@ -130,6 +130,29 @@ def test_a_checkpoint_by_time_goes_on_to_the_same_bits(
     assert_same_member(whole, run)
 
 
+def test_a_run_that_is_being_trained_is_not_trained_twice(
+    tiny_training: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the command for Slurm is given again while its jobs still run: the second is refused, and the first
+    does not notice. Afterwards the run is free."""
+    run, refused = tmp_path / "run", []
+    one_epoch = words(tiny_training, run, "--optimiser.epochs=1")
+    begin = Keeping.on_train_start
+
+    def try_again(self: Keeping, trainer: Any, *rest: Any) -> None:
+        command = [sys.executable, "-m", "training", "fit", *one_epoch]
+        refused.append(subprocess.run(command, capture_output=True, text=True, timeout=240))
+        begin(self, trainer, *rest)
+
+    monkeypatch.setattr(Keeping, "on_train_start", try_again)
+    assert main(one_epoch) == 0
+    assert refused[0].returncode == 1
+    assert f"another process trains in {run}: wait" in refused[0].stderr.splitlines()[-1]
+    (run / "run.json").unlink()
+    monkeypatch.undo()
+    assert main(one_epoch) == 0
+
+
 def test_a_full_disk_leaves_the_checkpoint_before(
     whole: Path, tiny_training: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,7 +25,7 @@ from training.learn.keeping import StopRequest, ended_by
 from training.learn.learner import FrameLearner
 from training.learn.out_of_fold import score_out_of_fold, write_out_of_fold
 from training.learn.run_folder import RunFolder, made_by
-from training.learn.trainer import make_trainer, quiet_lightning, stopped_early_after
+from training.learn.trainer import alone_in, make_trainer, quiet_lightning, stopped_early_after
 from training.network.model import FrameNetwork, build_network, count_trained
 from training.network.tower_source import LoadedTower, hash_state, load_tower, open_clip_config, read_checkpoint
 from training.recipe.settings import SamplingSettings, TrainSettings
@@ -148,7 +148,7 @@ def train(learner: FrameLearner, folder: RunFolder, *, check: bool = False) -> d
     """Train from the last checkpoint, or from the start, and put the kept epoch's averaged weights into the network.
 
     Returns what `run.json` says of it; None on processes other than the first. Raises StoppedError where a signal
-    ended it, and AcouslicError where the checkpoint is of another run.
+    ended it, and AcouslicError where the checkpoint is of another run, or another process trains this one.
     """
     settings, network = learner.settings, learner.network
     learner.identity = folder.identity()
@@ -162,6 +162,12 @@ def train(learner: FrameLearner, folder: RunFolder, *, check: bool = False) -> d
         f"{count_trained(network) / 1e6:.2f} M trained parameters",
         flush=True,
     )
+    with alone_in(folder.root):
+        return _train_on(learner, folder, check=check)
+
+
+def _train_on(learner: FrameLearner, folder: RunFolder, *, check: bool) -> dict[str, Any] | None:
+    settings, network = learner.settings, learner.network
     last = folder.checkpoints / "last.ckpt"
     checkpoint = read_own_checkpoint(last, folder) if last.is_file() and not check else None
     from_step = 0 if checkpoint is None else int(checkpoint["global_step"])

@@ -1,6 +1,7 @@
 """Lightning's trainer of a run: its precision, its callbacks, and checkpoints from which it goes on anywhere."""
 
 import contextlib
+import fcntl
 import logging
 import os
 import warnings
@@ -12,6 +13,7 @@ import lightning
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from acouslic.errors import AcouslicError
@@ -61,6 +63,30 @@ def make_trainer(
         if SLURMEnvironment.detect():
             asked += f", and Slurm's job has SLURM_NTASKS={os.environ.get('SLURM_NTASKS')}"
         raise AcouslicError(f"this machine cannot train as asked ({asked}): {' '.join(str(error).split())}") from None
+
+
+@contextlib.contextmanager
+def alone_in(root: Path) -> Iterator[None]:
+    """Inside, no other process trains the run in `root`: two would write the same checkpoints and table of figures.
+
+    Raises AcouslicError where one does already; the further processes of one run are let through. On a file system
+    without locks nobody can tell.
+    """
+    if rank_zero_only.rank:  # type: ignore[attr-defined]  # set by Lightning, in every process
+        yield
+        return
+    lock = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise AcouslicError(
+                    f"another process trains in {root}: wait until it has ended, or choose another --out"
+                ) from None
+        yield
+    finally:
+        os.close(lock)
 
 
 def _plugins() -> list[Any]:
