@@ -16,7 +16,7 @@ from acouslic.errors import AcouslicError
 from algorithm.model.tower import tower_from_state
 from algorithm.model.weight_files import read_tensors
 from training.network.open_clip_weights import tower_config_from_open_clip, tower_state_from_open_clip
-from training.network.tower_source import load_tower, read_weights, rounded_state
+from training.network.tower_source import load_tower, read_checkpoint, read_weights, rounded_state
 from training.recipe.settings import TowerSource
 
 # method.md section 1: the visual half of FetalCLIP's configuration.
@@ -246,3 +246,23 @@ def test_a_weight_that_a_half_type_does_not_hold_is_refused_by_name() -> None:
         rounded_state(state, torch.float16, "leave it out")
     assert rounded_state(state, torch.bfloat16, "")["proj"].dtype == torch.bfloat16
     assert rounded_state({"conv1.weight": state["conv1.weight"]}, torch.float16, "")["conv1.weight"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\x80", b"(", b"\x80\x02.", b"hello", b"<!DOCTYPE html>", b"\x80\x02h\x05.", b"PK\x03\x04" + bytes(50)],
+)
+def test_a_file_that_torch_never_wrote_is_one_sentence(content: bytes, tmp_path: Path) -> None:
+    """Whatever torch's unpickler stumbles over, for weights and for a run's checkpoint."""
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(content)
+    for read in (read_weights, read_checkpoint):
+        with pytest.raises(AcouslicError, match=r"last\.ckpt is not a"):
+            read(path)
+
+
+def test_tensors_by_number_are_no_weights(tmp_path: Path) -> None:
+    """As in an optimiser's state."""
+    torch.save({0: torch.zeros(2)}, tmp_path / "weights.pt")
+    with pytest.raises(AcouslicError, match="is not a state dict"):
+        read_weights(tmp_path / "weights.pt")

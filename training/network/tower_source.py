@@ -3,6 +3,7 @@
 import hashlib
 import pickle
 import re
+import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,20 @@ FETALCLIP_CONFIG: dict[str, Any] = {
     "text_cfg": {"context_length": 117, "vocab_size": 49408, "width": 768, "heads": 12, "layers": 12},
 }
 """FetalCLIP's published open_clip configuration (arXiv 2502.14807)."""
+
+
+# torch.load expects a whole file of its own: of any other its unpickler raises whatever it stumbles over.
+_OF_DAMAGED_FILES = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    struct.error,
+)
 
 
 @dataclass(frozen=True)
@@ -128,8 +143,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise AcouslicError(_refusal(path, error)) from None
-    except (OSError, RuntimeError, EOFError) as error:
-        raise AcouslicError(f"{path} is not a readable checkpoint: {str(error).splitlines()[0]}") from None
+    except _OF_DAMAGED_FILES as error:
+        raise AcouslicError(f"{path} is not a readable checkpoint: {reason(error)}") from None
     if not isinstance(content, dict):
         raise AcouslicError(f"{path} is not a checkpoint")
     return content
@@ -151,11 +166,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise AcouslicError(f"{path} is missing: give a file of weights") from None
     except pickle.UnpicklingError as error:
         raise AcouslicError(_refusal(path, error)) from None
-    except (OSError, RuntimeError, EOFError, ValueError, SafetensorError) as error:
+    except (*_OF_DAMAGED_FILES, SafetensorError) as error:
         raise AcouslicError(f"{path} is not a readable file of weights: {reason(error)}") from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
-    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
+    ):
         raise AcouslicError(f"{path} is not a state dict: expected tensors by name")
     refuse_damaged(content, str(path))
     return {name.removeprefix("module."): tensor for name, tensor in content.items()}
@@ -164,7 +181,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
     """What to tell about a file whose pickle asks for more than tensors and plain values; torch's own text advises to
     load it anyway."""
-    if "invalid load key" in str(error):
+    with path.open("rb") as file:
+        begins = file.read(2)
+    if "invalid load key" in str(error) or not begins.startswith((b"PK", b"\x80")):  # neither an archive nor a pickle
         return f"{path} is not a file that torch.save has written"
     found = re.search(r"GLOBAL (\S+)", str(error))
     what = f"code or objects ({found[1]})" if found else "code or objects"
