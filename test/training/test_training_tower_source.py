@@ -17,6 +17,7 @@ from algorithm.model.tower import tower_from_state
 from algorithm.model.weight_files import read_tensors
 from training.network.open_clip_weights import tower_config_from_open_clip, tower_state_from_open_clip
 from training.network.tower_source import load_tower, read_checkpoint, read_weights, rounded_state
+from training.network.transformers_weights import model_config_of_transformers, ratio_for
 from training.recipe.settings import TowerSource
 
 # method.md section 1: the visual half of FetalCLIP's configuration.
@@ -266,3 +267,22 @@ def test_tensors_by_number_are_no_weights(tmp_path: Path) -> None:
     torch.save({0: torch.zeros(2)}, tmp_path / "weights.pt")
     with pytest.raises(AcouslicError, match="is not a state dict"):
         read_weights(tmp_path / "weights.pt")
+
+
+def test_no_width_is_lost_to_a_rounding() -> None:
+    """Of the width between a block's two layers open_clip's configuration has the ratio alone."""
+    assert int(704 * (2960 / 704)) == 2959
+    wrong = [
+        (mlp_width, width)
+        for width in range(16, 2049, 16)
+        for mlp_width in range(16, 6 * width, 16)
+        if int(width * ratio_for(mlp_width, width)) != mlp_width
+    ]
+    assert wrong == []
+    content = {
+        "model_type": "clip_vision_model",
+        "hidden_size": 704,
+        "intermediate_size": 2960,
+        "num_attention_heads": 11,
+    }
+    assert tower_config_from_open_clip(model_config_of_transformers(content, "config.json")).mlp_width == 2960

@@ -24,7 +24,7 @@ from algorithm.model.tower import Tower, check_state
 from algorithm.model.typed_json import convert, read_object, read_typed_file
 from algorithm.model.weight_files import refuse_damaged, refuse_lfs_pointer
 from training.network.open_clip_weights import tower_config_from_open_clip, tower_state_from_open_clip
-from training.network.transformers_weights import model_config_of_transformers
+from training.network.transformers_weights import model_config_of_transformers, ratio_for
 from training.recipe.settings import TowerSource
 
 HUB_PREFIX = "hf-hub:"
@@ -121,7 +121,7 @@ def open_clip_config(config: TowerConfig, preprocessing: PreprocessingConfig) ->
         "width": config.width,
         "layers": config.layers,
         "head_width": config.width // config.heads,
-        "mlp_ratio": config.mlp_width / config.width,
+        "mlp_ratio": ratio_for(config.mlp_width, config.width),
         "no_ln_pre": not config.pre_norm,
         "norm_kwargs": {"eps": config.norm_eps},
         "pool_type": config.pool,

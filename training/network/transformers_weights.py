@@ -4,6 +4,7 @@ Read against transformers 4 (models/clip/modeling_clip.py: CLIPModel, CLIPVision
 imported.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -106,7 +107,14 @@ def model_config_of_transformers(content: Mapping[str, Any], where: str) -> dict
             "width": width,
             "layers": numbers["num_hidden_layers"],
             "head_width": max(1, width // numbers["num_attention_heads"]),
-            "mlp_ratio": numbers["intermediate_size"] / width,
+            "mlp_ratio": ratio_for(numbers["intermediate_size"], width),
             "norm_kwargs": {"eps": vision.get("layer_norm_eps", 1e-5)},
         },
     }
+
+
+def ratio_for(mlp_width: int, width: int) -> float:
+    """The `mlp_ratio` of which open_clip's `int(width * mlp_ratio)` makes `mlp_width`: the quotient of some pairs, such
+    as 2960 and 704, falls short of it by a rounding."""
+    ratio = mlp_width / width
+    return ratio if int(width * ratio) == mlp_width else math.nextafter(ratio, math.inf)
