@@ -33,18 +33,19 @@ if [ $# -eq 0 ]; then
 fi
 shift
 
-cd "$here"
-"$python" -m training ensemble --raw="$release" --out="$work" --parallel=0 "$@"
+# Here and in the jobs paths among the settings are those of the folder that this was called from.
+export PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH}
+"$python" -P -m training ensemble --raw="$release" --out="$work" --parallel=0 "$@"
 folds=$("$python" -c 'import json, sys; print(sum(name.startswith("fold_") for name in json.load(open(sys.argv[1]))["parts"]))' \
     "$work/split.json")
 # Without B: before the signal it goes to the step that srun starts, so that this shell lives to ask for a requeue.
 job=$(
     cat <<'EOF'
-srun --ntasks=1 "$PYTHON" -m training fit --cache="$WORK/cache" --split="$WORK/split.json" \
+srun --ntasks=1 "$PYTHON" -P -m training fit --cache="$WORK/cache" --split="$WORK/split.json" \
     --config="$WORK/settings.yaml" --fold="$SLURM_ARRAY_TASK_ID" --out="$WORK/fold_$SLURM_ARRAY_TASK_ID" || code=$?
 if [ "${code:-0}" = 143 ]; then scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"; fi
 exit "${code:-0}"
 EOF
 )
 PYTHON=$python WORK=$work sbatch --job-name=fetal-abdomen --array="1-$folds" --requeue --signal=TERM@120 \
-    --output="$work/slurm-%a.txt" --open-mode=append --chdir="$here" --export=ALL "${options[@]}" --wrap="$job"
+    --output="$work/slurm-%a.txt" --open-mode=append --chdir="$PWD" --export=ALL "${options[@]}" --wrap="$job"

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -150,7 +151,8 @@ done
 
 def test_slurm_trains_a_fold_a_job(tiny_training: Any, repository: Path, tmp_path: Path) -> None:
     """The script prepares, submits an array of as many jobs as folds, and each job trains its fold; one that a signal
-    ends asks to be started again. sbatch, srun and scontrol are stand-ins."""
+    ends asks to be started again. Called from another folder than the repository's, it finds what lies there. sbatch,
+    srun and scontrol are stand-ins."""
     commands = {
         "sbatch": FAKE_SBATCH,
         # The second task is ended by a signal, as at its time limit.
@@ -164,6 +166,8 @@ def test_slurm_trains_a_fold_a_job(tiny_training: Any, repository: Path, tmp_pat
         path.chmod(0o755)
     work = tmp_path / "work"
     settings = tiny_training.fit_arguments(work, "--optimiser.epochs=1", "--heads.decoder=false")[2:]
+    shutil.copy(tiny_training.tower_config, tmp_path / "here.json")
+    settings.append("--tower.config=here.json")
     words = [str(tiny_training.release), str(work), "--partition=gpu", "--", "--folds=2", "--antialias=true", *settings]
     environment = os.environ | {
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
@@ -172,10 +176,11 @@ def test_slurm_trains_a_fold_a_job(tiny_training: Any, repository: Path, tmp_pat
         "OMP_NUM_THREADS": "1",
     }
     command = [str(repository / "training" / "slurm_ensemble.sh"), *words]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr
     submitted = (tmp_path / "sbatch.txt").read_text().splitlines()
     assert {"--array=1-2", "--requeue", "--signal=TERM@120", "--partition=gpu"} <= set(submitted)
+    assert f"--chdir={tmp_path}" in submitted
     assert (tmp_path / "codes.txt").read_text().split() == ["1", "0", "2", "143"], (tmp_path / "job-1.txt").read_text()
     assert (tmp_path / "scontrol.txt").read_text() == "requeue 77_2\n"
     assert RunFolder(work / "fold_1").read_record()["fold"] == 1
