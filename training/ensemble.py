@@ -38,6 +38,8 @@ def main(arguments: list[str]) -> int:
     options = parse_settings(parser, "ensemble", arguments)
     if options.parallel < 0:
         raise AcouslicError(f"--parallel is how many folds to train at once, not {options.parallel}")
+    if options.folds < 2:
+        raise AcouslicError(f"--folds must be at least 2, not {options.folds}: a member is validated on one of them")
     check_seed("--split_seed", options.split_seed)
     settings, out, raw = settings_of(options), Path(options.out), Path(options.raw)
     # Before anything is written: WORK/settings.yaml is what Slurm's jobs read.

@@ -75,6 +75,14 @@ def test_folds_beside_each_other_go_on_to_the_same_bits(tiny_training: Any, tmp_
     assert "goes on from step" in "".join((beside / f"fold_{fold}" / "log.txt").read_text() for fold in unfinished)
 
 
+def test_a_single_fold_is_refused_before_anything_is_prepared(tiny_training: Any, tmp_path: Path) -> None:
+    """Not after the hours in which a release is prepared."""
+    words = tiny_training.fit_arguments(tmp_path / "work")[1:]
+    with pytest.raises(AcouslicError, match="--folds must be at least 2, not 1"):
+        main([f"--raw={tiny_training.release}", "--folds=1", *words])
+    assert not (tmp_path / "work").exists()
+
+
 def test_a_missing_release_is_refused(tiny_training: Any, tmp_path: Path) -> None:
     """The message names the table that is not there."""
     words = tiny_training.fit_arguments(tmp_path / "work")[1:]
