@@ -66,8 +66,8 @@ class Release:
 def read_circumferences(path: Path) -> dict[str, CaseCircumferences]:
     """The table by uuid, in the file's order. Further columns are ignored.
 
-    Raises AcouslicError, naming the line, for a missing column, a row of another length, an empty or repeated uuid, and
-    a value that is not a positive number.
+    Raises AcouslicError, naming the line, for a missing column, a row of another length, an empty or repeated uuid, one
+    that leads out of its folder as part of a path, and a value that is not a positive number.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -105,6 +105,8 @@ def _case_of_row(row: dict[str, str], where: str) -> CaseCircumferences:
     uuid, subject_id = row["uuid"].strip(), row["subject_id"].strip()
     if not uuid or not subject_id:
         raise AcouslicError(f"{where}: uuid and subject_id must not be empty")
+    if "/" in uuid or "\0" in uuid or uuid in (".", ".."):
+        raise AcouslicError(f"{where}: {uuid!r} is no uuid: files and folders are called by it")
     return CaseCircumferences(
         uuid, subject_id, tuple(_circumference(row[column], f"{where}, {column}") for column in SWEEP_COLUMNS)
     )

@@ -89,6 +89,14 @@ def test_subject_folds_of_the_release_share_no_subject_and_are_balanced(shared: 
         assert 35 <= sum(optimal[uuid] for uuid in fold) <= 40
 
 
+@pytest.mark.parametrize("uuid", ["..", ".", "../escaped", "/tmp/escaped", "a/b", "a\0b"])
+def test_an_id_names_no_other_folder(uuid: str, tmp_path: Path) -> None:
+    """A cache removes and makes folders by it."""
+    table = write_table(tmp_path / "table.csv", [replace(make_rows(1, subjects=1)[0], uuid=uuid)])
+    with pytest.raises(AcouslicError, match=r"table\.csv, line 2: .* is no uuid"):
+        read_circumferences(table)
+
+
 def test_the_paper_split_of_made_up_ids(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The permutation is numpy's with the published seed; counts are worked out by hand from the made-up runs."""
     rows = make_rows(30, subjects=29)
