@@ -1,4 +1,4 @@
-"""Several folds beside each other, each in a process of its own and, where there are GPUs, on one of its own.
+"""Several folds beside each other, each in a process of its own: on a GPU of its own, or on its share of the cores.
 
 Every process is `python -m training fit` of one fold, with the settings of the whole in a file. What it prints goes to
 `log.txt` in the fold's folder. A signal is passed on, and all are waited for.
@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
 from acouslic.errors import AcouslicError
+from algorithm.process.cores import usable_cores
 from training.learn.keeping import StoppedError
 
 _POLL_S = 0.2
@@ -88,17 +89,19 @@ class FoldProcesses:
         folder = self.out / f"fold_{fold}"
         folder.mkdir(parents=True, exist_ok=True)
         log = folder / "log.txt"
-        environment: Mapping[str, str] = os.environ
-        where = "the CPU"
         if self.gpus:
             where = f"GPU {self.gpus[place % len(self.gpus)]}"
-            environment = os.environ | {"CUDA_VISIBLE_DEVICES": self.gpus[place % len(self.gpus)]}
+            share = {"CUDA_VISIBLE_DEVICES": self.gpus[place % len(self.gpus)]}
+        else:
+            # Threads of several folds on one core would wait for each other.
+            cores = max(1, usable_cores()[0] // self.at_once)
+            where, share = f"{cores} CPU core{'s' if cores > 1 else ''}", {"OMP_NUM_THREADS": str(cores)}
         with log.open("ab") as file:
             process = subprocess.Popen(
                 [*self.command, f"--fold={fold}", f"--out={folder}"],
                 stdout=file,
                 stderr=file,
-                env=environment,
+                env=os.environ | share,
                 start_new_session=True,  # Ctrl-C reaches it once, through this process
             )
         print(f"fold {fold} of {self.folds} on {where}, in {folder}; its words go to {log.name}", flush=True)

@@ -22,7 +22,7 @@ NOTES_PLACE = """
 import os, sys, time
 fold = [word for word in sys.argv if word.startswith("--fold=")][0].removeprefix("--fold=")
 out = [word for word in sys.argv if word.startswith("--out=")][0].removeprefix("--out=")
-print("GPU", os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
+print("GPU", os.environ.get("CUDA_VISIBLE_DEVICES"), "threads", os.environ.get("OMP_NUM_THREADS"), flush=True)
 open(os.path.join(out, "began"), "w").write(str(time.time()))
 time.sleep(float(sys.argv[1]))
 open(os.path.join(out, "ended"), "w").write(str(time.time()))
@@ -42,7 +42,7 @@ def test_two_run_at_once_on_two_gpus(tmp_path: Path, capsys: pytest.CaptureFixtu
     """Never more than asked for, each on the GPU of its place, and each fold is announced."""
     folds(tmp_path, 2.0, gpus=["4", "6"]).run()
     logs = [(tmp_path / "work" / f"fold_{k}" / "log.txt").read_text().split() for k in range(1, 5)]
-    assert {gpu for _, gpu in logs} == {"4", "6"}
+    assert {log[1] for log in logs} == {"4", "6"}
     times = [
         [float((tmp_path / "work" / f"fold_{k}" / name).read_text()) for name in ("began", "ended")]
         for k in range(1, 5)
@@ -53,6 +53,18 @@ def test_two_run_at_once_on_two_gpus(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert max(began, other_began) < min(ended, other_ended), "one after another: nothing is parallel"
     told = capsys.readouterr().out
     assert all(f"fold {k} of 4 on GPU" in told for k in range(1, 5))
+
+
+@pytest.mark.parametrize(("cores", "each"), [(9, "4"), (1, "1")])
+def test_folds_on_a_cpu_share_its_cores(
+    cores: int, each: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two at once on nine cores have four threads each; on one core each has one."""
+    monkeypatch.setattr("training.parallel.usable_cores", lambda: (cores, "as told"))
+    folds(tmp_path, 0.1).run()
+    for fold in range(1, 5):
+        assert f"threads {each}" in (tmp_path / "work" / f"fold_{fold}" / "log.txt").read_text()
+    assert capsys.readouterr().out.count(f"on {each} CPU core") == 4
 
 
 def test_a_fold_that_fails_is_named_once_the_others_are_done(tmp_path: Path) -> None:
