@@ -11,7 +11,6 @@ printers (72, 96, 300 dots per inch), which writers of pictures put by default, 
 
 import contextlib
 import math
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
@@ -21,6 +20,7 @@ import numpy as np
 
 from acouslic.errors import AcouslicError
 from acouslic.geometry import SPACING_MM, consecutive_ranges, sweep_ranges
+from acouslic.paths import sees_folder
 from acouslic.reading.kinds import kind_of
 from acouslic.reading.metaimage import MetaImageHeader, read_header, source_header
 from acouslic.reading.metaimage_list import MetaImageList
@@ -146,7 +146,7 @@ def open_stack(
 
 def _open_source(path: Path, most_frames: int | None) -> MetaImageHeader | FrameSource:
     """The reader for a file's kind. Imported here, because a container that starts for one .mha needs no other."""
-    if os.path.isdir(path):  # noqa: PTH112 - Path's raises where nobody may look
+    if sees_folder(path):
         from acouslic.scanner.folder import open_folder
 
         return open_folder(path)

@@ -28,7 +28,7 @@ _ADLER_MODULUS = 65521
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a whole file, or nothing: see `_replacing`."""
+    """Write a whole file, or nothing: see `replacing`."""
     with replacing(path) as file:
         file.write(content)
 

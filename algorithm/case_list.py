@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from acouslic.errors import AcouslicError
+from acouslic.paths import sees_file, sees_folder
 from acouslic.scanner.dicom import dicom_case_name
 from acouslic.scanner.dicom_header import is_dicom
 from acouslic.scanner.folder import case_files, refuse_unreadable
@@ -160,10 +161,10 @@ def _sweeps_at(path: Path, lists: tuple[Path, ...] = ()) -> list[SweepInput]:
         return _sweeps_of_list(path, lists)
     if not is_folder:
         return [sweep_of_file(path)]
-    if os.path.isdir(path / SWEEP_FOLDER):  # noqa: PTH112 - Path's raises where nobody may look
+    if sees_folder(path / SWEEP_FOLDER):
         return [find_sweep_input(path)]
     release = path / _RELEASE_FOLDER
-    folder = release if os.path.isdir(release) else path  # noqa: PTH112 - Path's raises where nobody may look
+    folder = release if sees_folder(release) else path
     sweeps = _in_folder(folder) or [sweep for inner in _inner_folders(folder) for sweep in _in_folder(inner)]
     if not sweeps:
         raise AcouslicError(f"{folder} holds no sweep stack ({', '.join(STACK_SUFFIXES)})")
@@ -203,7 +204,7 @@ def stacks_in_folder(folder: Path) -> list[Path]:
     """The files in a folder that are a stack each, sorted by name; hidden files and pictures are none."""
     suffixes = [suffix for suffix in STACK_SUFFIXES if suffix not in _STILL_SUFFIXES]
     stacks = [item for item in _visible(folder) if stack_suffix(item.name) in suffixes]
-    return [item for item in stacks if os.path.isfile(item)]  # noqa: PTH113 - Path's raises where nobody may look
+    return [item for item in stacks if sees_file(item)]
 
 
 def _inner_folders(folder: Path) -> list[Path]:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from acouslic.errors import AcouslicError
 from acouslic.interrupts import Interrupts
+from acouslic.paths import sees_file
 from acouslic.sockets import SweepInput
 from algorithm.predict import CaseStream, PredictSettings, analyse_case, row_of_done
 from algorithm.process.collector import uncollected
@@ -72,7 +73,7 @@ class CohortWorker:
     def load(self) -> str:
         """Load the model; a sentence on who this is and where it runs."""
         node = socket.gethostname()
-        if not os.path.isfile(self._settings.output_dir / self._token):  # noqa: PTH113 - Path's raises where nobody may look
+        if not sees_file(self._settings.output_dir / self._token):
             raise AcouslicError(f"{node} does not see {self._settings.output_dir}: every machine must mount it")
         with uncollected():
             from algorithm.pipeline import Pipeline

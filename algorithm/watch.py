@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import glob
 import logging
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from acouslic.errors import AcouslicError, ShortageError
 from acouslic.interrupts import Interrupts
+from acouslic.paths import sees_folder
 from acouslic.sockets import FRAME_NUMBER_FILE, SweepInput
 from acouslic.write import check_writable
 from algorithm.case_list import check_apart, check_case_name, stacks_in_folder, sweep_of_file
@@ -58,7 +58,7 @@ def watch(input_dir: Path, settings: PredictSettings, rhythm: Rhythm, interrupts
     loaded. A case that fails is told on stderr and tried again only when a file of it changes, or, where memory or a
     disk was short, some minutes later and by the next watcher.
     """
-    if not os.path.isdir(input_dir):  # noqa: PTH112 - Path's raises where nobody may look
+    if not sees_folder(input_dir):
         raise AcouslicError(f"{input_dir} is no folder: name the one that new stacks come into")
     maker = settings.maker()
     check_writable(settings.output_dir)

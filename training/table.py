@@ -11,14 +11,10 @@ has a line a trial and protocol; RESULTS/table.md the means and standard deviati
 """
 
 import argparse
-import contextlib
 import csv
-import fcntl
 import io
-import os
 import shlex
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +25,7 @@ from jsonargparse import ActionConfigFile
 from lightning.pytorch.utilities import rank_zero_only
 
 from acouslic.errors import AcouslicError
+from acouslic.locks import locked
 from acouslic.write import write_text
 from algorithm.model.file_hashes import hash_file
 from training.export.trained_member import read_member, rebuild_network
@@ -186,20 +183,8 @@ def write_results(out: Path, fresh: list[TrialResult]) -> None:
     """Put results into results.csv, in place of older ones of the same trial, and write table.md anew. Commands for
     several rows may run beside each other: one after another reads and writes."""
     out.mkdir(parents=True, exist_ok=True)
-    with _alone_in(out):
+    with locked(out, wait=True):
         _write_results(out, fresh)
-
-
-@contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Inside, no other process is inside for the same folder; not on file systems without locks."""
-    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
 
 
 def _write_results(out: Path, fresh: list[TrialResult]) -> None:

@@ -6,13 +6,13 @@
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from acouslic import __version__
+from acouslic.paths import sees_file
 from acouslic.sockets import FRAME_NUMBER_FILE
 from acouslic.write import write_json
 from algorithm.model.manifest import MANIFEST_FILE, read_manifest
@@ -57,7 +57,7 @@ def write_record(folder: Path, source: Source, maker: Maker, row: ResultRow) -> 
 
 def recorded_row(case_dir: Path, source: Path, maker: Maker) -> ResultRow | None:
     """The row of a complete result in `case_dir` that `maker` made of the stack at `source` as it is now, else None."""
-    is_complete = os.path.isfile(case_dir / FRAME_NUMBER_FILE)  # noqa: PTH113 - Path's raises where nobody may look
+    is_complete = sees_file(case_dir / FRAME_NUMBER_FILE)
     return _row(case_dir, source, maker) if is_complete else None
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from acouslic.errors import AcouslicError
+from acouslic.paths import sees_folder
 from acouslic.printable import printable
 from acouslic.scanner.dicom_header import is_dicom
 from acouslic.scanner.folder import case_files
@@ -34,7 +35,7 @@ def source_files(path: Path) -> list[Path]:
 def source_of(path: Path) -> Source:
     """What tells the files of a case from later ones. Files that are not there have no size, and nothing is raised."""
     files = source_files(path)
-    is_folder = os.path.isdir(path)  # noqa: PTH112 - Path's raises where nobody may look
+    is_folder = sees_folder(path)
     # Of a folder its files count: its own time changes with whatever else is put there.
     counted = files[1:] if is_folder else files
     stamps = [(file.name, stamp_of(file)) for file in counted]

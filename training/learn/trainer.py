@@ -1,7 +1,6 @@
 """Lightning's trainer of a run: its precision, its callbacks, and checkpoints from which it goes on anywhere."""
 
 import contextlib
-import fcntl
 import logging
 import os
 import warnings
@@ -17,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from acouslic.errors import AcouslicError
+from acouslic.locks import locked
 from algorithm.engine.device import choose_device
 from training.learn.autocast import autocast_type
 from training.learn.keeping import Keeping, StopRequest, WholeCheckpoints
@@ -75,18 +75,14 @@ def alone_in(root: Path) -> Iterator[None]:
     if rank_zero_only.rank:  # type: ignore[attr-defined]  # set by Lightning, in every process
         yield
         return
-    lock = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with contextlib.suppress(OSError):
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise AcouslicError(
-                    f"another process trains in {root}: wait until it has ended, or choose another --out"
-                ) from None
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(root, wait=False))
+        except BlockingIOError:
+            raise AcouslicError(
+                f"another process trains in {root}: wait until it has ended, or choose another --out"
+            ) from None
         yield
-    finally:
-        os.close(lock)
 
 
 def _plugins() -> list[Any]:
