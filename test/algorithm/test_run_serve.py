@@ -337,7 +337,6 @@ def test_health_is_answered_within_100_ms_from_the_first_connection_on(
         statuses.append(status)
         waits.append(seconds)
         reference.append(request(reference_port, "GET", "/")[1])
-        time.sleep(0.002)
     assert [status for status, _ in itertools.groupby(statuses)] == [503, 200]
     assert statuses.count(503) > 50
     assert max(waits) < 0.1 + max(reference), f"median {statistics.median(waits)}"
