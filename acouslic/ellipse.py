@@ -35,12 +35,38 @@ def fit_ellipse(mask: np.ndarray, fov: np.ndarray) -> Ellipse | None:
     erased, and the ellipse is fitted to the contour of the rest that encloses the largest area. None where the mask is
     empty inside the field, too few points are left (more than 5 are needed) or the fit has no finite axes.
     """
+    pieces = outline_pieces(mask, fov)
+    return _fit(max(pieces, key=cv2.contourArea)) if pieces else None
+
+
+def fit_seen_outline(mask: np.ndarray, fov: np.ndarray) -> Ellipse | None:
+    """The ellipse of a body of which the field of view may show a part; arguments and None as in `fit_ellipse`.
+
+    Where the field cuts the outline open, none of its pieces encloses more than a few pixels, and the largest of them
+    may be a crumb. So the ellipse goes through all pieces that have points enough. A closed outline has the official
+    ellipse.
+    """
+    pieces = outline_pieces(mask, fov)
+    if not pieces:
+        return None
+    largest = max(pieces, key=cv2.contourArea)
+    if cv2.contourArea(largest) > np.count_nonzero(mask) / 2:
+        return _fit(largest)
+    long_enough = [piece for piece in pieces if len(piece) >= _FEWEST_POINTS]
+    return _fit(np.concatenate(long_enough)) if long_enough else None
+
+
+def outline_pieces(mask: np.ndarray, fov: np.ndarray) -> list[np.ndarray]:
+    """What the official evaluator fits ellipses to: the pieces of a mask's outline that lie away from the outline of
+    the field of view, each an int32 array (points, 1, 2) of x, y in padded coordinates. A line that is not closed is
+    traced there and back. Empty where nothing of the mask lies inside the field.
+    """
     if mask.shape != fov.shape or mask.ndim != 2:
         raise ValueError(f"mask {mask.shape} and field of view {fov.shape} must be the same (rows, columns)")
     inside = ((mask != 0) & (fov != 0)).astype(np.uint8)
     left, top, width, height = cv2.boundingRect(inside)
     if width == 0:
-        return None
+        return []
     # Only the box around the mask is looked at: contours, their order and their coordinates stay what they are in the
     # whole padded frame.
     box = np.pad(inside[top : top + height, left : left + width], 1)
@@ -50,16 +76,33 @@ def fit_ellipse(mask: np.ndarray, fov: np.ndarray) -> Ellipse | None:
     outline[1:-1, 1:-1][_field_border(fov)[top : top + height, left : left + width]] = 0
     offset = (_PADDING_PX + left - 1, _PADDING_PX + top - 1)
     contours, _ = cv2.findContours(outline, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE, offset=offset)
-    if not contours:
+    return list(contours)
+
+
+def _fit(points: np.ndarray) -> Ellipse | None:
+    """Through points in padded coordinates."""
+    if len(points) < _FEWEST_POINTS:
         return None
-    largest = max(contours, key=cv2.contourArea)
-    if len(largest) < _FEWEST_POINTS:
-        return None
-    (x, y), (first_axis, second_axis), angle_degrees = cv2.fitEllipse(largest)
+    (x, y), (first_axis, second_axis), angle_degrees = cv2.fitEllipse(points)
     values = (x, y, first_axis, second_axis, angle_degrees)
     if not all(map(math.isfinite, values)):
         return None
     return Ellipse((x - _PADDING_PX, y - _PADDING_PX), (first_axis / 2, second_axis / 2), angle_degrees)
+
+
+def mark_outline(mask: np.ndarray, fov: np.ndarray) -> np.ndarray:
+    """The mask, bool, with a spike of 2 x 3 pixels in the middle of the longest piece of its outline, so that this
+    piece encloses something and the official fit takes it. A mask without an outline stays as it is."""
+    marked = mask != 0
+    pieces = outline_pieces(mask, fov)
+    if pieces:
+        piece = max(pieces, key=len)[:, 0] - _PADDING_PX
+        middle = len(piece) // 4
+        x, y = piece[middle]
+        along_x, along_y = np.abs(piece[middle + 1 :][:5] - piece[middle]).max(axis=0, initial=0)
+        half_columns, half_rows = (3, 1) if along_y > along_x else (1, 3)
+        marked[max(0, y - half_rows) : y + half_rows, max(0, x - half_columns) : x + half_columns] = True
+    return marked & (fov != 0)
 
 
 def circumference_px(ellipse: Ellipse) -> float:

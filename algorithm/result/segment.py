@@ -6,13 +6,18 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from acouslic.ellipse import Ellipse, draw_ellipse, fit_ellipse
+from acouslic.ellipse import Ellipse, circumference_px, draw_ellipse, fit_ellipse, fit_seen_outline, mark_outline
 
 Mask = NDArray[np.bool_]
 
 MIN_AGREEMENT = 0.5
 """An ellipse counts where, inside the field of view, it and its component share at least this part of their union.
 A body cut off by the fan stays well above; a fit to a stray arc, whose ellipse runs far away, falls below."""
+_USUAL_CHANGE, _MOST_CHANGE = 0.01, 0.05
+"""How far, as a share, the official circumference of a mask may be from that of the ellipse that it was filled from: as
+drawn, and at all. Where the fan cuts nothing off they differ by less than 0.001. Where it does, the outline is open:
+traced there and back it encloses nothing, and the official fit, which takes what encloses the most, may take a crumb
+beside it. Then the outline gets a mark."""
 
 
 def clean_mask(
@@ -26,7 +31,7 @@ def clean_mask(
     the mask is the component (all False if nothing is above the threshold) and the ellipse None.
     """
     component = _fill_holes(_largest_component((probability > threshold) & fov)) & fov
-    ellipse = fit_ellipse(component, fov)
+    ellipse = fit_ellipse(component, fov) if mask_shape == "component" else fit_seen_outline(component, fov)
     if ellipse is None:
         return component, None
     filled = draw_ellipse(ellipse, *component.shape) & fov
@@ -34,8 +39,16 @@ def clean_mask(
         return component, None
     if mask_shape == "component":
         return component, ellipse
-    final = fit_ellipse(filled, fov)
-    return (component, None) if final is None else (filled, final)
+    mask, official = filled, fit_ellipse(filled, fov)
+    if _change(ellipse, official) > _USUAL_CHANGE:
+        mask = mark_outline(filled, fov)
+        official = fit_ellipse(mask, fov)
+    return (mask, official) if _change(ellipse, official) <= _MOST_CHANGE else (component, None)
+
+
+def _change(ellipse: Ellipse, official: Ellipse | None) -> float:
+    """Of the circumference, as a share of the ellipse's; without an official one infinite."""
+    return np.inf if official is None else abs(circumference_px(official) / circumference_px(ellipse) - 1)
 
 
 def _largest_component(mask: Mask) -> Mask:

@@ -7,7 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from acouslic.ellipse import Ellipse, circumference_mm, circumference_px, draw_ellipse, fit_ellipse
+from acouslic.ellipse import (
+    Ellipse,
+    circumference_mm,
+    circumference_px,
+    draw_ellipse,
+    fit_ellipse,
+    fit_seen_outline,
+    mark_outline,
+)
 from acouslic.fov import field_of_view
 from acouslic.geometry import FRAMES_PER_SWEEP
 
@@ -102,6 +110,44 @@ def test_outline_along_the_field_is_left_out() -> None:
     assert fitted is not None
     assert fitted.centre_px == pytest.approx((100, 100), abs=1)
     assert fitted.semi_axes_px == pytest.approx((60, 60), rel=0.02)
+
+
+def test_closed_outline_has_the_official_ellipse() -> None:
+    """Where the field cuts nothing off, all of the outline is what the official fit takes."""
+    mask = draw_ellipse(Ellipse((100, 80), (60, 40), 30), 200, 200)
+    assert fit_seen_outline(mask, _whole(mask)) == fit_ellipse(mask, _whole(mask))
+    assert fit_seen_outline(np.zeros((9, 9), bool), np.ones((9, 9), bool)) is None
+
+
+def test_outline_in_two_pieces_is_fitted_by_both() -> None:
+    """A body that the field cuts on its left and right gets its own ellipse back from the arcs above and below."""
+    true = Ellipse((150, 100), (110, 60), 0)
+    mask = draw_ellipse(true, 200, 300)
+    fov = _whole(mask)
+    fov[:, :80] = fov[:, 225:] = False
+    fitted = fit_seen_outline(mask, fov)
+    assert fitted is not None
+    assert circumference_px(fitted) == pytest.approx(circumference_px(true), rel=0.01)
+
+
+def test_marked_outline_is_the_one_that_is_fitted() -> None:
+    """Bodies cut by the fan: the official fit to the drawn ellipse finds a crumb of outline or nothing for some of
+    them, and finds the ellipse for every one with a mark. A mark has few pixels, all of them inside the field."""
+    fov = field_of_view()
+    lost = 0
+    for row in range(230, 400, 10):
+        for x in range(np.flatnonzero(fov[row])[0] + 60, np.flatnonzero(fov[row])[0] + 120, 7):
+            drawn = Ellipse((x + 0.3, row + 0.6), (120.0, 100.0), 85.0)
+            mask = draw_ellipse(drawn, *fov.shape) & fov
+            marked = mark_outline(mask, fov)
+            assert not (marked & ~fov).any()
+            assert np.count_nonzero(marked ^ mask) <= 12
+            plain, found = fit_ellipse(mask, fov), fit_ellipse(marked, fov)
+            lost += plain is None or abs(circumference_px(plain) / circumference_px(drawn) - 1) > 0.02
+            assert found is not None
+            assert circumference_px(found) == pytest.approx(circumference_px(drawn), rel=0.02)
+    assert lost
+    assert not mark_outline(np.zeros_like(fov), fov).any()
 
 
 def test_contour_of_largest_area_is_measured() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from acouslic.ellipse import circumference_px
+from acouslic.ellipse import Ellipse, circumference_px, fit_ellipse
 from acouslic.fov import field_of_view
 from algorithm.result.segment import clean_mask
 
@@ -87,6 +87,23 @@ def test_a_body_cut_by_the_fan_is_completed_only_inside_it():
     assert not (mask & ~FOV).any()
     assert dice(mask, drawn & FOV) > 0.96
     assert sorted(ellipse.semi_axes_px) == pytest.approx([80, 110], rel=0.06)
+
+
+def test_wherever_the_fan_cuts_a_body_its_mask_measures_what_was_fitted():
+    """A body with an uneven outline is moved along the fan's left edge, so that 70 to 100 % of it are seen. It gets an
+    ellipse everywhere, within 2 % of its own size, and the evaluator's fit to the mask is that ellipse."""
+    rows, columns = np.indices(FOV.shape)
+    true = circumference_px(Ellipse((0, 0), (100, 120), 0))
+    for row in range(230, 400, 20):
+        for beyond in range(-24, 40, 8):
+            x = np.flatnonzero(FOV[row])[0] + 110 - beyond
+            angle = np.arctan2(rows - row, columns - x)
+            body = np.hypot((rows - row) / 100, (columns - x) / 120) <= 1 + 0.012 * np.sin(9 * angle)
+            mask, ellipse = clean(body & FOV, FOV)
+            assert ellipse is not None, (row, beyond)
+            assert circumference_px(ellipse) == pytest.approx(true, rel=0.02), (row, beyond)
+            assert fit_ellipse(mask, FOV) == ellipse
+            assert not (mask & ~FOV).any()
 
 
 def test_what_lies_outside_the_fan_does_not_count():

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from acouslic.ellipse import circumference_mm, fit_ellipse
+from acouslic.ellipse import circumference_mm, fit_seen_outline
 from acouslic.errors import AcouslicError
 from acouslic.fov import field_of_view
 from acouslic.geometry import SWEEPS_PER_CASE, sweep_ranges
@@ -97,7 +97,7 @@ def check_masks(task: CaseTask) -> list[str]:
             labels[frame_index] = values[-1]
             mask_frames.append(frame_index)
             masks.append(labels_to_square(torch.from_numpy(mask[None]), task.config.image_size).numpy())
-            ellipse = fit_ellipse(mask, fov)
+            ellipse = fit_seen_outline(mask, fov)
             circumferences.append(circumference_mm(ellipse, reader.header.spacing_mm) if ellipse else np.nan)
     if not mask_frames and not task.config.allow_unannotated:
         return [f"{task.sources['mask']} has no annotated frame: remove case {task.row.uuid} from the table, or accept "
