@@ -19,6 +19,7 @@ from algorithm.model.manifest import HalfWay, SelectionConfig
 from bench.setting.random_artifact import TOWERS, write_random_artifact
 from training.fit import main as fit
 from training.frames.dataset import soft_masks, table_of
+from training.judge import mask_threshold
 from training.judge.calibrate import Calibration, CaseJudgement, calibrate_member, fit_temperature, judge_cases
 from training.judge.mask_threshold import choose_mask_threshold
 from training.judge.reading import choose_thresholds, describe_reading, fit_half_way, read_cases
@@ -444,6 +445,36 @@ def test_the_mask_threshold_goes_on_beyond_its_usual_range_and_says_so(tiny_trai
     faint = choose_mask_threshold([draw_masks(cache, 7.0)], cache)
     assert faint.value < 0.3
     assert "warning" in faint.describe()
+
+
+def test_the_mask_threshold_suits_the_frames_that_could_be_chosen(
+    tiny_training: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first annotated frame of each case is drawn too small and all others too large: the likeliest ones decide."""
+    monkeypatch.setattr(mask_threshold, "_CHOSEN", 1)
+    cache = Cache(tiny_training.cache)
+    small, large = draw_masks(cache, 1.5), draw_masks(cache, 0.7)
+    case_of_row = np.repeat(np.arange(len(small.uuid)), small.frame_counts)[small.mask_rows]
+    is_first = np.diff(case_of_row, prepend=-1) > 0
+    masks = np.where(is_first[:, None, None], small.mask_probability, large.mask_probability)
+    chosen = {}
+    for likely, rows in (("first", small.mask_rows[is_first]), ("others", small.mask_rows[~is_first])):
+        logit = np.zeros_like(small.presence_logit)
+        logit[rows] = 1.0
+        found = choose_mask_threshold([replace(small, presence_logit=logit, mask_probability=masks)], cache)
+        chosen[likely] = found.value
+    assert chosen["first"] < chosen["others"]
+
+
+def test_the_mask_threshold_goes_by_the_tables_circumference(tiny_training: Any) -> None:
+    """Where the table says that abdomens are a tenth larger than annotated frames, less probability is enough."""
+    cache = Cache(tiny_training.cache)
+    scored = draw_masks(cache, 1.0)
+    as_it_is = choose_mask_threshold([scored], cache)
+    for case in cache.cases:
+        larger = tuple(None if ac_mm is None else 1.1 * ac_mm for ac_mm in case.record.sweep_ac_mm)
+        object.__setattr__(case, "record", replace(case.record, sweep_ac_mm=larger))
+    assert choose_mask_threshold([scored], cache).value < as_it_is.value
 
 
 def test_members_may_draw_on_different_grids(tiny_training: Any) -> None:

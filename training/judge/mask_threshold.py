@@ -1,4 +1,9 @@
-"""The probability from which on a pixel belongs to the mask, chosen on frames that the member did not see."""
+"""The probability from which on a pixel belongs to the mask, chosen on frames that the member did not see.
+
+What counts is the frame that a run chooses, and the challenge's score of it: half of that is the circumference against
+the table's value for the sweep, which is no frame's own, a quarter is the overlap. A threshold for all annotated frames
+alike draws the chosen ones, which are the clearest of their sweep, too small (training/RESULTS.md).
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,21 +12,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from acouslic.ellipse import circumference_px
+from acouslic.ellipse import circumference_mm
 from acouslic.fov import field_of_view
 from algorithm.frames.preprocess import mask_to_frame
-from algorithm.result.segment import clean_mask
+from algorithm.result.segment import Mask, clean_mask
 from training.frames.dataset import soft_masks
 from training.learn.out_of_fold import OutOfFold
-from training.release.cache import Cache
+from training.release.cache import Cache, CachedCase, CaseRecord
 
 _STEP = 0.05
 _USUAL = (6, 14)
 """Steps that are tried at first, 0.30 to 0.70; the search goes on beyond an end that is the best."""
 _ALL = (1, 19)
 """Steps that can be tried, 0.05 to 0.95."""
+_CHOSEN = 3
+"""Annotated frames of a sweep, those that the member finds likeliest: any of them could be the chosen one."""
 _MOST_MASKS = 400
-"""Annotated frames on which the mask threshold is chosen: more do not change its second decimal."""
+"""Frames on which the mask threshold is chosen: more do not change its second decimal."""
 _MOST_BACKGROUND = 0.05
 """Mean probability outside the annotation from which on a decoder counts as not converged: one of the stand-in said
 0.15 everywhere after 300 steps."""
@@ -33,7 +40,8 @@ class MaskThreshold:
 
     value: float
     error: float
-    """Mean relative error of the circumference at it; NaN where no member has a decoder."""
+    """Mean error of the circumference at it, relative to the larger of the two values as in the challenge; NaN where no
+    member has a decoder."""
     background: float
     """Mean probability outside the annotation; NaN likewise."""
 
@@ -58,23 +66,39 @@ class MaskThreshold:
 
 
 def choose_mask_threshold(scored: Sequence[OutOfFold], cache: Cache) -> MaskThreshold:
-    """The threshold with the least mean relative error of the circumference on annotated out-of-fold frames.
+    """The threshold with the best outlines of out-of-fold frames that could be chosen, by the challenge's score: 0.5 x
+    (1 - error of the circumference) + 0.25 x Dice.
 
-    A frame whose mask gives no ellipse counts as an error of 1. 0.5 where no member has a decoder.
+    A sweep without a value in the table is measured by the frame's own annotation. A mask without an ellipse has an
+    error of 1. 0.5 where no member has a decoder.
     """
     frames = list(_frames(scored, cache))
     if not frames:
         return MaskThreshold(0.5, float("nan"), float("nan"))
     first, last = _USUAL
-    errors = _mean_errors(frames, range(first, last + 1))
-    best = _best(errors)
-    # Beyond an end that is the best the error may go on falling.
+    tried = _judge(frames, range(first, last + 1))
+    best = _best(tried)
+    # Beyond an end that is the best it may go on getting better.
     if best == first:
-        errors |= _mean_errors(frames, range(_ALL[0], first))
+        tried |= _judge(frames, range(_ALL[0], first))
     elif best == last:
-        errors |= _mean_errors(frames, range(last + 1, _ALL[1] + 1))
-    best = _best(errors)
-    return MaskThreshold(round(best * _STEP, 2), errors[best], _background(frames))
+        tried |= _judge(frames, range(last + 1, _ALL[1] + 1))
+    best = _best(tried)
+    return MaskThreshold(round(best * _STEP, 2), tried[best].error, _background(frames))
+
+
+@dataclass(frozen=True)
+class _Outlines:
+    """How well frames are outlined at a threshold: means over them."""
+
+    error: float
+    """Of the circumference, in 0..1."""
+    dice: float
+
+    @property
+    def score(self) -> float:
+        """Their part of the challenge's score; the rest is the choice of the frame."""
+        return 0.5 * (1 - self.error) + 0.25 * self.dice
 
 
 @dataclass(frozen=True)
@@ -83,31 +107,73 @@ class _Frame:
     """(G, G), 0..255 for 0..1."""
     reference: NDArray[np.bool_]
     """(S, S)."""
-    rows: int
-    columns: int
+    record: CaseRecord
+    sweep_ac_mm: float | None
+
+    def on_frame(self, square: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Values on a square brought back to the frame, (rows, columns)."""
+        return mask_to_frame(torch.from_numpy(square)[None], self.record.rows, self.record.columns)[0].numpy()
+
+    def outline(self, probability: NDArray[np.float32], threshold: float) -> tuple[Mask, float | None]:
+        """The mask of what lies on the frame, and its circumference in mm, as a run has them."""
+        fov = field_of_view(self.record.rows, self.record.columns)
+        mask, ellipse = clean_mask(probability, fov, threshold, "ellipse")
+        return mask, None if ellipse is None else circumference_mm(ellipse, self.record.spacing_mm)
 
 
 def _frames(scored: Sequence[OutOfFold], cache: Cache) -> Iterator[_Frame]:
-    """At most about `_MOST_MASKS` frames, as many of each member."""
-    for member in scored:
-        step = max(1, -(-len(scored) * len(member.mask_rows) // _MOST_MASKS))
-        first_row = np.concatenate([[0], np.cumsum(member.frame_counts)])
-        for row, mask in list(zip(member.mask_rows, member.mask_probability, strict=True))[::step]:
-            at = int(np.searchsorted(first_row, row, side="right")) - 1
-            case = cache.case(str(member.uuid[at]))
-            yield _Frame(mask, case.mask(int(row - first_row[at])) > 0, case.record.rows, case.record.columns)
+    """Of each member the likeliest annotated frames of every sweep, in all at most about `_MOST_MASKS`."""
+    chosen = [(member, at) for member in scored for at in _likeliest(member, cache)]
+    for member, at in chosen[:: max(1, -(-len(chosen) // _MOST_MASKS))]:
+        case, frame_index = _place(member, int(member.mask_rows[at]), cache)
+        sweep_ac_mm = case.sweep_ac_mm[case.sweep_of_frame[frame_index]]
+        yield _Frame(member.mask_probability[at], case.mask(frame_index) > 0, case.record, sweep_ac_mm)
 
 
-def _mean_errors(frames: Sequence[_Frame], steps: range) -> dict[int, float]:
-    """Mean relative error of the circumference by threshold, in steps."""
-    errors = [error for frame in frames if (error := _circumference_errors(frame, steps)) is not None]
+def _likeliest(member: OutOfFold, cache: Cache) -> list[int]:
+    """Indices into the member's masks."""
+    of_sweep: dict[tuple[str, int], list[int]] = {}
+    for at, row in enumerate(member.mask_rows):
+        case, frame_index = _place(member, int(row), cache)
+        of_sweep.setdefault((case.uuid, int(case.sweep_of_frame[frame_index])), []).append(at)
+    logit = member.presence_logit[member.mask_rows]
+    return [at for found in of_sweep.values() for at in sorted(found, key=lambda at: -logit[at])[:_CHOSEN]]
+
+
+def _place(member: OutOfFold, row: int, cache: Cache) -> tuple[CachedCase, int]:
+    """The case and the frame of a row."""
+    first_row = np.concatenate([[0], np.cumsum(member.frame_counts)])
+    at = int(np.searchsorted(first_row, row, side="right")) - 1
+    return cache.case(str(member.uuid[at])), row - int(first_row[at])
+
+
+def _judge(frames: Sequence[_Frame], steps: range) -> dict[int, _Outlines]:
+    """The outlines by threshold, in steps."""
+    judged = [found for frame in frames if (found := _judge_frame(frame, steps)) is not None]
     # Nothing to measure by: no threshold is better than another.
-    means = np.mean(errors, axis=0) if errors else np.ones(len(steps))
-    return dict(zip(steps, means.tolist(), strict=True))
+    means = np.mean(judged, axis=0) if judged else np.tile([1.0, 0.0], (len(steps), 1))
+    return {step: _Outlines(float(error), float(dice)) for step, (error, dice) in zip(steps, means, strict=True)}
 
 
-def _best(errors: dict[int, float]) -> int:
-    return min(errors, key=lambda step: (errors[step], abs(step * _STEP - 0.5)))
+def _judge_frame(frame: _Frame, steps: range) -> list[tuple[float, float]] | None:
+    """Error of the circumference and Dice at each threshold; both sides come from their squares by the same way back.
+    None where there is no value to measure by."""
+    reference, own_mm = frame.outline(frame.on_frame(frame.reference.astype(np.float32)), 0.5)
+    true_mm = frame.sweep_ac_mm or own_mm
+    if true_mm is None:
+        return None
+    probability = frame.on_frame(frame.mask.astype(np.float32) / np.float32(255))
+    judged = []
+    for step in steps:
+        mask, found_mm = frame.outline(probability, round(step * _STEP, 2))
+        error = 1.0 if found_mm is None else abs(found_mm - true_mm) / max(found_mm, true_mm)
+        pixels = np.count_nonzero(mask) + np.count_nonzero(reference)
+        judged.append((error, 2 * np.count_nonzero(mask & reference) / pixels if pixels else 1.0))
+    return judged
+
+
+def _best(tried: dict[int, _Outlines]) -> int:
+    return max(tried, key=lambda step: (tried[step].score, -abs(step * _STEP - 0.5)))
 
 
 def _background(frames: Sequence[_Frame]) -> float:
@@ -118,23 +184,3 @@ def _background(frames: Sequence[_Frame]) -> float:
         covered = soft_masks(reference, frame.mask.shape[-1])[0].numpy()
         outside.append(frame.mask[covered == 0])
     return float(np.concatenate(outside).mean() / 255)
-
-
-def _circumference_errors(frame: _Frame, steps: range) -> list[float] | None:
-    """Relative error at each threshold; both sides come from their squares by the same way back. None where the
-    reference itself has no ellipse."""
-    fov = field_of_view(frame.rows, frame.columns)
-
-    def on_frame(square: NDArray[np.float32]) -> NDArray[np.float32]:
-        return mask_to_frame(torch.from_numpy(square)[None], frame.rows, frame.columns)[0].numpy()
-
-    def measure(probability: NDArray[np.float32], threshold: float) -> float | None:
-        _, ellipse = clean_mask(probability, fov, threshold, "ellipse")
-        return None if ellipse is None else circumference_px(ellipse)
-
-    true = measure(on_frame(frame.reference.astype(np.float32)), 0.5)
-    if true is None:
-        return None
-    probability = on_frame(frame.mask.astype(np.float32) / np.float32(255))
-    found = [measure(probability, round(step * _STEP, 2)) for step in steps]
-    return [1.0 if value is None else abs(value - true) / true for value in found]
