@@ -34,7 +34,7 @@ from algorithm.model.manifest import ScoringConfig
 from algorithm.process.memory import is_out_of_memory, keep_freed_memory
 from algorithm.process.timing import RunTimings, peak_rss_bytes
 from algorithm.result.growth import GestationalAge, judge_growth
-from algorithm.result.measure import Outline, outline_best
+from algorithm.result.measure import WORTH_A_NOTE, Outline, outline_best, share_beyond
 from algorithm.result.outputs import CaseResult, prepare_output, removed_on_failure, write_result
 
 log = logging.getLogger(__name__)
@@ -229,6 +229,11 @@ class Pipeline:
         elif outline.ellipse is None:
             suitable = False
             notes.append("none of the candidate frames has a mask that an ellipse can be fitted to")
+        elif (beyond := share_beyond(outline.ellipse, field.fov)) > WORTH_A_NOTE:
+            notes.append(
+                f"{beyond:.0%} of the ellipse lies beyond the field of view: its circumference is completed from the "
+                "part of the outline that is seen"
+            )
         # Against the best of its case the best frame always looks good: here it has to stand alone.
         presence = judged.presence_alone[outline.frame_index]
         if presence < manifest.thresholds.suitable:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from acouslic.ellipse import Ellipse, circumference_mm
+from acouslic.ellipse import Ellipse, circumference_mm, draw_ellipse
 from acouslic.geometry import index_of_sweep, sweep_ranges
 from algorithm.engine.outline_start import OutlineStart, join
 from algorithm.frames.preprocess import mask_to_frame, normalise
@@ -19,6 +19,8 @@ from algorithm.process.memory import is_out_of_memory
 from algorithm.result.segment import Mask, clean_mask
 
 INTERVAL_PERCENTILES = (2.5, 97.5)
+WORTH_A_NOTE = 0.05
+"""Share of an ellipse beyond the field of view from which on a note says so."""
 _TOGETHER = 4
 """Candidates that are outlined at once where the first has no ellipse."""
 
@@ -96,6 +98,14 @@ def interval_around(value: float, measured: Sequence[float]) -> tuple[float, flo
     """The middle 95 % of what was measured, widened where it must be to contain `value`."""
     low, high = np.percentile([*measured, value], INTERVAL_PERCENTILES)
     return min(float(low), value), max(float(high), value)
+
+
+def share_beyond(ellipse: Ellipse, fov: Mask) -> float:
+    """How much of a filled ellipse lies outside the field of view (rows, columns), in 0..1: nobody has seen that part
+    of it."""
+    first_px, second_px = (semi_axis + 0.5 for semi_axis in ellipse.semi_axes_px)
+    inside = np.count_nonzero(draw_ellipse(ellipse, *fov.shape) & fov)
+    return max(0.0, 1 - inside / (np.pi * first_px * second_px))
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,16 @@ import pytest
 import SimpleITK
 import torch
 
+from acouslic.ellipse import Ellipse
 from acouslic.errors import AcouslicError
+from acouslic.fov import field_of_view
 from acouslic.sockets import SweepInput
 from algorithm.engine.ensemble import GateScores, MemberScores
 from algorithm.frames.frame_stream import FrameStream
 from algorithm.model.manifest import HalfWay, ScoringConfig
 from algorithm.pipeline import Pipeline
 from algorithm.predict import PredictSettings, _read_ahead
-from algorithm.result.measure import interval_around
+from algorithm.result.measure import interval_around, share_beyond
 from bench.setting.plain_manifest import drawn_manifest
 
 MANIFEST = drawn_manifest("drawn", image_size=112)
@@ -253,6 +255,23 @@ def test_any_shape_of_frame(rows, columns, platform_case):
     result = run(platform_case)
     assert result.mask.shape == (rows, columns)
     assert 2 * (result.mask & (stack[3] == 250)).sum() / (result.mask.sum() + (stack[3] == 250).sum()) > 0.97
+
+
+def test_a_body_that_the_fan_cuts_is_completed_with_a_note(platform_case):
+    """A sixth of a disc of radius 90 lies beyond the fan: its whole circumference is measured, and a note says that it
+    was not all seen. One inside has no such note."""
+    fov = field_of_view()
+    stack = drawn_stack(6, *fov.shape, f3=(250, 150, 300, 90, 90))
+    beyond = 1 - np.count_nonzero((stack[3] == 250) & fov) / np.count_nonzero(stack[3] == 250)
+    stack[:, ~fov] = 0
+    platform_case.write_sweep(stack, spacing_mm=0.28)
+    result = run(platform_case)
+    assert result.circumference_mm == pytest.approx(2 * math.pi * 90 * 0.28, rel=0.03)
+    (note,) = result.notes
+    said, rest = note.split("% of the ellipse ")
+    assert int(said) / 100 == pytest.approx(beyond, abs=0.04)
+    assert rest.startswith("lies beyond the field of view")
+    assert share_beyond(Ellipse((372, 300), (90, 60), 20), fov) < 0.01
 
 
 def test_an_implausible_spacing_is_noted(platform_case):
