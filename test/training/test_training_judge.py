@@ -445,6 +445,7 @@ def test_the_mask_threshold_goes_on_beyond_its_usual_range_and_says_so(tiny_trai
     faint = choose_mask_threshold([draw_masks(cache, 7.0)], cache)
     assert faint.value < 0.3
     assert "warning" in faint.describe()
+    assert "compare the table with the annotated masks" in faint.describe()
 
 
 def test_the_mask_threshold_suits_the_frames_that_could_be_chosen(
