@@ -264,6 +264,7 @@ class Pipeline:
             refined=scores.refined,
             thresholds=manifest.thresholds,
             notes=tuple(notes),
+            circumference_error=manifest.selection.circumference_error,
             growth=growth,
         )
 

@@ -94,10 +94,11 @@ def outline_best(
     return Outline(candidates[0], first_mask, None, None, None)
 
 
-def interval_around(value: float, measured: Sequence[float]) -> tuple[float, float]:
-    """The middle 95 % of what was measured, widened where it must be to contain `value`."""
+def interval_around(value: float, measured: Sequence[float], error: float = 0.0) -> tuple[float, float]:
+    """The middle 95 % of what was measured, widened where it must be to contain `value` and all that differs from it by
+    at most `error`, below 1, of the larger of the two."""
     low, high = np.percentile([*measured, value], INTERVAL_PERCENTILES)
-    return min(float(low), value), max(float(high), value)
+    return min(float(low), value * (1 - error)), max(float(high), value / (1 - error))
 
 
 def share_beyond(ellipse: Ellipse, fov: Mask) -> float:
@@ -182,4 +183,5 @@ def _interval(
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         ellipses = [ellipse for _, ellipse in pool.map(painter.clean, alone)]
     measured_mm = [circumference_mm(ellipse, spacing_mm) for ellipse in ellipses if ellipse is not None]
-    return interval_around(value_mm, measured_mm)
+    error = painter.ensemble.manifest.selection.circumference_error or 0.0
+    return interval_around(value_mm, measured_mm, error)

@@ -23,6 +23,7 @@ from algorithm.result.segment import Mask
 
 SCHEMA_VERSION = 1
 INTERVAL_OF = "members and neighbouring frames"
+INTERVAL_OF_ERROR = f"{INTERVAL_OF}, and the error within which nine of ten validation sweeps lay"
 PREVIEW_FILE = "preview.png"
 RECORD_FILE = "case.json"
 AMENDMENT_FILE = "amendment.json"
@@ -60,6 +61,9 @@ class CaseResult:
     thresholds: Thresholds
     notes: tuple[str, ...]
     """Sentences that qualify the result."""
+    circumference_error: float | None = None
+    """The model's: within it, relative to the larger of measured and true, nine of ten validation sweeps lay, and the
+    interval reaches at least so far. None where it states none."""
     growth: Growth | None = None
     """What the circumference means at the age that was given; None where none was."""
 
@@ -187,7 +191,8 @@ def circumference_json(result: CaseResult) -> dict[str, Any]:
         "sweep": result.sweep_number,
         "circumference_mm": result.circumference_mm,
         "interval_mm": None if result.interval_mm is None else list(result.interval_mm),
-        "interval_of": INTERVAL_OF,
+        "interval_of": INTERVAL_OF if result.circumference_error is None else INTERVAL_OF_ERROR,
+        "circumference_error": result.circumference_error,
         "ellipse": None if result.ellipse is None else ellipse_json(result.ellipse),
         "spacing_mm": list(result.header.spacing_mm),
         "growth": None if result.growth is None else growth_json(result.growth),

@@ -185,11 +185,12 @@ def test_unlisted_file_refused(artifact):
         load_artifact(artifact)
 
 
-def test_a_manifest_of_schema_4_to_7_is_read_as_one_without_what_came_later(artifact):
-    """It is read as it was meant; one that says schema 4 to 7 and states a later field is not."""
+def test_a_manifest_of_schema_4_to_8_is_read_as_one_without_what_came_later(artifact):
+    """It is read as it was meant; one that says schema 4 to 8 and states a later field is not."""
     expected = load_artifact(artifact).manifest
     rechecked = ("float16_rechecked_consequence", "bfloat16_rechecked_consequence")
     later = (
+        (8, "selection", ("circumference_error",)),
         (7, "half_precision", rechecked),
         (6, "scoring", ("rounds", "scale_frames")),
         (5, "selection", ("most_positive_frames",)),
@@ -197,13 +198,14 @@ def test_a_manifest_of_schema_4_to_7_is_read_as_one_without_what_came_later(arti
     )
     for version, section, names in later:
         change_manifest(artifact, lambda m, version=version: m.update(schema_version=version))
-        with pytest.raises(AcouslicError, match=f"schema_version is {version}, this program reads 8"):
+        with pytest.raises(AcouslicError, match=f"schema_version is {version}, this program reads 9"):
             load_artifact(artifact)
         for name in names:
             change_manifest(artifact, lambda m, section=section, name=name: m[section].pop(name))
         assert load_artifact(artifact).manifest == expected
     assert not expected.selection.one_run_a_sweep
     assert expected.selection.most_positive_frames is None
+    assert expected.selection.circumference_error is None
     assert expected.half_precision.bfloat16_rechecked_consequence is None
     assert (expected.scoring.rounds, expected.scoring.scale_frames) == (1, 0)
 
@@ -213,8 +215,8 @@ def test_unknown_schema_and_field_refused(artifact):
     change_manifest(artifact, lambda m: m["tower"].update(register_tokens=4))
     with pytest.raises(AcouslicError, match="unknown field 'register_tokens' in tower"):
         load_artifact(artifact)
-    change_manifest(artifact, lambda m: m.update(schema_version=9))
-    with pytest.raises(AcouslicError, match="schema_version is 9"):
+    change_manifest(artifact, lambda m: m.update(schema_version=10))
+    with pytest.raises(AcouslicError, match="schema_version is 10"):
         load_artifact(artifact)
 
 

@@ -114,6 +114,7 @@ def test_the_files_say_what_the_result_says(platform_case):
         "circumference_mm": result.circumference_mm,
         "interval_mm": list(result.interval_mm),
         "interval_of": "members and neighbouring frames",
+        "circumference_error": None,
         "ellipse": {
             "centre_px": list(result.ellipse.centre_px),
             "semi_axes_px": list(result.ellipse.semi_axes_px),
@@ -369,6 +370,18 @@ def test_the_interval_contains_its_value():
     assert interval_around(90.0, measured)[0] == 90.0
     assert interval_around(210.0, measured)[1] == 210.0
     assert interval_around(7.0, []) == (7.0, 7.0)
+    assert interval_around(190.0, [], 0.05) == pytest.approx((180.5, 200))
+
+
+def test_the_interval_reaches_as_far_as_the_models_error(platform_case):
+    """A model that states its error on validation sweeps: the interval reaches so far either way, and the files say
+    what it is."""
+    platform_case.write_sweep(drawn_stack(f7=(250, 92, 70, 40, 30)), spacing_mm=0.5)
+    result = run(platform_case, circumference_error=0.4)
+    assert result.interval_mm == pytest.approx((0.6 * result.circumference_mm, result.circumference_mm / 0.6))
+    said = read_json(platform_case, "fetal-abdominal-circumference.json")
+    assert said["circumference_error"] == 0.4
+    assert said["interval_of"].endswith("the error within which nine of ten validation sweeps lay")
 
 
 def test_a_stack_is_streamed_in_order(platform_case):

@@ -478,6 +478,20 @@ def test_the_mask_threshold_goes_by_the_tables_circumference(tiny_training: Any)
     assert choose_mask_threshold([scored], cache).value < as_it_is.value
 
 
+def test_the_error_of_nine_in_ten_sweeps_needs_nine(tiny_training: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven or eight annotated sweeps are too few to say; of twice as many, one of the largest errors is meant."""
+    monkeypatch.setattr(mask_threshold, "_CHOSEN", 1)
+    cache = Cache(tiny_training.cache)
+    scored = draw_masks(cache, 1.0)
+    alone = choose_mask_threshold([scored], cache)
+    assert alone.nine_in_ten is None
+    assert "the interval" not in alone.describe()
+    twice = choose_mask_threshold([scored, scored], cache)
+    assert twice.nine_in_ten is not None
+    assert twice.nine_in_ten >= twice.error
+    assert f"reaches at least {twice.nine_in_ten:.1%} either way" in twice.describe()
+
+
 def test_members_may_draw_on_different_grids(tiny_training: Any) -> None:
     """Twice as fine, the masks are the same."""
     cache = Cache(tiny_training.cache)

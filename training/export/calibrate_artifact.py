@@ -74,7 +74,7 @@ def calibrate_artifact(
             replace(member, **vars(calibration))
             for member, calibration in zip(manifest.members, calibrations, strict=True)
         ),
-        selection=selection,
+        selection=replace(selection, circumference_error=mask_threshold.nine_in_ten),
         thresholds=choose_thresholds(cases, mask_threshold.value),
         half_precision=HalfPrecision(),
     )

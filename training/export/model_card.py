@@ -86,6 +86,7 @@ def render_card(model_dir: Path, metrics_path: Path | None = None) -> str:
     environment.filters |= {"text": _in_cell, "yes": lambda value: "yes" if value else "no"}
     return environment.get_template(_TEMPLATE).render(
         **{name: manifest[name] for name in ("name", "schema_version", "tower", "members", "provenance")},
+        circumference_error=manifest["selection"].get("circumference_error"),
         size_mb=sum(record["size_bytes"] for record in manifest["files"].values()) / 1e6,
         manifest_sha256=hash_file(model_dir / MANIFEST_FILE),
         settings={

@@ -138,6 +138,8 @@ def export_runs(
         one_run=settings.fit_one_run,
         most=settings.fit_most_frames,
     )
+    if selection.circumference_error is None:
+        selection = replace(selection, circumference_error=mask_threshold.nine_in_ten)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         name=settings.name,

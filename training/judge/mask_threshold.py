@@ -5,6 +5,7 @@ the table's value for the sweep, which is no frame's own, a quarter is the overl
 alike draws the chosen ones, which are the clearest of their sweep, too small (training/RESULTS.md).
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -44,6 +45,9 @@ class MaskThreshold:
     member has a decoder."""
     background: float
     """Mean probability outside the annotation; NaN likewise."""
+    nine_in_ten: float | None
+    """The same error of each sweep's likeliest frame: a further sweep of such cases lies within it with a probability
+    of nine in ten. None where there are fewer than nine sweeps."""
 
     def describe(self) -> str:
         """What `export` and `calibrate` say of it: one line, and a second where something is odd."""
@@ -53,6 +57,8 @@ class MaskThreshold:
             f"mask threshold {self.value}: mean error of the circumference {self.error:.2%}; the decoders say "
             f"{self.background:.2f} where no abdomen is"
         ]
+        if self.nine_in_ten is not None:
+            lines.append(f"the interval of a circumference reaches at least {self.nine_in_ten:.1%} either way")
         low, high = (round(step * _STEP, 2) for step in _USUAL)
         at_end = self.value in (round(step * _STEP, 2) for step in _ALL)
         where = "the end of what was tried" if at_end else f"usual is {low} to {high}"
@@ -79,7 +85,7 @@ def choose_mask_threshold(scored: Sequence[OutOfFold], cache: Cache) -> MaskThre
     """
     frames = list(_frames(scored, cache))
     if not frames:
-        return MaskThreshold(0.5, float("nan"), float("nan"))
+        return MaskThreshold(0.5, float("nan"), float("nan"), None)
     first, last = _USUAL
     tried = _judge(frames, range(first, last + 1))
     best = _best(tried)
@@ -89,7 +95,8 @@ def choose_mask_threshold(scored: Sequence[OutOfFold], cache: Cache) -> MaskThre
     elif best == last:
         tried |= _judge(frames, range(last + 1, _ALL[1] + 1))
     best = _best(tried)
-    return MaskThreshold(round(best * _STEP, 2), tried[best].error, _background(frames))
+    error, background = tried[best].error, _background(frames)
+    return MaskThreshold(round(best * _STEP, 2), error, background, _nine_in_ten(frames, best))
 
 
 @dataclass(frozen=True)
@@ -114,6 +121,8 @@ class _Frame:
     """(S, S)."""
     record: CaseRecord
     sweep_ac_mm: float | None
+    is_likeliest: bool
+    """Of its sweep."""
 
     def on_frame(self, square: NDArray[np.float32]) -> NDArray[np.float32]:
         """Values on a square brought back to the frame, (rows, columns)."""
@@ -128,21 +137,22 @@ class _Frame:
 
 def _frames(scored: Sequence[OutOfFold], cache: Cache) -> Iterator[_Frame]:
     """Of each member the likeliest annotated frames of every sweep, in all at most about `_MOST_MASKS`."""
-    chosen = [(member, at) for member in scored for at in _likeliest(member, cache)]
-    for member, at in chosen[:: max(1, -(-len(chosen) // _MOST_MASKS))]:
+    chosen = [(member, at, rank) for member in scored for at, rank in _likeliest(member, cache)]
+    for member, at, rank in chosen[:: max(1, -(-len(chosen) // _MOST_MASKS))]:
         case, frame_index = _place(member, int(member.mask_rows[at]), cache)
         sweep_ac_mm = case.sweep_ac_mm[case.sweep_of_frame[frame_index]]
-        yield _Frame(member.mask_probability[at], case.mask(frame_index) > 0, case.record, sweep_ac_mm)
+        yield _Frame(member.mask_probability[at], case.mask(frame_index) > 0, case.record, sweep_ac_mm, rank == 0)
 
 
-def _likeliest(member: OutOfFold, cache: Cache) -> list[int]:
-    """Indices into the member's masks."""
+def _likeliest(member: OutOfFold, cache: Cache) -> list[tuple[int, int]]:
+    """Indices into the member's masks, each with its rank in its sweep."""
     of_sweep: dict[tuple[str, int], list[int]] = {}
     for at, row in enumerate(member.mask_rows):
         case, frame_index = _place(member, int(row), cache)
         of_sweep.setdefault((case.uuid, int(case.sweep_of_frame[frame_index])), []).append(at)
     logit = member.presence_logit[member.mask_rows]
-    return [at for found in of_sweep.values() for at in sorted(found, key=lambda at: -logit[at])[:_CHOSEN]]
+    ranked = [sorted(found, key=lambda at: -logit[at])[:_CHOSEN] for found in of_sweep.values()]
+    return [(at, rank) for found in ranked for rank, at in enumerate(found)]
 
 
 def _place(member: OutOfFold, row: int, cache: Cache) -> tuple[CachedCase, int]:
@@ -175,6 +185,15 @@ def _judge_frame(frame: _Frame, steps: range) -> list[tuple[float, float]] | Non
         pixels = np.count_nonzero(mask) + np.count_nonzero(reference)
         judged.append((error, 2 * np.count_nonzero(mask & reference) / pixels if pixels else 1.0))
     return judged
+
+
+def _nine_in_ten(frames: Sequence[_Frame], step: int) -> float | None:
+    """The error within which one more sweep lies with a probability of nine in ten: of n errors that of rank
+    0.9 (n + 1), the split conformal quantile (Lei et al. 2018). An error of 1 makes no interval."""
+    judged = [_judge_frame(frame, range(step, step + 1)) for frame in frames if frame.is_likeliest]
+    errors = sorted(found[0][0] for found in judged if found is not None)
+    rank = math.ceil(0.9 * (len(errors) + 1))
+    return errors[rank - 1] if rank <= len(errors) and errors[rank - 1] < 1 else None
 
 
 def _best(tried: dict[int, _Outlines]) -> int:
