@@ -1,4 +1,4 @@
-"""`amend`: takes a measurement by hand up beside the result that it corrects."""
+"""`amend`: adds a measurement by hand beside the result that it corrects."""
 
 import hashlib
 import json

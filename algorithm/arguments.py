@@ -16,9 +16,9 @@ COMMANDS = {
     "exec": "analyse INPUT_DIR, once",
     "serve": "an HTTP server that analyses INPUT_DIR on request",
     "predict": "analyse any number of sweep stacks",
-    "amend": "take a measurement by hand, saved from report.html, up beside the result",
+    "amend": "add a measurement by hand, saved from report.html, beside the result",
     "watch": "analyse each new stack that comes into a folder, once",
-    "health": "ask a server or a watcher of this machine for a sign of life: exit code 0 is healthy",
+    "health": "ask a server or a watcher on this machine for a sign of life; exit code 0 means healthy",
 }
 """One line of help by command; `acouslic --help` shows them too."""
 _SWEEP = """\
@@ -99,32 +99,38 @@ def _serve(serve: argparse.ArgumentParser) -> None:
 
 def _predict(predict: argparse.ArgumentParser) -> None:
     predict.add_argument("sweeps", type=Path, nargs="+", metavar="SWEEP", help=_SWEEP)
-    predict.add_argument("--output", type=Path, required=True, metavar="DIR", help="gets a folder a case, results.csv")
+    predict.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="folder of the results: a folder a case, results.csv"
+    )
     predict.add_argument(
         "--gestational-age",
         type=age,
         metavar="WEEKS",
-        help="such as 28w3d, of cases that a list gives no age: adds the circumference's centile (INTERGROWTH-21st)",
+        help="such as 28w3d, for cases without an age in a list: adds the circumference's centile (INTERGROWTH-21st)",
     )
     _of_every_case(predict, no_page="write no report.html and no index.html")
     many = predict.add_argument_group("many cases")
     many.add_argument(
         "--resume",
         action="store_true",
-        help="skip what is complete and was made of the same files by the same model, version and settings",
+        help="skip cases that are complete and were made from the same files by the same model, version and settings",
     )
     many.add_argument(
         "--workers",
         type=positive,
         metavar="N",
-        help="that many at once, by Ray; cores are divided (default: one a GPU; without GPUs one a machine)",
+        help="analyse N cases at once, by Ray; cores are divided (default: one per GPU; without GPUs one per machine)",
     )
     many.add_argument("--ray-address", metavar="ADDRESS", help="join a Ray cluster, such as HOST:6379 or auto")
     many.add_argument(
-        "--num-parts", type=positive, default=1, metavar="N", help="divide the cases into N parts, a command each"
+        "--num-parts",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="divide the cases into N parts, each for a command of its own",
     )
     many.add_argument(
-        "--part-id", type=not_negative, default=0, metavar="K", help="the part that this command does, from 0"
+        "--part-id", type=not_negative, default=0, metavar="K", help="the part that this command does, counted from 0"
     )
 
 
@@ -140,10 +146,10 @@ def _of_every_case(command: argparse.ArgumentParser, *, no_page: str) -> None:
         "--spacing-mm",
         type=millimetres,
         metavar="MM",
-        help="size of a pixel of all cases, where files state none (video, PNG) or a wrong one",
+        help="size of a pixel in all cases, if the files state none (video, PNG) or a wrong one",
     )
     command.add_argument(
-        "--verbose", action="store_true", help="log timings and notes of each case; several workers log none"
+        "--verbose", action="store_true", help="log timings and notes of each case (not with several workers)"
     )
 
 
@@ -154,28 +160,34 @@ def _amend(amend: argparse.ArgumentParser) -> None:
 
 def _watch(watch: argparse.ArgumentParser) -> None:
     watch.add_argument("folder", type=Path, metavar="IN", help="the folder that new stacks come into")
-    watch.add_argument("output", type=Path, metavar="OUT", help="gets a folder a case, results.csv")
-    watch.add_argument("--every", type=seconds, default=2.0, metavar="S", help="look so often (default: 2 s)")
+    watch.add_argument("output", type=Path, metavar="OUT", help="folder of the results: a folder a case, results.csv")
+    watch.add_argument("--every", type=seconds, default=2.0, metavar="S", help="look every S seconds (default: 2)")
     watch.add_argument(
         "--settled",
         type=seconds,
         default=5.0,
         metavar="S",
-        help="a file is complete when nobody wrote to it for so long (default: 5 s)",
+        help="a file is complete when nobody has written to it for S seconds (default: 5)",
     )
     _of_every_case(watch, no_page="write no report.html (a watcher never writes index.html)")
 
 
 def _health(health: argparse.ArgumentParser) -> None:
-    health.add_argument("--port", type=port, default=PORT, help=f"of a server (default: {PORT})")
-    health.add_argument("--watcher", type=Path, metavar="OUT", help="of a watcher instead: its output folder")
+    health.add_argument("--port", type=port, default=PORT, help=f"of the server (default: {PORT})")
+    health.add_argument(
+        "--watcher", type=Path, metavar="OUT", help="look at a watcher instead of a server: its output folder"
+    )
     health.add_argument(
         "--if-serving",
         action="store_true",
-        help="healthy, too, where no process here is a server (the image's own check)",
+        help="count as healthy also if no process here is a server (the image's own check)",
     )
     health.add_argument(
-        "--longest", type=seconds, default=120.0, metavar="S", help="a watcher may be silent so long (default: 120 s)"
+        "--longest",
+        type=seconds,
+        default=120.0,
+        metavar="S",
+        help="how long a watcher may be silent, in seconds (default: 120)",
     )
 
 

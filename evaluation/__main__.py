@@ -26,7 +26,7 @@ COMMANDS = {
     "local": "score a folder of outputs of `acouslic predict` against the raw release",
     "pack": "make ground_truth.tar.gz from the raw release",
     "compare": "compare two runs on the same cases",
-    "frames": "judge frame scores and labels alone, e.g. out of fold: the same table and report",
+    "frames": "judge frame scores against labels, without masks, e.g. out of fold: the same table and report",
 }
 """One line of help by command."""
 _USAGE = """usage: python -m evaluation [command]   or   acouslic evaluate command

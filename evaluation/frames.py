@@ -30,9 +30,14 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("scores", type=Path, metavar="SCORES", help="a .csv or .npz file")
     parser.add_argument("--output", type=Path, required=True, help="where metrics.json, per_case.csv, report.html go")
-    parser.add_argument("--threshold", type=float, default=0.5, help="presence is called from here on (%(default)s)")
     parser.add_argument(
-        "--optimality_threshold", type=float, default=0.5, help="optimality is called from here on (%(default)s)"
+        "--threshold", type=float, default=0.5, help="presence counts as positive from this value on (%(default)s)"
+    )
+    parser.add_argument(
+        "--optimality_threshold",
+        type=float,
+        default=0.5,
+        help="optimality counts as positive from this value on (%(default)s)",
     )
     options = parser.parse_args(arguments)
     for name in ("threshold", "optimality_threshold"):

@@ -24,7 +24,7 @@ COMMANDS = {
     "fit": ("training.fit", "train one member"),
     "ensemble": ("training.ensemble", "raw release to a trained ensemble: prepare, split, fit every fold"),
     "table": ("training.table", "every row of the paper's table, five trials each"),
-    "report": ("training.report", "what finished runs say of the cases they did not learn from"),
+    "report": ("training.report", "judge finished runs on the cases they did not learn from"),
     "export": ("training.export.write_artifact", "trained members to an artifact"),
     "calibrate": (
         "training.export.calibrate_artifact",

@@ -30,11 +30,11 @@ def main(arguments: list[str]) -> int:
     parser = make_parser("ensemble", __doc__, arguments)
     parser.add_argument("--raw", required=True, help="the release: images/, masks/, circumferences/")
     parser.add_argument("--out", required=True, help="folder for cache, split and runs")
-    parser.add_argument("--folds", type=int, default=5, help="one a member")
+    parser.add_argument("--folds", type=int, default=5, help="how many, one for each member")
     parser.add_argument("--split_seed", type=int, default=1, help="seed of the folds")
     parser.add_argument("--jobs", type=int, default=1, help="processes that prepare")
     parser.add_argument("--antialias", type=bool, default=False, help="resize with antialiasing")
-    parser.add_argument("--parallel", type=int, default=1, help="folds beside each other; 0 trains none")
+    parser.add_argument("--parallel", type=int, default=1, help="folds trained at the same time; 0 trains none")
     options = parse_settings(parser, "ensemble", arguments)
     if options.parallel < 0:
         raise AcouslicError(f"--parallel is how many folds to train at once, not {options.parallel}")

@@ -67,7 +67,7 @@ def parse_arguments(arguments: list[str]) -> Namespace:
     parser.add_argument("--split", required=True, help="file that `split` made")
     parser.add_argument("--out", required=True, help="folder of the run")
     parser.add_argument("--fold", type=int, help="fold to validate on, from 1; all of them if not given")
-    parser.add_argument("--check", action="store_true", help="one batch of everything")
+    parser.add_argument("--check", action="store_true", help="only take one batch through everything")
     return parse_settings(parser, "fit", arguments)
 
 

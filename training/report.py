@@ -1,4 +1,4 @@
-"""What finished runs say of the cases they did not learn from, before anything is exported.
+"""Judges finished runs on the cases they did not learn from, before anything is exported.
 
     acouslic train report RUN... --out FOLDER
 

@@ -80,7 +80,7 @@ class ScoringConfig:
     gate_member: Annotated[int, Meta(ge=0)] = 0
     """The member that is the gate `member`, counted from 0."""
     stride: Annotated[int, Meta(ge=1)] = 4
-    """The gate looks at every so many frames; 1 for a student, which looks at every frame."""
+    """The gate looks at every `stride`-th frame; 1 for a student, which looks at every frame."""
     margin_frames: Frames = 3
     """Frames refined on each side of a frame that could win."""
     refine_ratio: Share = 0.5
@@ -90,12 +90,12 @@ class ScoringConfig:
     max_refined_fraction: Annotated[float, Meta(gt=0, le=1)] = 0.2
     """At most this share of the frames is refined, the best first."""
     rounds: Annotated[int, Meta(ge=1, le=100)] = 1
-    """How often it is asked which frames are refined. From the second time on it is asked of what the ensemble has said
-    by then, and frames beside those that it calls positive are refined too, so that runs are followed to their ends. It
-    ends sooner where nothing more is wanted."""
+    """At most so often frames are chosen for refinement. From the second round on what the ensemble has said by then
+    decides, and frames beside those that it calls positive are refined too, so that runs are followed to their ends.
+    The rounds end when no further frame is chosen."""
     scale_frames: Annotated[int, Meta(ge=0, le=1000)] = 0
-    """Frames of the middle by rank that are refined first where the case's own scale decides which frames are positive:
-    a gate whose median lies elsewhere than the ensemble's would move every threshold."""
+    """How many frames from the middle of the ranking are refined first, where the case's own scale decides which frames
+    are positive: a gate whose median is not the ensemble's would move every threshold."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for a range that is none, and for a student that would not look at every frame."""
@@ -139,8 +139,8 @@ class SelectionConfig:
     """Only the strongest of a sweep's runs of positive frames stays positive: a probe that passes once over the belly
     meets the abdomen once. `training export` sets it where the annotated sweeps have one run each."""
     most_positive_frames: Annotated[int, Meta(ge=1, le=100_000)] | None = None
-    """More frames than this, in sweeps of 140, are not called positive in a case, but the likeliest of them: a network
-    that is sure of a whole sweep is wrong. `training export` sets it from the validation cases; None is any number."""
+    """At most so many frames of a case with sweeps of 140 are called positive, the likeliest ones: a network that is
+    sure of a whole sweep is wrong. `training export` sets it from the validation cases; None is any number."""
     suboptimal_credit: Share = 1.0
     """How far the choice leaves optimality out: quality = presence x (credit + (1 - credit) x optimality). 0.6, what a
     suboptimal frame is worth in the challenge, makes it the expected WFSS of the frame; but where members were trained

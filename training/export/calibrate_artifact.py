@@ -102,13 +102,13 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="acouslic train calibrate", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path, metavar="MODEL", help="folder of the artifact; its manifest is rewritten")
     parser.add_argument("--cache", type=Path, required=True, help="cases that `acouslic train prepare` made")
-    parser.add_argument("--split", type=Path, help="take its validation cases; without it all of the cache")
+    parser.add_argument("--split", type=Path, help="use its validation cases; without it all cases of the cache")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a usable GPU, else the CPU")
     parser.add_argument(
         "--precision-frames",
         type=int,
         default=FRAMES,
-        help=f"on which half precision is measured; 0 for not at all (default: {FRAMES})",
+        help=f"on how many frames half precision is measured; 0 for none (default: {FRAMES})",
     )
     options = parser.parse_args(arguments)
     if options.precision_frames < 0:

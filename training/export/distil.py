@@ -246,7 +246,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--cache", required=True, help="cases that `acouslic train prepare` made")
     parser.add_argument("--out", required=True, help="folder of the artifact with the student")
     parser.add_argument("--runs", nargs="+", default=[], help="the members' runs, as `export` was given them")
-    parser.add_argument("--split", help="without --runs: ask the model on this split's validation cases")
+    parser.add_argument("--split", help="without --runs: use the model's answers on this split's validation cases")
     parser.add_argument("--work", help="folder of the run (default: beside --out, with .run added)")
     parser.add_class_arguments(DistilSettings, None)
     options = parse_with(parser, "distil", arguments)

@@ -108,11 +108,13 @@ def _provenance(checkpoints: Sequence[Path], weights: Path | None, notes: list[s
 def main(arguments: list[str]) -> int:
     """The command `python -m training import`."""
     parser = argparse.ArgumentParser(prog="acouslic train import", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--checkpoint", type=Path, nargs="+", action="extend", required=True, help="one or more")
+    parser.add_argument("--checkpoint", type=Path, nargs="+", action="extend", required=True, help="one or more files")
     parser.add_argument("--out", type=Path, required=True, help="folder of the artifact")
     parser.add_argument("--weights", type=Path, help="FetalCLIP_weights.pt, where the checkpoints hold adapters alone")
-    parser.add_argument("--config", type=Path, help="open_clip configuration of the tower; told from the weights else")
-    parser.add_argument("--lora-alpha", type=float, default=LORA_ALPHA, help="of the training; 16 as published")
+    parser.add_argument("--config", type=Path, help="open_clip configuration of the tower (default: from the weights)")
+    parser.add_argument(
+        "--lora-alpha", type=float, default=LORA_ALPHA, help="alpha of LoRA in training (%(default)g, as published)"
+    )
     parser.add_argument("--half", action="store_true", help="store the tower in float16")
     parser.add_argument(
         "--drop-out-proj",

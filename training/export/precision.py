@@ -154,8 +154,12 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="acouslic train precision", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path, metavar="MODEL", help="folder of the artifact")
     parser.add_argument("sweeps", type=Path, nargs="+", metavar="SWEEP", help="stacks that it was not trained on")
-    parser.add_argument("--frames", type=int, default=FRAMES, help=f"in all (default: {FRAMES})")
-    parser.add_argument("--whole-cases", action="store_true", help="also what it changes in the answers to whole cases")
+    parser.add_argument("--frames", type=int, default=FRAMES, help=f"how many frames in all (default: {FRAMES})")
+    parser.add_argument(
+        "--whole-cases",
+        action="store_true",
+        help="also measure what half precision changes in the answers to whole cases",
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a usable GPU, else the CPU")
     options = parser.parse_args(arguments)
     if options.frames < len(options.sweeps):

@@ -64,13 +64,13 @@ class ExportSettings:
             given in `selection` is taken as it is.
         fit_one_run: let one run of frames a sweep be positive where the validation cases are annotated so.
         fit_most_frames: let no more frames be positive in a case than twice the most that a validation case has.
-        precision_frames: half precision is measured on about so many validation frames, at least one a member; 0 is
+        precision_frames: on about how many validation frames half precision is measured, at least one a member; 0 is
             none. Five ViT-L/14 members on 128 take a quarter of an hour on two cores, seconds on a GPU.
-        whole_cases: what half precision changes in the answers is measured on so many validation cases, in the types
-            that the device is fast in; a type that changes nothing in five or more is used however far it takes a
-            single probability, if need be with the frames near a decision asked again in float32. Each case is
+        whole_cases: on how many validation cases it is measured what half precision changes in the answers, in the
+            types that the device is fast in. A type that changes nothing in five or more is used however far it moves
+            a single probability, if need be with the frames near a decision computed again in float32. Each case is
             analysed once in float32, and once or twice in every such type. By default five on a GPU, if one of its
-            types takes a probability too far, and none on a CPU.
+            types moves a probability too far, and none on a CPU.
         device: where that is done; by default on a usable GPU, else on the CPU.
     """
 

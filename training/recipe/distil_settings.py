@@ -32,9 +32,9 @@ class DistilSettings:
 
     Args:
         held_out: share of the subjects that it does not learn from: on their cases the gate's settings are chosen.
-        most_refined: of all frames of a case, at most this share may be refined; with a student that would need more
-            nothing is written.
-        seed: of everything random.
+        most_refined: at most this share of a case's frames may be refined; for a student that would need more nothing
+            is written.
+        seed: seed of everything random.
     """
 
     student: StudentSize = field(default_factory=StudentSize)
