@@ -84,9 +84,10 @@ class StackReader:
         yield from self._fill(lambda indices: destination[indices.start : indices.stop], chunk_frames)
 
     def iter_chunks(self, chunk_frames: int = CHUNK_FRAMES) -> Iterator[tuple[range, np.ndarray]]:
-        """The frames in order, in bounded memory: the array is one buffer, valid until the next step.
+        """The frames in order, in bounded memory: each range of frame indices with their pixels, uint8 (frames, rows,
+        columns), at most `chunk_frames` at a time. The array is one buffer, valid until the next step.
 
-        Raises as `read_into`.
+        Raises AcouslicError as `read_into`.
         """
         header = self.header
         buffer = np.empty((min(chunk_frames, header.frames), header.rows, header.columns), dtype=np.uint8)

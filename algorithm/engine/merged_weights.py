@@ -71,7 +71,7 @@ class MergedWeights:
         return self.state[name].to(self.device).to(dtype)
 
     def norm(self, name: str) -> tuple[Tensor, Tensor]:
-        """Weight and bias of a normalisation, which reads the residual stream."""
+        """Weight and bias (width,) of a normalisation, in the type of the residual stream that it reads."""
         return self.tensor(f"{name}.weight", RESIDUAL_DTYPE), self.tensor(f"{name}.bias", RESIDUAL_DTYPE)
 
     def fused_groups(self, root: str, is_last: bool) -> list[list[str]]:

@@ -40,7 +40,8 @@ def resize_frames(frames: Tensor, image_size: int, config: PreprocessingConfig) 
 
 
 def resize_by_torch(frames: Tensor, image_size: int, config: PreprocessingConfig) -> Tensor:
-    """`resize_frames` in float32 on any device, and with antialiasing."""
+    """As `resize_frames`, uint8 (F, rows, columns) to uint8 (F, S, S), computed by torch in float32 on any device, and
+    with antialiasing."""
     result = torch.empty((len(frames), image_size, image_size), dtype=torch.uint8, device=frames.device)
     together = _CPU_FRAMES if frames.device.type == "cpu" else _GPU_FRAMES
     for start in range(0, len(frames), together):

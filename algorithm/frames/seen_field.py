@@ -11,7 +11,7 @@ from algorithm.model.networks import TowerConfig
 
 _WORTH_A_NOTE = 0.01
 MOST_UNSEEN = 0.1
-"""Share of the field of view outside the model's patches from which on a case is not suitable."""
+"""Share of the field of view outside the model's patches above which a case is not suitable."""
 
 
 @dataclass(frozen=True)

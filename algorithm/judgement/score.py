@@ -75,7 +75,8 @@ def score_case(
 
 
 def gate_frames(sweeps: Sequence[range], stride: int) -> NDArray[np.int64]:
-    """The frames a gate looks at: every `stride`-th of each sweep from its first, and its last."""
+    """The indices of the frames that a gate looks at, ascending: of each sweep every `stride`-th from its first, and
+    its last; none of an empty sweep."""
     chosen = {index for sweep in sweeps if len(sweep) for index in (*sweep[::stride], sweep[-1])}
     return np.array(sorted(chosen), dtype=np.int64)
 

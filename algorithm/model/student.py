@@ -24,6 +24,7 @@ class ResidualBlock(nn.Module):
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels, rows, columns) to the same shape."""
         return F.relu(x + self.second(F.relu(self.first(x))))
 
 
@@ -36,6 +37,7 @@ class Stage(nn.Module):
         self.blocks = nn.Sequential(*(ResidualBlock(channels) for _ in range(blocks)))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(batch, inputs, rows, columns) to (batch, channels, rows / 2, columns / 2), halves rounded up."""
         return self.blocks(F.relu(self.halve(x)))
 
 

@@ -46,6 +46,7 @@ class LayerScale(nn.Module):
         self.gamma = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., width) to the same shape."""
         return x * self.gamma
 
 
@@ -61,7 +62,7 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, asking: int | None = None) -> Tensor:
-        """What the first `asking` tokens get to know of all; nothing means all of them."""
+        """(batch, tokens, width) to (batch, asking, width): only the first `asking` tokens are queries; None: all."""
         parts = (self.q_proj(x[:, :asking]), self.k_proj(x), self.v_proj(x))
         q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in parts)
         attended = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
@@ -78,6 +79,7 @@ class Mlp(nn.Module):
         self.c_proj = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., width) to the same shape."""
         return self.c_proj(activate(self.c_fc(x), self.activation))
 
 
@@ -94,7 +96,7 @@ class Block(nn.Module):
         self.ls_2 = LayerScale(config.width) if config.layer_scale else nn.Identity()
 
     def forward(self, x: Tensor, asking: int | None = None) -> Tensor:
-        """The block's output for the first `asking` tokens; nothing means all of them."""
+        """(batch, tokens, width) to (batch, asking, width), for the first `asking` tokens; None is all of them."""
         x = x[:, :asking] + self.ls_1(self.attn(self.ln_1(x), asking))
         return x + self.ls_2(self.mlp(self.ln_2(x)))
 

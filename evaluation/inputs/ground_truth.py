@@ -118,7 +118,11 @@ def read_truth(source: TruthSource, cache_dir: Path | None = None) -> CaseTruth:
 
 
 def build_index(mask_path: Path, digest: str) -> dict[str, np.ndarray]:
-    """The arrays of the index of a label stack, decoded once, a few frames at a time."""
+    """The arrays of the index of a label stack, decoded once, a few frames at a time: the label of each frame, and of
+    the annotated ones the mask, a bit a pixel. `digest` is the stack's SHA-256 in hexadecimal.
+
+    Raises AcouslicError where the stack is damaged or holds a label other than 0, 1 and 2.
+    """
     reader = open_stack(mask_path)
     header = reader.header
     labels = np.zeros(header.frames, np.uint8)

@@ -176,7 +176,10 @@ def pooled_counts(results: Sequence[CaseResult], target: Target, rule: Rule, pro
 
 
 def best_threshold(truth: np.ndarray, score: np.ndarray) -> float:
-    """The score from which on calling frames positive gives the largest F1: one of `score`. Needs a positive."""
+    """The threshold, one of `score`, that gives the largest F1 where frames of at least that score are called positive.
+
+    `truth` is bool (n,), `score` float (n,); at least one of `truth` must be True.
+    """
     precision, recall, thresholds = precision_recall_curve(truth, score)
     total = precision + recall
     f1 = np.divide(2 * precision * recall, total, out=np.zeros_like(total), where=total > 0)

@@ -67,6 +67,6 @@ def fan(rows: int, columns: int) -> str:
 
 
 def runs(frame_labels: np.ndarray, label: int) -> list[tuple[int, int]]:
-    """First frame and length of each run of frames with this label."""
+    """(first frame, length) of each run of frames with this label, in order; `frame_labels` (F,). None: []."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], frame_labels == label, [0]])))
     return [(first, end - first) for first, end in edges.reshape(-1, 2).tolist()]

@@ -111,7 +111,7 @@ class FrameTable:
         return ndtr(depth / soft_ends).astype(np.float32)
 
     def read(self, rows: NDArray[np.int64]) -> FrameBatch:
-        """The frames of some rows, in the order of `rows`."""
+        """The frames of the table at `rows`, int64 (B,), in their order and not changed yet; at least one."""
         cases = [self.cases[index] for index in self.case[rows]]
         frames = [case.frames[frame] for case, frame in zip(cases, self.frame_index[rows], strict=True)]
         masks = [case.mask(int(frame)) > 0 for case, frame in zip(cases, self.frame_index[rows], strict=True)]

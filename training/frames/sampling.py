@@ -79,7 +79,10 @@ def batches_of(rows: Rows, batch_size: int, rank: int, world_size: int) -> list[
 
 
 def validation_rows(table: FrameTable, stride: int, *, annotated_sweeps_only: bool) -> tuple[Rows, NDArray[np.float32]]:
-    """Every annotated frame and every `stride`-th of the others, and the weight of each so that all frames count."""
+    """Every annotated frame and every `stride`-th of the others: their rows (R,), ascending, and their weights (R,).
+
+    An annotated frame weighs 1; the others share the weight of all frames without a label, skipped ones included.
+    """
     usable = table.in_annotated_sweep if annotated_sweeps_only else np.ones(len(table), bool)
     rows = np.flatnonzero(usable & ((table.label > 0) | (table.frame_index % stride == 0)))
     others = table.label[rows] == 0

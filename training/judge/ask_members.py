@@ -46,7 +46,8 @@ _KEPT = ("presence", "optimality", "mask_area")
 def ask_members(
     ensemble: Ensemble, table: FrameTable, rows: NDArray[np.int64], batch_frames: int, *, outline_all: bool = False
 ) -> Answers:
-    """Every member's answers, each frame looked at once. `outline_all` draws masks on frames without a label too.
+    """Every member's answers on `rows` of the table, int64 (R,), at least one; each frame goes through the network
+    once. `outline_all` draws masks on frames without a label too.
 
     Raises NotNumbersError where an answer is NaN or infinite: nothing may be fitted to it.
     """

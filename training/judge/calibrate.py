@@ -54,7 +54,8 @@ def calibrate_member(scored: OutOfFold) -> Calibration:
 
 
 def fit_temperature(logit: NDArray[np.float32], positive: NDArray[np.bool_]) -> float:
-    """The temperature with the least cross-entropy, within 0.5 and 20; 1 where only one class is there, or none."""
+    """The temperature, from 0.5 to 20, with the least cross-entropy of `logit` (n,) against `positive` (n,); 1 where
+    only one class is there, or no frame."""
     if positive.all() or not positive.any():
         return 1.0
     logits = torch.from_numpy(logit.astype(np.float64))

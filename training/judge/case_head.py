@@ -51,7 +51,8 @@ class CaseExample:
 
 
 def calibrated_logit(logit: NDArray[np.float32], temperature: float) -> Tensor:
-    """A member's raw logits as inference hands them to the head, float32: within the bounds of `presence_logit`."""
+    """A member's raw logits (F,) as inference gives them to the head, float32 (F,): divided by `temperature`, and
+    within the bounds of `presence_logit`."""
     probability = probability_of(logit.astype(np.float64) / temperature)
     return torch.from_numpy(presence_logit(probability).astype(np.float32))
 

@@ -123,7 +123,7 @@ class FrameLearner(lightning.LightningModule):
     # Training
 
     def training_step(self, batch: FrameBatch) -> Tensor:
-        """The weighted sum of the losses of one batch."""
+        """The weighted sum of the losses of one batch, a scalar; the batch is changed as the settings say first."""
         torch.manual_seed(_step_seed(self.settings.seed, self.global_step, self._rank))
         frames, masks = apply_changes(batch.frames, batch.masks, batch.changes, self.settings.augment)
         loss, parts, presence = self._losses(frames, masks, batch)

@@ -80,7 +80,8 @@ def wave_positions(grid: int, frequencies: Tensor) -> Tensor:
 
 
 def shift_waves(frequencies: Tensor, step: int) -> Tensor:
-    """The matrix that takes the sines and cosines of a place to those of the place `step` further."""
+    """The matrix (2 x frequencies, 2 x frequencies) that turns the sines and cosines of a place into those of the place
+    `step` further."""
     turns = []
     for frequency in frequencies.tolist():
         cosine, sine = math.cos(frequency * step), math.sin(frequency * step)

@@ -235,5 +235,5 @@ def count_trained(network: nn.Module) -> int:
 
 
 def all_rows(images: Tensor) -> Tensor:
-    """Row numbers of a whole batch, for masks of every frame."""
+    """Row numbers (batch,) of a whole batch, for masks of every frame."""
     return torch.arange(len(images), device=images.device)

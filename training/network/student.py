@@ -63,7 +63,7 @@ class StudentNetwork(Network):
                 nn.init.zeros_(module.second.norm.weight)
 
     def forward(self, images: Tensor, mask_rows: Tensor | None = None) -> NetworkOutput:  # noqa: ARG002  # no masks
-        """Logits, as in `Network`."""
+        """Logits, as in `Network`; never a mask."""
         presence, optimality = self.student(images)
         return NetworkOutput(presence, optimality, None)
 

@@ -1,4 +1,4 @@
 """Every setting of a training run.
 
-In: what the user asks for. Out: frozen settings, checked against each other. May use `algorithm.model` alone.
+In: what the user asks for. Out: frozen settings, checked against each other. May use `acouslic` alone.
 """
