@@ -1,9 +1,9 @@
 # The algorithm's image, without weights: those are mounted at /opt/ml/model.
 #
-# Two tags from one build, different in their label and in what they do when given no word (build.sh makes both):
+# Two tags from one build (build.sh makes both), which differ in their label and in what they do without a command:
 #   --target invoke (default)  HTTP server, org.grand-challenge.api-method=invoke
 #   --target exec              one case and out, org.grand-challenge.api-method=exec
-# Either takes the words serve, exec, predict.
+# Either takes a command instead: serve, exec, predict, watch.
 #
 # The base image brings Python (3.11 or newer) and torch, and that torch stays: the platform's driver runs no CUDA 13.
 ARG BASE_IMAGE=pytorch/pytorch:2.13.0-cuda12.6-cudnn9-runtime

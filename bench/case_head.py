@@ -51,7 +51,7 @@ RecipeFinder = Callable[[Sequence[CaseExample], Mapping[str, int], int], HeadRec
 
 @dataclass(frozen=True)
 class KeptCase:
-    """What all members say of every so manyth frame of a case, R frames."""
+    """What all members say of every n-th frame of a case, R frames."""
 
     uuid: str
     subject: str
@@ -244,10 +244,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     score = commands.add_parser("score", help="keep what a model says of cases that it has not learned from")
     score.add_argument("model", type=Path, metavar="MODEL", help="folder of the artifact")
     score.add_argument("--cache", type=Path, required=True, help="cases that `acouslic train prepare` made")
-    score.add_argument("--out", type=Path, required=True, help="folder of the scores; cases in it are not asked again")
-    score.add_argument(
-        "--stride", type=at_least(1), default=4, help="keep every so manyth frame (default: %(default)s)"
-    )
+    score.add_argument("--out", type=Path, required=True, help="folder of the scores; cases in it are kept")
+    score.add_argument("--stride", type=at_least(1), default=4, help="keep every n-th frame (default: %(default)s)")
     judge = commands.add_parser("judge", help="make heads, nested, and measure what they are worth")
     judge.add_argument("scores", type=Path, nargs="+", metavar="SCORES", help="folders that `score` made")
     judge.add_argument(

@@ -265,9 +265,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--scores", type=Path, default=Path("scores"), help="folder that keeps what each run said (default: ./scores)"
     )
-    parser.add_argument(
-        "--stride", type=at_least(1), default=1, help="look at every so manyth frame (default: %(default)s)"
-    )
+    parser.add_argument("--stride", type=at_least(1), default=1, help="look at every n-th frame (default: %(default)s)")
     parser.add_argument("--masks", action="store_true", help="draw masks on all frames too")
     parser.add_argument(
         "--draws",

@@ -144,7 +144,7 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
 
 def add_seed(parser: argparse.ArgumentParser, default: int) -> None:
     """Option for what is random."""
-    parser.add_argument("--seed", type=int, default=default, help="of everything random (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=default, help="seed of everything random (default: %(default)s)")
 
 
 def add_demo_model(parser: argparse.ArgumentParser) -> None:
