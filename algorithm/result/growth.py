@@ -46,14 +46,14 @@ class Growth:
 
     age: GestationalAge
     centile: float | None
-    """0..100, of all healthy fetuses of that age."""
+    """0..100, of all healthy fetuses of that age, to 0.01: every page, table and line rounds this same number."""
     centile_interval: tuple[float, float] | None
     """The centiles at the ends of the circumference's interval."""
     z_score: float | None
     expected_mm: float | None
     """The median at that age."""
     age_by_circumference_weeks: float | None
-    """Weak: healthy fetuses of one size differ by weeks, and a fetus that grows poorly looks young."""
+    """To 0.01. Weak: healthy fetuses of one size differ by weeks, and a fetus that grows poorly looks young."""
     age_error_weeks: float | None
     """Two standard deviations of it."""
     notes: tuple[str, ...] = ()
@@ -106,7 +106,7 @@ def judge_growth(
     suggested = age_by_circumference(circumference_mm)
     if suggested is None:
         notes.append(f"the circumference suggests no age: it is outside the 14 to 42 weeks of {AGE_SOURCE}")
-    weeks, error_weeks = suggested or (None, None)
+    weeks, error_weeks = (round(suggested[0], 2), suggested[1]) if suggested else (None, None)
     return Growth(age, centile, interval, z_score, expected_mm, weeks, error_weeks, tuple(notes))
 
 
@@ -125,7 +125,7 @@ def weeks_words(weeks: float) -> str:
 
 
 def _centile(z_score: float) -> float:
-    return 50 * math.erfc(-z_score / math.sqrt(2))
+    return round(50 * math.erfc(-z_score / math.sqrt(2)), 2)
 
 
 def _ordinal(number: int) -> str:

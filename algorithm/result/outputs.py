@@ -216,15 +216,15 @@ def growth_json(growth: Growth) -> dict[str, Any]:
         "gestational_age": str(growth.age),
         "gestational_age_days": growth.age.days,
         "standard": STANDARD,
-        "centile": _or_none(growth.centile, 2),
-        "centile_interval": None if interval is None else [round(value, 2) for value in interval],
+        "centile": growth.centile,
+        "centile_interval": None if interval is None else list(interval),
         "z_score": _or_none(growth.z_score, 3),
         "expected_mm": _or_none(growth.expected_mm, 1),
         "age_by_circumference_alone": None
         if growth.age_by_circumference_weeks is None
         else {
             "weak": True,
-            "weeks": _or_none(growth.age_by_circumference_weeks, 2),
+            "weeks": growth.age_by_circumference_weeks,
             "two_standard_deviations_weeks": growth.age_error_weeks,
             "source": AGE_SOURCE,
         },

@@ -60,9 +60,9 @@ class ResultRow:
             interval_low_mm=_tenths(low_mm),
             interval_high_mm=_tenths(high_mm),
             gestational_age="" if growth is None else str(growth.age),
-            centile=None if growth is None else _tenths(growth.centile),
-            age_by_circumference_weeks=None if growth is None else _tenths(growth.age_by_circumference_weeks),
-            age_error_weeks=None if growth is None else _tenths(growth.age_error_weeks),
+            centile=None if growth is None else growth.centile,
+            age_by_circumference_weeks=None if growth is None else growth.age_by_circumference_weeks,
+            age_error_weeks=None if growth is None else growth.age_error_weeks,
             seconds=round(seconds, 2),
             notes="; ".join(result.notes),
         )

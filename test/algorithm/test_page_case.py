@@ -17,9 +17,11 @@ from acouslic.stack import StackHeader, open_stack
 from algorithm.amend import amend
 from algorithm.model.manifest import Thresholds
 from algorithm.page.case_page import axis_ends_px, case_page, choose_runners_up, write_case_page
+from algorithm.page.cohort_page import cohort_page
 from algorithm.page.pictures import read_pictures
 from algorithm.result.growth import centile_words, judge_growth, parse_age
 from algorithm.result.outputs import CaseResult, write_result
+from algorithm.result.table import ResultRow
 
 ROWS, COLUMNS, FRAMES, CHOSEN = 90, 120, 300, 45
 HOSTILE = "<script>document.title='owned'</script>\"'><img src=x onerror=\"document.title='owned'\">{{ 7 * 7 }}"
@@ -406,6 +408,29 @@ def test_the_centiles_of_the_interval_are_told_in_a_sentence(age, said, tmp_path
     result = result_of(header, growth=judge_growth(made.circumference_mm, made.interval_mm, parse_age(age)))
     text = case_page(result, read_pictures(header, [CHOSEN]), [200], "0" * 64)
     assert re.search(said, text)
+
+
+@pytest.mark.parametrize(
+    ("circumference_mm", "centile", "short", "suggested"),
+    [
+        (222.62, "9th centile", "9", "26w5d"),
+        (210.75, "below the 1st centile", "&lt; 1", "25w4d"),
+        (180.9, "below the 1st centile", "&lt; 1", "23w0d"),
+    ],
+)
+def test_page_line_and_table_say_the_same_centile_and_age(circumference_mm, centile, short, suggested, tmp_path):
+    """9.455 is the 9th centile everywhere, not the 10th where a table has rounded it to 9.5 first; 0.95 is below the
+    1st; the age is the same to the day."""
+    header = write_stack(tmp_path / "x.mha")
+    interval_mm = (circumference_mm - 1, circumference_mm + 1)
+    growth = judge_growth(circumference_mm, interval_mm, parse_age("28w3d"))
+    result = result_of(header, circumference_mm=circumference_mm, interval_mm=interval_mm, growth=growth)
+    row = ResultRow.of(result, 1.0)
+    page = case_page(result, read_pictures(header, [CHOSEN]), [], "0" * 64)
+    assert f"<strong>{centile[:1].upper()}{centile[1:]}</strong>" in page
+    assert f"suggests {suggested}, give" in page
+    assert f", {centile} at 28w3d, alone it suggests {suggested} (weak" in row.sentence()
+    assert f">{short}</td>" in cohort_page(tmp_path, [row])
 
 
 def test_what_comes_from_outside_is_shown_as_text(browser, tmp_path):
