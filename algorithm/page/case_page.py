@@ -18,7 +18,7 @@ from acouslic.sockets import CIRCUMFERENCE_FILE
 from acouslic.write import write_text
 from algorithm.page.growth_chart import growth_chart
 from algorithm.page.pictures import FramePictures, read_pictures
-from algorithm.result.growth import AGE_SOURCE, STANDARD, Growth, centile_words, standard_mm, weeks_words
+from algorithm.result.growth import AGE_SOURCE, STANDARD, GestationalAge, centile_words, standard_mm, weeks_words
 from algorithm.result.outputs import REPORT_FILE, CaseResult
 from algorithm.result.preview import shown_frame
 from algorithm.result.segment import Mask
@@ -178,7 +178,7 @@ def _state(result: CaseResult, pictures: FramePictures, sweeps: Sequence[range],
         "axisEndsPx": axis_ends_px(result),
         "presence": [round(value, 3) for value in result.presence_probability.tolist()],
         "optimality": None if optimality is None else [round(value, 3) for value in optimality.tolist()],
-        "growth": None if result.growth is None else _growth_state(result.growth),
+        "growth": None if result.growth is None else _growth_state(result.growth.age),
         "reduced": [_base64(picture) for picture in pictures.reduced],
         "reducedBy": pictures.reduced_by,
         "step": pictures.step,
@@ -186,12 +186,12 @@ def _state(result: CaseResult, pictures: FramePictures, sweeps: Sequence[range],
     }
 
 
-def _growth_state(growth: Growth) -> dict[str, Any] | None:
+def _growth_state(age: GestationalAge) -> dict[str, Any] | None:
     """Mean and deviation at the age, so that a measurement by hand gets its centile too."""
-    if growth.centile is None:
+    if not age.has_standard:
         return None
-    mean_mm, deviation_mm = standard_mm(growth.age.weeks)
-    return {"age": str(growth.age), "meanMm": mean_mm, "deviationMm": deviation_mm}
+    mean_mm, deviation_mm = standard_mm(age.weeks)
+    return {"age": str(age), "meanMm": mean_mm, "deviationMm": deviation_mm}
 
 
 def _sweep_number(sweeps: Sequence[range], frame_index: int) -> int:

@@ -36,6 +36,11 @@ class GestationalAge:
         """As the equations have it."""
         return self.days / 7
 
+    @property
+    def has_standard(self) -> bool:
+        """Whether the standard covers this age."""
+        return STANDARD_DAYS[0] <= self.days <= STANDARD_DAYS[1]
+
     def __str__(self) -> str:
         return f"{self.days // 7}w{self.days % 7}d"
 
@@ -94,7 +99,7 @@ def judge_growth(
         return Growth(age, None, None, None, None, None, None)
     notes = []
     centile = interval = z_score = expected_mm = None
-    if STANDARD_DAYS[0] <= age.days <= STANDARD_DAYS[1]:
+    if age.has_standard:
         expected_mm, deviation_mm = standard_mm(age.weeks)
         z_score = (circumference_mm - expected_mm) / deviation_mm
         centile = _centile(z_score)

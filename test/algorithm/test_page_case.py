@@ -370,6 +370,22 @@ def test_a_case_without_a_frame_shows_the_nearest_and_can_be_measured(browser, t
     assert browser.complaints() == []
 
 
+def test_a_case_that_was_not_measured_gets_its_centile_by_hand(browser, tmp_path):
+    """At an age of the standard the page says that nothing was measured, not that the standard has no such age; an
+    ellipse by hand gets its centile there."""
+    header = write_stack(tmp_path / "x.mha")
+    empty = {"mask": np.zeros((ROWS, COLUMNS), bool), "ellipse": None, "circumference_mm": None, "interval_mm": None}
+    result = result_of(header, suitable=False, growth=judge_growth(None, None, parse_age("15w4d")), **empty)
+    (tmp_path / "report.html").write_text(case_page(result, read_pictures(header, []), [], "0" * 64))
+    browser.look(1400, 900)
+    browser.open(tmp_path / "report.html")
+    assert "No centile: nothing was measured." in browser.text(".growth")
+    browser.click("#measure")
+    by_hand = judge_growth(measured(browser), None, parse_age("15w4d"))
+    said = f"The model measured nothing; frame {CHOSEN}, {centile_words(by_hand.centile)}."
+    assert browser.text("#hand-difference") == said
+
+
 def test_dark_light_and_print(browser, case_dir):
     """Dark where the system is, unless the reader wants light; on paper white, with everything but the controls."""
 
