@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 SERIES_DESCRIPTION = "RESEARCH fetal abdomen, not for diagnosis"
+NOT_SUITABLE = "NOT suitable"
 _CONTENT_LABEL = "RESEARCH"
 _MANUFACTURER = "acouslic-fetal-abdomen (research software)"
 _SERIES_NUMBERS = (9001, 9002)
@@ -81,7 +82,9 @@ def write_dicom(result: CaseResult, case_dir: Path, maker: Maker) -> None:
         if result.mask.any():
             _write(case_dir / DICOM_SEGMENTATION_FILE, _segmentation(result, source, maker))
         if result.ellipse is not None and result.circumference_mm is not None:
-            _write(case_dir / DICOM_REPORT_FILE, _report(result.ellipse, result.circumference_mm, source, maker))
+            _write(
+                case_dir / DICOM_REPORT_FILE, _report(result, result.ellipse, result.circumference_mm, source, maker)
+            )
 
 
 def _source_frame(header: StackHeader, frame_index: int) -> _SourceFrame:
@@ -131,7 +134,7 @@ def _segmentation(result: CaseResult, source: _SourceFrame, maker: Maker) -> "Da
         segment_descriptions=[description],
         content_label=_CONTENT_LABEL,
         content_description=SERIES_DESCRIPTION,
-        **_only_of_its_series(_SERIES_NUMBERS[0], maker),
+        **_only_of_its_series(_SERIES_NUMBERS[0], result, maker),
     )
     # Without a frame of reference an image has to say how it lies, if only that nobody knows.
     segmentation.PatientOrientation = source.dataset.get("PatientOrientation") or None
@@ -139,8 +142,10 @@ def _segmentation(result: CaseResult, source: _SourceFrame, maker: Maker) -> "Da
     return segmentation
 
 
-def _report(ellipse: Ellipse, circumference_mm: float, source: _SourceFrame, maker: Maker) -> "Dataset":
-    """A measurement report (TID 1500): the ellipse on the frame, and its circumference."""
+def _report(
+    result: CaseResult, ellipse: Ellipse, circumference_mm: float, source: _SourceFrame, maker: Maker
+) -> "Dataset":
+    """A measurement report (TID 1500): the ellipse on the frame, its circumference, and what qualifies it."""
     import highdicom as hd
     from highdicom.sr.coding import CodedConcept
     from pydicom.sr.codedict import codes
@@ -169,6 +174,10 @@ def _report(ellipse: Ellipse, circumference_mm: float, source: _SourceFrame, mak
             )
         ],
     )
+    if comment := _comment(result):
+        # TID 1410 may be extended.
+        said = hd.sr.TextContentItem(codes.DCM.Comment, comment, hd.sr.RelationshipTypeValues.CONTAINS)
+        measured[0].ContentSequence.append(said)
     device = hd.sr.ObserverContext(
         observer_type=codes.DCM.Device,
         observer_identifying_attributes=hd.sr.DeviceObserverIdentifyingAttributes(
@@ -187,8 +196,14 @@ def _report(ellipse: Ellipse, circumference_mm: float, source: _SourceFrame, mak
         is_complete=True,
         is_final=False,
         is_verified=False,
-        **_only_of_its_series(_SERIES_NUMBERS[1], maker),
+        **_only_of_its_series(_SERIES_NUMBERS[1], result, maker),
     )
+
+
+def _comment(result: CaseResult) -> str:
+    """What stands beside the number on a page: whether to rely on it, and the notes."""
+    warning = [] if result.suitable else [f"{NOT_SUITABLE}: do not rely on this measurement"]
+    return "; ".join([*warning, *result.notes])
 
 
 def _as_single_frame(source: _SourceFrame) -> "Dataset":
@@ -246,14 +261,14 @@ def _algorithm_name(maker: Maker) -> str:
     return f"acouslic-fetal-abdomen, model {maker.model}"[:64]
 
 
-def _only_of_its_series(series_number: int, maker: Maker) -> dict[str, Any]:
+def _only_of_its_series(series_number: int, result: CaseResult, maker: Maker) -> dict[str, Any]:
     """What makes an object the one instance of a new series, and what made it."""
     import highdicom as hd
 
     return {
         "series_instance_uid": hd.UID(),
         "series_number": series_number,
-        "series_description": SERIES_DESCRIPTION,
+        "series_description": SERIES_DESCRIPTION + ("" if result.suitable else f", {NOT_SUITABLE}"),
         "sop_instance_uid": hd.UID(),
         "instance_number": 1,
         "manufacturer": _MANUFACTURER,

@@ -14,7 +14,7 @@ from acouslic.errors import AcouslicError
 from acouslic.reading.source import SourceFile
 from acouslic.stack import StackHeader
 from algorithm.model.manifest import Thresholds
-from algorithm.result.dicom_objects import SERIES_DESCRIPTION, check_source, write_dicom
+from algorithm.result.dicom_objects import NOT_SUITABLE, SERIES_DESCRIPTION, check_source, write_dicom
 from algorithm.result.outputs import CaseResult, remove_results
 from algorithm.result.record import Maker
 
@@ -100,6 +100,32 @@ def test_the_report_is_read_and_measures_the_ellipse(tmp_path, write_ultrasound)
     assert (report.VerificationFlag, report.PreliminaryFlag) == ("UNVERIFIED", "PRELIMINARY")
     assert (report.StudyInstanceUID, str(report.PatientName)) == ("1.2.3.4", "Doe^Jane")
     assert report.SeriesDescription == SERIES_DESCRIPTION
+
+
+@pytest.mark.parametrize("suitable", [True, False])
+def test_what_qualifies_the_number_stands_beside_it(suitable, tmp_path, write_ultrasound):
+    """The notes are the comment of the measurement; of a case that is not suitable the comment and both series say
+    so, as the page does."""
+    source = write_ultrasound(tmp_path / "a.dcm", 5)
+    result = result_in(tmp_path, [source], 2)
+    write_dicom(dataclasses.replace(result, suitable=suitable, notes=("0.28 mm is assumed",)), tmp_path, MAKER)
+    report, segmentation = (
+        pydicom.dcmread(tmp_path / f"{name}.dcm") for name in ("measurement-report", "segmentation")
+    )
+    comments = [
+        item.TextValue for item in all_items(report) if item.ConceptNameCodeSequence[0].CodeMeaning == "Comment"
+    ]
+    warning = "" if suitable else f"{NOT_SUITABLE}: do not rely on this measurement; "
+    assert comments == [f"{warning}0.28 mm is assumed"]
+    description = SERIES_DESCRIPTION + ("" if suitable else f", {NOT_SUITABLE}")
+    assert (report.SeriesDescription, segmentation.SeriesDescription) == (description, description)
+
+
+def all_items(item):
+    """The content items beneath one."""
+    for child in item.get("ContentSequence", ()):
+        yield child
+        yield from all_items(child)
 
 
 def test_a_file_of_one_frame_is_referred_to_without_a_number(tmp_path, write_ultrasound):
