@@ -186,7 +186,7 @@ def _report(
     )
     content = hd.sr.MeasurementReport(
         observation_context=hd.sr.ObservationContext(observer_device_context=device),
-        procedure_reported=CodedConcept("45036003", "SCT", "Ultrasonography"),
+        procedure_reported=codes.SCT.UltrasoundScanObstetric,
         imaging_measurements=[measured],
         title=codes.DCM.ImagingMeasurementReport,
     )

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pydicom
 import pytest
+from pydicom.sr.codedict import Code, codes
 from pydicom.uid import UltrasoundImageStorage, UltrasoundMultiFrameImageStorage
 
 from acouslic.ellipse import Ellipse, circumference_mm, draw_ellipse
@@ -76,7 +77,7 @@ def test_the_segmentation_is_read_and_refers_to_the_frame(tmp_path, write_ultras
 
 def test_the_report_is_read_and_measures_the_ellipse(tmp_path, write_ultrasound):
     """The circumference in mm under its LOINC code, the ellipse by the ends of its longer and shorter axis, whose zero
-    is the corner of the first pixel; preliminary and not verified."""
+    is the corner of the first pixel; an obstetric scan, preliminary and not verified."""
     import highdicom
 
     source = write_ultrasound(tmp_path / "a.dcm", 5)
@@ -100,6 +101,12 @@ def test_the_report_is_read_and_measures_the_ellipse(tmp_path, write_ultrasound)
     assert (report.VerificationFlag, report.PreliminaryFlag) == ("UNVERIFIED", "PRELIMINARY")
     assert (report.StudyInstanceUID, str(report.PatientName)) == ("1.2.3.4", "Doe^Jane")
     assert report.SeriesDescription == SERIES_DESCRIPTION
+    (procedure,) = [
+        item.ConceptCodeSequence[0]
+        for item in all_items(report)
+        if item.ConceptNameCodeSequence[0].CodeMeaning == "Procedure reported"
+    ]
+    assert Code(procedure.CodeValue, "SCT", procedure.CodeMeaning) == codes.SCT.UltrasoundScanObstetric
 
 
 @pytest.mark.parametrize("suitable", [True, False])
