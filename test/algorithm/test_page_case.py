@@ -1,5 +1,6 @@
 """`report.html`: opened in a real browser, used by mouse, keys and finger, and safe with hostile names."""
 
+import base64
 import dataclasses
 import hashlib
 import json
@@ -407,6 +408,27 @@ def test_dark_light_and_print(browser, case_dir):
     assert browser.run(hidden) == "none"
     assert browser.run("document.querySelector('.result').getBoundingClientRect().height") > 50
     assert browser.run("document.documentElement.scrollWidth") <= 794
+    browser.look(1200, 900)
+
+
+@pytest.mark.parametrize("paper_inches", [(8.27, 11.69), (8.5, 11)])
+def test_a_print_is_one_sheet_with_every_caveat(paper_inches, browser, tmp_path):
+    """A4 and Letter, of a case that is not suitable, with an age, three notes and five runners-up: the warning, the
+    notes and what a centile is not are on the sheet."""
+    header = write_stack(tmp_path / "x.mha")
+    notes = tuple(f"{number}: something is odd, and a sentence says in some words what it is" for number in range(3))
+    result = result_of(header, suitable=False, notes=notes)
+    runners_up = choose_runners_up(result, CHOSEN)
+    assert len(runners_up) == 5
+    (tmp_path / "report.html").write_text(case_page(result, read_pictures(header, [CHOSEN]), runners_up, "0" * 64))
+    browser.look(1400, 900)
+    browser.open(tmp_path / "report.html")
+    paper = dict(zip(("paperWidth", "paperHeight"), paper_inches, strict=True))
+    printed = base64.b64decode(browser.send("Page.printToPDF", printBackground=True, **paper)["data"])
+    assert len(re.findall(rb"/Type\s*/Page\b", printed)) == 1
+    browser.look(720, 1000, medium="print")
+    assert "It is no diagnosis" in browser.text("main")
+    assert "do not rely on this" in browser.text("main")
     browser.look(1200, 900)
 
 
