@@ -170,6 +170,8 @@ class Provenance:
     """The command, version and commit that made the artifact."""
     notes: str = ""
     split_sha256: Sha256 | None = None
+    """Of the split whose first fold the first member was validated on, and so on; of members in another order, or of
+    several splits, a hash that is no split's."""
 
 
 @dataclass(frozen=True)

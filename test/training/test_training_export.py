@@ -5,7 +5,8 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -25,11 +26,13 @@ from training.export.consequence import case_of_cache
 from training.export.pack import main as pack
 from training.export.precision import main as precision
 from training.export.trained_member import MovedTower, read_member, rebuild_network, shared_tower
-from training.export.write_artifact import ExportSettings, _whole_cases, main
+from training.export.write_artifact import ExportSettings, _provenance, _whole_cases, main
 from training.fit import main as fit
 from training.frames.dataset import table_of
+from training.judge.unseen_cases import cases_of_members
 from training.learn.run_folder import RunFolder, find_runs, made_with
 from training.release.cache import Cache
+from training.release.split import Split, read_split
 
 WORDS = [
     "--tower=a tower of random numbers",
@@ -99,6 +102,27 @@ def test_the_ensemble_says_what_training_said(model: Path, runs: Path, tiny_trai
         torch.testing.assert_close(scores.optimality_probability[k], optimality, rtol=0, atol=5e-3)
         torch.testing.assert_close(masks[k], output.mask.sigmoid(), rtol=0, atol=2e-2)
     assert not torch.allclose(scores.presence_probability[0], scores.presence_probability[1], atol=1e-4)
+
+
+def test_members_that_are_not_the_folds_in_their_order_are_judged_by_no_split(tiny_training: Any) -> None:
+    """In another order, one fold twice, or of two splits: each would be judged by cases that it has learned from.
+    Members of the paper's split, of `fit` or of `table`, all have its validation cases."""
+    cache = Cache(tiny_training.cache)
+    paper, subjects = read_split(tiny_training.paper_split), read_split(tiny_training.subject_split)
+
+    def cases(split: Split, *trained: tuple[Split, int | None]) -> list[tuple[str, ...]]:
+        runs: Any = [SimpleNamespace(record={"split_sha256": of.sha256(), "fold": fold}) for of, fold in trained]
+        provenance = _provenance(runs, ExportSettings("", "", "", ""), "")
+        return cases_of_members(cast("Any", SimpleNamespace(members=runs, provenance=provenance)), cache, split)
+
+    folds = [(subjects, 1), (subjects, 2), (subjects, 3)]
+    assert cases(subjects, *folds) == [subjects.validation_cases(k) for k in range(3)]
+    for trained in ([folds[1], folds[0], folds[2]], [folds[0], folds[0], folds[1]], [(paper, 1), *folds[1:]]):
+        for split in (paper, subjects):
+            with pytest.raises(AcouslicError, match="were not trained on"):
+                cases(split, *trained)
+    for fold in (1, None):
+        assert cases(paper, *[(paper, fold)] * 3) == [paper.validation_cases()] * 3
 
 
 def test_what_half_precision_changes_in_whole_cases(

@@ -42,6 +42,7 @@ from training.learn.run_folder import RunFolder, find_runs, made_with
 from training.network.tower_source import rounded_state
 from training.recipe.command_line import command_parser, parse_with
 from training.release.cache import Cache
+from training.release.split import sha256_of_members
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -189,7 +190,8 @@ def _calibrated_config(member: TrainedMember) -> MemberConfig:
 
 
 def _provenance(members: Sequence[TrainedMember], settings: ExportSettings, command: str) -> Provenance:
-    splits = {member.record["split_sha256"] for member in members}
+    splits = [member.record["split_sha256"] for member in members]
+    folds = [member.record["fold"] for member in members]
     return Provenance(
         tower=settings.tower,
         tower_licence=settings.tower_licence,
@@ -197,7 +199,7 @@ def _provenance(members: Sequence[TrainedMember], settings: ExportSettings, comm
         training_data_licence=settings.training_data_licence,
         made_by=made_with(command or "python -m training export"),
         notes=settings.notes,
-        split_sha256=splits.pop() if len(splits) == 1 else None,
+        split_sha256=sha256_of_members(splits, folds) if all(splits) else None,
     )
 
 
@@ -227,7 +229,8 @@ def _spread_cases(scored: Sequence[OutOfFold], count: int) -> list[str]:
 def main(arguments: list[str]) -> int:
     """The command `python -m training export`."""
     parser = command_parser("export", __doc__)
-    parser.add_argument("runs", nargs="+", help="folders of finished runs, or folders that hold fold_1, fold_2, ...")
+    runs_help = "folders of finished runs in the order of their folds, or folders that hold fold_1, fold_2, ..."
+    parser.add_argument("runs", nargs="+", help=runs_help)
     parser.add_argument("--out", required=True, help="folder of the artifact")
     parser.add_argument("--pack", help="also write the artifact as this model.tar.gz")
     parser.add_argument("--cache", help="where the validation frames lie now, if not where they lay in training")

@@ -17,7 +17,7 @@ from training.frames.dataset import table_of
 from training.judge.ask_members import Answers, ask_members, of_member, read_answers, write_answers
 from training.learn.out_of_fold import OutOfFold
 from training.release.cache import Cache, CachedCase
-from training.release.split import Split
+from training.release.split import Split, sha256_of_members
 
 
 def check_frames(manifest: Manifest, cache: Cache) -> None:
@@ -47,7 +47,8 @@ def cases_of_members(manifest: Manifest, cache: Cache, split: Split | None) -> l
         return [tuple(case.uuid for case in cache.cases)] * members
     own = manifest.provenance.split_sha256
     if split.protocol == "paper":
-        if own not in (None, split.sha256()):
+        # Earlier versions named the split itself, however many members it has.
+        if own not in (None, split.sha256(), sha256_of_members([split.sha256()] * members, [1] * members)):
             raise AcouslicError(
                 "the model's members were not trained on this split, so that they may have learned from its validation "
                 "cases: give the split that the model was made with, or leave --split out and give a cache of cases "
@@ -56,9 +57,9 @@ def cases_of_members(manifest: Manifest, cache: Cache, split: Split | None) -> l
         return [split.validation_cases()] * members
     if own != split.sha256() or split.members != members:
         raise AcouslicError(
-            "the model's members were not trained on the folds of this split, so nobody knows which cases they have "
-            "learned from: give the split that the model was made with, or leave --split out and give a cache of "
-            "cases that it has not seen"
+            "the model's members were not trained on the folds of this split, one each and exported in their order, so "
+            "nobody knows which cases they have learned from: give the split that the model was made with, export its "
+            "runs in the order of their folds, or leave --split out and give a cache of cases that it has not seen"
         )
     return [split.validation_cases(member) for member in range(members)]
 

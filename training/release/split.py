@@ -18,6 +18,7 @@ import hashlib
 import json
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -78,6 +79,16 @@ class Split:
     def _fold_name(self, member: int) -> str:
         self._check_member(member)
         return f"fold_{member + 1}"
+
+
+def sha256_of_members(sha256s: Sequence[str], folds: Sequence[int | None]) -> str:
+    """What an artifact's manifest names as the split of its members, from that of each and the fold that it validates
+    on, from 1: the split's own where the first member has the first fold, and so on; else that of all of these, which
+    is no split's. None is the one validation part of the paper's split."""
+    numbers = [fold or 1 for fold in folds]
+    if len(set(sha256s)) == 1 and numbers == list(range(1, len(numbers) + 1)):
+        return sha256s[0]
+    return hashlib.sha256(json.dumps([sha256s, numbers]).encode()).hexdigest()
 
 
 def split_as_paper(uuids: list[str]) -> Split:
