@@ -295,6 +295,19 @@ def test_the_gate_refines_no_more_than_it_has_to() -> None:
         assert agreement.frame_f1 == 1.0
 
 
+def test_black_frames_are_not_refined_where_settings_are_chosen() -> None:
+    """A run that ends where a sweep is padded: as in inference nobody looks at the padding, and it is not counted."""
+    ensemble, student = np.full(140, 0.02), np.full(140, 0.02)
+    ensemble[110:116] = [0.6, 0.9, 0.95, 0.9, 0.8, 0.7]
+    student[110:116] = [0.45, 0.9, 0.9, 0.95, 0.8, 0.55]
+    black = np.arange(140) >= 116
+    ensemble[black] = 0
+    case = dataclasses.replace(judged_twice(ensemble, student, range(110, 116)), black=black)
+    _, agreement = choose_gate([case], SELECTION, 0.5, 1.0)
+    assert agreement.refined_share == pytest.approx((4 + 6) / 140)
+    assert agreement.changed_frames == 0
+
+
 def test_a_student_that_misses_what_matters_is_refused() -> None:
     """It is sure that the best frame is none: no settings within the limit find it, and the sentence says how far."""
     ensemble, student = [0.0] * 11 + [0.9], [0.6] + [0.2] * 10 + [0.0]

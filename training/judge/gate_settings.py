@@ -182,7 +182,8 @@ def _gated(case: JudgedTwice, scoring: ScoringConfig, selection: SelectionConfig
         return ensemble.presence[indices], None if ensemble.optimality is None else ensemble.optimality[indices]
 
     presence = np.where(case.black, 0.0, student.presence)
-    known = refine(presence, student.optimality, sweep_ranges(len(presence)), selection, scoring, ask)
+    sweeps = sweep_ranges(len(presence))
+    known = refine(presence, student.optimality, sweeps, selection, scoring, ask, black=case.black)
     return FrameOpinions(known.presence, known.optimality), int(known.refined.sum())
 
 
