@@ -19,11 +19,18 @@ from algorithm.frames.preprocess import normalise
 from algorithm.judgement.score import score_case
 from algorithm.judgement.select_frame import probability_of
 from algorithm.model.artifact import load_artifact
-from algorithm.model.manifest import HalfWay, ScoringConfig, SelectionConfig, read_manifest
-from algorithm.model.networks import StudentConfig
+from algorithm.model.manifest import (
+    HalfWay,
+    Provenance,
+    ScoringConfig,
+    SelectionConfig,
+    read_manifest,
+    untuned_manifest,
+)
+from algorithm.model.networks import MemberConfig, StudentConfig, TowerConfig
 from algorithm.model.student import student_from_state
 from training.export.calibrate_artifact import main as calibrate
-from training.export.distil import main
+from training.export.distil import _student_config, main
 from training.export.trained_member import read_member
 from training.export.write_artifact import main as export
 from training.fit import main as fit
@@ -35,6 +42,7 @@ from training.judge.unseen_cases import ask_about
 from training.learn.keeping import Keeping, StoppedError
 from training.learn.run_folder import find_runs
 from training.network.student import Normalised, StudentNetwork, student_flop
+from training.recipe.distil_settings import DistilSettings, StudentSize
 from training.release.cache import Cache
 
 CPU = torch.device("cpu")
@@ -235,6 +243,16 @@ def test_what_is_refused(
         main(words(model, tiny_training, model))
     with pytest.raises(AcouslicError, match="calibrate the model that it was made from"):
         calibrate([str(distilled), f"--cache={tiny_training.cache}"])
+
+
+def test_a_student_judges_optimality_where_every_member_does() -> None:
+    """A case is taught by the members that did not learn from it, perhaps by the one that does not judge optimality."""
+    tower = TowerConfig(28, 14, 16, 4, 2, 64, 8)
+    for judged in ((True, True), (True, False), (False, False)):
+        members = [MemberConfig(adapter=False, presence=True, optimality=one) for one in judged]
+        manifest = untuned_manifest("two", tower, members, Provenance("", "", "", "", ""))
+        settings = DistilSettings(student=StudentSize(width=4, blocks=(1,)))
+        assert _student_config(settings, manifest).optimality == all(judged)
 
 
 def test_normalisation_is_folded() -> None:

@@ -117,7 +117,8 @@ def _student_config(settings: DistilSettings, manifest: Manifest) -> StudentConf
     config = StudentConfig(
         width=settings.student.width,
         blocks=settings.student.blocks,
-        optimality=any(member.optimality for member in manifest.members),
+        # Each case may be taught by one member alone.
+        optimality=all(member.optimality for member in manifest.members),
     )
     try:
         check_bounds(config)
