@@ -37,7 +37,8 @@ _SEVERAL = "several folds"
 
 
 def write_scores(path: Path, members: Sequence[TrainedMember], cases: Sequence[CaseJudgement], cache: Cache) -> None:
-    """Write the table that `acouslic evaluate frames` reads: one row a frame, the runs' names as sets."""
+    """Write the table that `acouslic evaluate frames` reads: one row a frame, the runs' names as sets; optimality where
+    every case has a member that judges it."""
     runs: dict[str, list[str]] = {}
     for member in members:
         for uuid in member.scored.uuid.tolist():
@@ -63,6 +64,8 @@ def write_scores(path: Path, members: Sequence[TrainedMember], cases: Sequence[C
             row["optimality"] = case.frames.optimality
         for name, values in row.items():
             columns.setdefault(name, []).append(values)
+    if len(columns.get("optimality", [])) < len(cases):
+        columns.pop("optimality", None)
     table: dict[str, Any] = {name: np.concatenate(parts) for name, parts in columns.items()}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **table)

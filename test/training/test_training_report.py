@@ -1,5 +1,8 @@
 """The report on out-of-fold cases: how they are read, and which frames are drawn."""
 
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,7 @@ from training.judge.reading import fit_half_way, has_one_run_a_sweep
 from training.judge.worst_frames import COLUMNS, draw_worst_frames, find_worst_frames
 from training.learn.out_of_fold import OutOfFold
 from training.release.cache import Cache
+from training.report import write_scores
 
 
 def judged(uuid: str, label: list[int], presence: list[float]) -> CaseJudgement:
@@ -71,6 +75,23 @@ def test_few_cases_are_read_plainly() -> None:
         cases, read_nested(cases, {c.uuid: c.uuid for c in cases}, SelectionConfig()), strict=True
     ):
         np.testing.assert_array_equal(before.frames.presence, after.frames.presence)
+
+
+@pytest.mark.parametrize("judging", [0, 1, 2])
+def test_optimality_is_reported_where_every_case_has_it(judging: int, tiny_training: Any, tmp_path: Path) -> None:
+    """Of runs with and without the head there is no such column: all have a value for each frame."""
+    cache = Cache(tiny_training.cache)
+    cases = []
+    for number, case in enumerate(cache.cases[:2]):
+        read = judged(case.uuid, case.labels.tolist(), np.linspace(0.1, 0.9, case.frame_count).tolist())
+        optimality = read.frames.presence if number < judging else None
+        cases.append(replace(read, frames=replace(read.frames, optimality=optimality)))
+    scored: Any = SimpleNamespace(uuid=np.array([case.uuid for case in cases]))
+    member: Any = SimpleNamespace(scored=scored, folder=SimpleNamespace(root=tmp_path / "fold_1"))
+    write_scores(tmp_path / "scores.npz", [member], cases, cache)
+    with np.load(tmp_path / "scores.npz") as table:
+        assert {len(table[name]) for name in table.files} == {sum(case.frame_count for case in cache.cases[:2])}
+        assert ("optimality" in table.files) == (judging == 2)
 
 
 def test_the_worst_frame_of_each_wrong_run(tiny_training: Any) -> None:
