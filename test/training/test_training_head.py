@@ -128,6 +128,13 @@ def test_training_twice_gives_the_same_bits(examples: list[CaseExample], head: C
     assert not torch.equal(head.change.weight, other.change.weight)
 
 
+def test_a_case_of_black_frames_teaches_nothing(examples: list[CaseExample], head: CaseHead) -> None:
+    """The head is the one that the other cases make."""
+    dark = replace(drawn_case(99), seen=torch.zeros(120, dtype=torch.bool))
+    for name, tensor in fit_case_head([*examples, dark], RECIPE, seed=1).state_dict().items():
+        assert torch.equal(tensor, head.state_dict()[name])
+
+
 def test_the_order_of_sweeps_and_cases_does_not_matter(examples: list[CaseExample], head: CaseHead) -> None:
     """A case with its sweeps in another order gets the same answers in that order; a case alone the same as beside
     others: nothing is looked at across cases."""

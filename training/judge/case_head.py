@@ -62,9 +62,11 @@ def fit_case_head(examples: Sequence[CaseExample], recipe: HeadRecipe, seed: int
     small networks, each with its share of the hidden units and random numbers of its own.
 
     What one network says depends on its seed; the mean hardly does. Since only the last layer's outputs are averaged,
-    the five together are one network with all hidden units. The same examples and seed give the same bits.
+    the five together are one network with all hidden units. The same examples and seed give the same bits. A case of
+    black frames teaches nothing.
     """
     config = recipe.config
+    examples = [case for case in examples if case.seen.any()]
     head = CaseHead(config, examples[0].embedding.shape[1]).requires_grad_(False)
     head.projection.weight.copy_(_principal_components(examples, config.components))
     with torch.no_grad():
