@@ -34,6 +34,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--split_seed", type=int, default=1, help="seed of the folds")
     parser.add_argument("--jobs", type=int, default=1, help="processes that prepare")
     parser.add_argument("--antialias", type=bool, default=False, help="resize with antialiasing")
+    parser.add_argument("--allow-unannotated", action="store_true", help="accept cases without an annotated frame")
     parser.add_argument("--parallel", type=int, default=1, help="folds trained at the same time; 0 trains none")
     options = parse_settings(parser, "ensemble", arguments)
     if options.parallel < 0:
@@ -47,7 +48,8 @@ def main(arguments: list[str]) -> int:
         RunFolder(out / f"fold_{member + 1}").refuse_other_settings(settings)
     image_size = tower_config_from_open_clip(read_model_config(settings.tower)).image_size
     words = [f"--raw={raw}", f"--out={out / 'cache'}", f"--image-size={image_size}", f"--jobs={options.jobs}"]
-    _done(prepare.main([*words, *(["--antialias"] if options.antialias else [])]), "prepare")
+    words += ["--antialias"] * options.antialias + ["--allow-unannotated"] * options.allow_unannotated
+    _done(prepare.main(words), "prepare")
     words = [f"--csv={Release(raw).circumferences_path}", f"--cache={out / 'cache'}", f"--folds={options.folds}"]
     split_path = out / "split.json"
     _done(split.main(["--protocol=subject", *words, f"--seed={options.split_seed}", f"--out={split_path}"]), "split")

@@ -1,21 +1,26 @@
 """`python -m training ensemble`: from a raw release to an archive in two commands."""
 
 import os
+import shutil
 import signal
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from acouslic.errors import AcouslicError
+from acouslic.release import Release
+from acouslic.stack import open_stack
 from algorithm.model.artifact import load_artifact
 from training.ensemble import main
 from training.export.write_artifact import main as export
 from training.learn.keeping import StoppedError
+from training.phantom.generate import write_stack
 
 
 def test_a_release_becomes_an_archive_in_two_commands(tiny_training: Any, tmp_path: Path) -> None:
@@ -40,6 +45,20 @@ def test_settings_of_folds_that_are_there_are_not_written_over(tiny_training: An
         main([*words, "--optimiser.epochs=9"])
     assert (tmp_path / "settings.yaml").read_bytes() == before
     assert main([*words, "--machine.threads=2"]) == 0
+
+
+def test_cases_without_an_annotated_frame_are_accepted_where_that_is_asked_for(
+    tiny_training: Any, tmp_path: Path
+) -> None:
+    """By the option that the refusal names."""
+    release = Release(Path(shutil.copytree(tiny_training.release, tmp_path / "release")))
+    mask = release.mask_path(release.cases()[0])
+    header = open_stack(mask).header
+    write_stack(mask, np.zeros((header.frames, header.rows, header.columns), np.uint8), header.spacing_mm[0])
+    words = [f"--raw={release.root}", "--folds=2", "--parallel=0", *tiny_training.fit_arguments(tmp_path / "work")[1:]]
+    with pytest.raises(AcouslicError, match=r"has no annotated frame.*accept such cases with --allow-unannotated"):
+        main(words)
+    assert main([*words, "--allow-unannotated"]) == 0
 
 
 def test_folds_beside_each_other_go_on_to_the_same_bits(tiny_training: Any, tmp_path: Path) -> None:
