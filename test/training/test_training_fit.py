@@ -29,7 +29,7 @@ from training.frames.dataset import table_of
 from training.judge.ask_members import ask_members
 from training.learn.learner import FrameLearner
 from training.learn.run_folder import RunFolder, made_by, read_settings, settings_to_yaml
-from training.learn.run_member import FoldCases, build_learner, load_tower_for, train
+from training.learn.run_member import FoldCases, build_learner, load_tower_for, say_where_unfinished, train
 from training.network.model import FrameNetwork
 from training.recipe.settings import FAITHFUL_CLS, FAITHFUL_SEG, TrainSettings
 from training.release.cache import Cache
@@ -519,6 +519,23 @@ def test_the_published_segmentation_keeps_its_epoch_by_one_dice(
     assert kept["mask_dice"] > 0.5
     # A smoothing of one pixel stands between them.
     assert kept["loss"] == pytest.approx(1 - kept["mask_dice"], abs=0.02)
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert kept["steps"] * 2 == last["global_step"]
+
+
+def test_what_is_said_of_a_decoder_is_said_of_the_kept_epoch(capsys: pytest.CaptureFixture[str]) -> None:
+    """The steps after it have changed nothing of what is kept, and more of them need not either."""
+    say_where_unfinished({"steps": 30, "mask_background": 0.12}, 90)
+    said = capsys.readouterr().out
+    assert "of step 30 of 90, is not done" in said
+    assert "or choose --optimiser.keep last" in said
+    say_where_unfinished({"steps": 90, "mask_background": 0.12}, 90)
+    said = capsys.readouterr().out
+    assert "of step 90 of 90, is not done" in said
+    assert "keep last" not in said
+    for kept in ({}, {"steps": 90, "mask_background": 0.01}):
+        say_where_unfinished(kept, 90)
+    assert not capsys.readouterr().out
 
 
 def test_weights_from_a_file(tiny_training: Any, tmp_path: Path) -> None:

@@ -210,13 +210,14 @@ def read_own_checkpoint(path: Path, folder: RunFolder) -> dict[str, Any]:
 
 
 def say_where_unfinished(kept: dict[str, Any], steps: int) -> None:
-    """Warn of a decoder that has not learned to leave the background dark."""
+    """Warn of a decoder that has not learned to leave the background dark, in the epoch that is kept of `steps`."""
     background = kept.get("mask_background")
     if background is not None and background > CONVERGED_BACKGROUND:
+        instead = " or choose --optimiser.keep last" if kept["steps"] < steps else ""
         print(
-            f"the mask decoder is not done after {steps} steps: it gives pixels outside the abdomen a probability of "
-            f"{background:.2f} on average, a finished one less than {CONVERGED_BACKGROUND} (val/mask_background in "
-            "metrics.csv); raise --optimiser.epochs",
+            f"the mask decoder that is kept, of step {kept['steps']} of {steps}, is not done: it gives pixels outside "
+            f"the abdomen a probability of {background:.2f} on average, a finished one less than "
+            f"{CONVERGED_BACKGROUND} (val/mask_background in metrics.csv); raise --optimiser.epochs{instead}",
             flush=True,
         )
 
@@ -259,7 +260,7 @@ def _take_best(learner: FrameLearner, folder: RunFolder, settings: TrainSettings
     learner.load_state_dict(checkpoint["state_dict"], strict=False)
     learner.average.state = checkpoint["average"]["state"]
     learner.average.copy_into(learner.network)
-    return {"epoch": checkpoint["epoch"]} | checkpoint["validation"]
+    return {"epoch": checkpoint["epoch"], "steps": checkpoint["global_step"]} | checkpoint["validation"]
 
 
 def _tower_state(network: FrameNetwork) -> dict[str, torch.Tensor]:
