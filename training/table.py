@@ -145,7 +145,7 @@ def _train_baseline(
         return
     scored = score_out_of_fold(network, test, preprocessing, scoring_device(settings))
     write_out_of_fold(scores_path, scored)
-    seconds = round(time.monotonic() - started, 1)
+    seconds = round(learner.seconds_before + time.monotonic() - started, 1)
     folder.write_record(described | facts | {"seconds": seconds})
 
 

@@ -94,6 +94,17 @@ def test_the_last_checkpoint_is_of_the_last_epoch(tiny_training: Any, tmp_path: 
     assert_same_member(whole, moved)
 
 
+def test_the_seconds_of_a_run_are_those_of_all_its_processes(tiny_training: Any, tmp_path: Path) -> None:
+    """One that goes on took what the processes before it took, too, as their last checkpoint has it."""
+    run = fit(tiny_training, tmp_path / "run", "--optimiser.epochs=1")
+    last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert 0 < last["seconds"] < RunFolder(run).read_record()["seconds"]
+    ended = as_if_ended_while_scoring(run, tmp_path / "ended")
+    torch.save(last | {"seconds": 1e6}, ended / "checkpoints" / "last.ckpt")
+    fit(tiny_training, ended, "--optimiser.epochs=1")
+    assert 1e6 < RunFolder(ended).read_record()["seconds"] < 1.1e6
+
+
 def test_the_best_epoch_is_not_forgotten_in_another_folder(tiny_training: Any, tmp_path: Path) -> None:
     """Ended after three epochs, moved, and trained on: what was the best stays it until something better comes."""
     words = ("--optimiser.learning_rate=0.3", "--optimiser.keep=loss", "--optimiser.schedule=constant")

@@ -5,6 +5,7 @@ So a run that was killed goes on to the same result without any random state in 
 """
 
 import contextlib
+import time
 from typing import Any
 
 import lightning
@@ -78,6 +79,9 @@ class FrameLearner(lightning.LightningModule):
         """Losses of the last step, on the device."""
         self.identity: dict[str, Any] | None = None
         """Of the run, for its checkpoints."""
+        self.seconds_before = 0.0
+        """What the processes before this one took until the run's last checkpoint."""
+        self._began = time.monotonic()
         self._goes_on_at = (-1, 0)
         """Epoch and step in it where a checkpoint was written in its middle."""
         self._is_repeatable = network.is_repeatable
@@ -304,6 +308,7 @@ class FrameLearner(lightning.LightningModule):
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
         checkpoint["steps_of_epoch"] = 0 if progress.is_last_batch else int(progress.current.ready)
         checkpoint["run"] = self.identity
+        checkpoint["seconds"] = self.seconds_before + time.monotonic() - self._began
         checkpoint["last_seen"] = torch.from_numpy(self.hard.last_seen.copy())
         checkpoint["noted"] = self._noted_by_all().cpu()
 

@@ -92,7 +92,7 @@ def run_member(
         | {
             "tower": {"config": asdict(loaded.config), "preprocessing": asdict(loaded.preprocessing)},
             "tower_sha256": tower_sha256,
-            "seconds": round(time.monotonic() - started, 1),
+            "seconds": round(learner.seconds_before + time.monotonic() - started, 1),
         }
     )
     return folder
@@ -171,6 +171,8 @@ def _train_on(learner: FrameLearner, folder: RunFolder, *, check: bool) -> dict[
     last = folder.checkpoints / "last.ckpt"
     checkpoint = read_own_checkpoint(last, folder) if last.is_file() and not check else None
     from_step = 0 if checkpoint is None else int(checkpoint["global_step"])
+    # Of an earlier version's checkpoint nobody knows.
+    learner.seconds_before = 0.0 if checkpoint is None else float(checkpoint.get("seconds", 0.0))
     # A run that had stopped early and was ended while its frames were scored has nothing left to train.
     stopped_after = None if checkpoint is None else stopped_early_after(checkpoint, settings)
     request = StopRequest()
