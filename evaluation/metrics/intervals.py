@@ -26,6 +26,8 @@ _HALF_A_FRAME = 0.5
 _FEWEST_DEGREES = 3
 """Below, Student's t grows so fast that the interval says nothing."""
 _RESAMPLES_AT_ONCE = 1000
+_ALIKE = 1e-12
+"""What rounding parts: scipy has no interval for units that are alike, and complains of them on stderr."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,14 @@ def units_of(subject_ids: Sequence[str | None]) -> np.ndarray:
 def mean_interval(values: np.ndarray, units: np.ndarray, resamples: int = RESAMPLES) -> Interval | None:
     """Of the mean over cases. `values` float (n,), NaN where a case has none and does not count; `units` int (n,).
 
-    None where fewer than two units have a value. Values that are all alike give an interval of no width.
+    None where fewer than two units have a value. Units whose means are all alike give an interval of no width.
     """
     known = ~np.isnan(values)
     sums, counts = _by_unit(units[known], values[known], np.ones(known.sum()))
     if len(sums) < 2:
         return None
     estimate = float(values[known].mean())
-    if np.ptp(values[known]) == 0:
+    if np.allclose(sums / counts, estimate, rtol=0, atol=_ALIKE):
         return Interval(estimate, estimate, estimate)
     lower, upper = bootstrap_of_ratio(sums, counts, "BCa", resamples)
     return Interval(estimate, lower, upper) if np.isfinite([lower, upper]).all() else None

@@ -284,6 +284,13 @@ def test_intervals_that_nothing_can_be_said_of() -> None:
     assert perfect.lower < perfect.estimate == perfect.upper == 1
 
 
+def test_subjects_that_are_alike_have_an_interval_of_no_width() -> None:
+    """Two subjects of a good and a bad case each: no resampling gives another mean, and nothing is said on stderr."""
+    interval = mean_interval(np.array([1.0, 0.0, 1.0, 0.0]), np.array([0, 0, 1, 1]))
+    assert interval is not None
+    assert (interval.lower, interval.upper) == (0.5, 0.5)
+
+
 def test_f1_without_its_worst_and_without_its_best_case() -> None:
     """Ten hits each; 0, 5 and 20 false alarms. Without the last 40 / 45, without the first 40 / 65."""
     counts = [ConfusionCounts(tp=10, fp=fp) for fp in (0, 5, 20)]
