@@ -1,7 +1,7 @@
 """`evaluation local`: a folder of outputs of `acouslic predict` against the raw release."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from acouslic.errors import AcouslicError
@@ -60,8 +60,9 @@ def score_local(options: argparse.Namespace) -> None:
     # A run that fails must not leave the figures of another one.
     remove_outputs(options.output)
     sources = find_release(options.raw)
-    predicted = predicted_cases(options.predictions)
-    left_out = {case: f"case {case}: its folder is empty" for case in empty_folders(options.predictions)}
+    cache_dir = options.cache or options.output / "ground_truth_index"
+    predicted, empty = _case_folders(options.predictions, sources, (options.output, cache_dir))
+    left_out = {case: f"case {case}: its folder is empty" for case in empty}
     unknown = [case for case in predicted if case not in sources]
     if options.complete:
         submissions, incomplete = _complete(options.predictions, [case for case in predicted if case in sources])
@@ -81,7 +82,6 @@ def score_local(options: argparse.Namespace) -> None:
         more = f": {next(iter(left_out.values()))}" if left_out else ""
         raise AcouslicError(f"{options.predictions} holds no complete prediction of a case of {options.raw}{more}")
     sets = None if options.sets is None else read_sets(options.sets, cases)
-    cache_dir = options.cache or options.output / "ground_truth_index"
     tasks = []
     for case in cases:
         submission, failure = submissions.get(case), None
@@ -96,6 +96,14 @@ def score_local(options: argparse.Namespace) -> None:
         tasks.append(CaseTask(sources[case], submission, failure, options.lenient, cache_dir))
     notes = {"ignored_predictions": unknown} if unknown else {}
     run(tasks, options.output, workers=options.workers, sets=sets, left_out=left_out, notes=notes)
+
+
+def _case_folders(folder: Path, sources: Collection[str], written: Sequence[Path]) -> tuple[list[str], list[str]]:
+    """The cases of the folder of predictions, and its empty folders; what earlier runs have `written` there is none."""
+    found = predicted_cases(folder), empty_folders(folder)
+    own = {path.name for path in map(Path.resolve, written) if path.parent == folder.resolve()}.difference(sources)
+    predicted, empty = ([case for case in cases if case not in own] for cases in found)
+    return predicted, empty
 
 
 def _complete(folder: Path, cases: Sequence[str]) -> tuple[Mapping[str, Submission], dict[str, str]]:

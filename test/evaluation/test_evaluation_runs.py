@@ -206,6 +206,16 @@ def test_local_follows_a_link_to_a_case(predictions: Path, release: Path, tmp_pa
     assert read_metrics(tmp_path / "results")["wfss"]["mean"] == 1
 
 
+@pytest.mark.parametrize("name", [".", "scores"])
+def test_results_among_the_predictions_are_no_case(predictions: Path, release: Path, name: str) -> None:
+    """What a run leaves in the folder of predictions, or in a folder within it, does not stop the next one."""
+    for _ in range(2):
+        assert local(predictions, release, predictions / name) == 0
+    metrics = read_metrics(predictions / name)
+    assert metrics["case_count"] == 3
+    assert "cases_left_out" not in metrics
+
+
 @pytest.mark.parametrize("option", [[], ["--subset"]])
 def test_local_wants_every_case_or_a_subset(
     predictions: Path, release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: list[str]
