@@ -22,6 +22,7 @@ from evaluation.inputs.ground_truth import (
     file_sha256,
     find_release,
     index_bytes,
+    stack_files,
     subjects_json,
 )
 
@@ -76,8 +77,10 @@ def _case_files(source: TruthSource) -> Iterator[tuple[str, bytes | Path | None]
     circumferences = dict(zip(SWEEP_COLUMNS, source.sweep_ac_mm, strict=True))
     yield CIRCUMFERENCE_FILE, _json_bytes(circumferences)
     yield MASKS_FOLDER, None
-    yield f"{MASKS_FOLDER}/{source.mask_path.name}", source.mask_path
-    yield INDEX_FILE, index_bytes(build_index(source.mask_path, file_sha256(source.mask_path)))
+    files = stack_files(source.mask_path)
+    for path in files:
+        yield f"{MASKS_FOLDER}/{path.name}", path
+    yield INDEX_FILE, index_bytes(build_index(source.mask_path, file_sha256(*files)))
 
 
 def _json_bytes(value: object) -> bytes:

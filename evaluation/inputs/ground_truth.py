@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from acouslic.errors import AcouslicError
+from acouslic.reading.metaimage import named_files
 from acouslic.release import SWEEP_COLUMNS, Release, read_circumferences
 from acouslic.sockets import SOCKET_SUFFIXES
 from acouslic.stack import open_stack
@@ -101,7 +102,7 @@ def read_truth(source: TruthSource, cache_dir: Path | None = None) -> CaseTruth:
     With a `cache_dir` the index that was made is left there for the next time. Raises AcouslicError where the stack is
     damaged or holds another value than 0, 1 and 2.
     """
-    digest = file_sha256(source.mask_path)
+    digest = file_sha256(*stack_files(source.mask_path))
     cached = None if cache_dir is None else cache_dir / f"{source.case}.npz"
     for path in (source.index_path, cached):
         if path is not None:
@@ -157,15 +158,21 @@ def index_bytes(index: Mapping[str, np.ndarray]) -> bytes:
     return buffer.getvalue()
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal. Raises AcouslicError where it cannot be read."""
+def stack_files(mask_path: Path) -> list[Path]:
+    """The files of a label stack: its own, and those beside it that a MetaImage names for its pixels."""
+    return [mask_path, *(named_files(mask_path) if mask_path.suffix.lower() in (".mha", ".mhd") else [])]
+
+
+def file_sha256(*paths: Path) -> str:
+    """SHA-256 of files, one after another, in hexadecimal. Raises AcouslicError where one cannot be read."""
     digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while piece := file.read(_HASH_PIECE_BYTES):
-                digest.update(piece)
-    except OSError as error:
-        raise AcouslicError(f"{path} could not be read: {error.strerror}") from None
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                while piece := file.read(_HASH_PIECE_BYTES):
+                    digest.update(piece)
+        except OSError as error:
+            raise AcouslicError(f"{path} could not be read: {error.strerror}") from None
     return digest.hexdigest()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK
 
 from acouslic.errors import AcouslicError
 from acouslic.release import CaseCircumferences, write_circumferences
@@ -88,6 +89,25 @@ def test_the_index_is_made_once(release: Path, tmp_path: Path, monkeypatch: pyte
     source.mask_path.write_bytes(text)
     assert read_truth(source, cache).spacing_mm == pytest.approx((0.29, 0.29))
     assert len(decoded) == 2
+
+
+def test_pixels_beside_a_label_stack_are_part_of_it(release: Path, tmp_path: Path) -> None:
+    """A stack whose pixels lie in a file of their own: where those change, no index of before is used, and they are
+    packed too."""
+    for case in ("uuid-a", "uuid-b"):
+        path = release / "masks/stacked_fetal_abdomen" / f"{case}.mha"
+        stack = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(path))
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(stack), path.with_suffix(".mhd"))
+        path.with_suffix(".mhd").rename(path)
+    source, cache = find_release(release)["uuid-a"], tmp_path / "cache"
+    assert read_truth(source, cache).frame_labels.any()
+    pixels = source.mask_path.with_suffix(".raw")
+    pixels.write_bytes(bytes(pixels.stat().st_size))
+    assert not read_truth(source, cache).frame_labels.any()
+    pack.pack(find_release(release), tmp_path / "packed.tar.gz")
+    with tarfile.open(tmp_path / "packed.tar.gz") as archive:
+        archive.extractall(tmp_path / "phase", filter="data")
+    assert not read_truth(find_official(tmp_path / "phase")["uuid-a"]).frame_labels.any()
 
 
 def encrypted(index: bytes) -> bytes:
