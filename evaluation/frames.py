@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     ]
     metrics = summarise_frames(results)
     write_files(options.output, results, metrics, frames_csv(results))
-    f1 = metrics["intervals"].get("frame_f1_all_frames", {}).get("estimate")
+    f1 = metrics["frame_f1"]["all_frames"]["at_own_threshold"].get("f1")
     print(f"F1 over all frames of {len(results)} cases: {'undefined' if f1 is None else f'{f1:.4f}'}")
     print(f"results in {options.output}")
     return 0

@@ -70,6 +70,14 @@ def test_a_table_gives_figures_and_a_report(tmp_path: Path, capsys: pytest.Captu
     assert sum(int(row["all_frames_own_threshold_tp"]) for row in rows) == (truth & called).sum()
 
 
+def test_f1_of_a_single_case_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One case has no interval, but an F1: here 2 hits of 4 frames, and no false alarm."""
+    columns = {"case": ["a"] * 9, "frame": [*range(9)], "label": [1] * 4 + [0] * 5, "presence": [0.9] * 2 + [0.1] * 7}
+    path = write_csv(tmp_path / "scores.csv", {name: np.array(values) for name, values in columns.items()})
+    assert main(["frames", str(path), "--output", str(tmp_path / "out")]) == 0
+    assert "F1 over all frames of 1 cases: 0.6667" in capsys.readouterr().out
+
+
 def test_csv_and_npz_say_the_same(tmp_path: Path) -> None:
     """Row order does not count: the frames are sorted by case and number."""
     columns = columns_of(2)
