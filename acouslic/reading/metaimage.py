@@ -321,7 +321,7 @@ def _frame_names(path: Path, value: str, header_bytes: int) -> list[str]:
 
 def _listed_names(path: Path, value: str, header_bytes: int) -> list[str]:
     """The lines after the header."""
-    if value.split()[1:] not in ([], ["2"]):
+    if value.split()[1:] not in ([], ["2"], ["2D"]):
         raise AcouslicError(f"{path}: ElementDataFile = {value!r:.80} is not one file a frame; {_CONVERT}")
     with path.open("rb") as file:
         file.seek(header_bytes)

@@ -240,7 +240,10 @@ def _listed(folder: Path, value: str, frames: np.ndarray = FRAMES, names: str = 
 LIST_NAMES = "".join(f"f{number:02d}.raw\n" for number in range(1, 22))
 
 
-@pytest.mark.parametrize(("value", "names"), [("LIST", LIST_NAMES), ("LIST 2", LIST_NAMES), ("f%02d.raw 1 21 1", "")])
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [("LIST", LIST_NAMES), ("LIST 2", LIST_NAMES), ("LIST 2D", LIST_NAMES), ("f%02d.raw 1 21 1", "")],
+)
 def test_one_file_a_frame_is_read_as_simpleitk_reads_it(tmp_path: Path, value: str, names: str) -> None:
     """A list of files and a pattern of names. (Of a pattern without its step SimpleITK 2.5.7 dies.)"""
     path = _listed(tmp_path, value, names=names)
