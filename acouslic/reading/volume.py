@@ -27,6 +27,8 @@ _PIXEL_TYPES = {
     "64-bit unsigned integer": "u8", "64-bit signed integer": "i8", "32-bit float": "f4", "64-bit float": "f8",
 }  # fmt: skip
 
+_MOST_CHANNELS = 4
+
 
 @dataclass(frozen=True)
 class Volume:
@@ -76,6 +78,11 @@ def open_volume(path: Path, kind: str) -> Volume:
     if pixel_name not in _PIXEL_TYPES:
         raise AcouslicError(f"{path} has pixels of type {pixel_name}: write the frames as uint8")
     dtype, channels = np.dtype(_PIXEL_TYPES[pixel_name]), reader.GetNumberOfComponents()
+    if channels > _MOST_CHANNELS:
+        raise AcouslicError(
+            f"{path} holds {channels} values a pixel: where these are frames, as in a sequence of Slicer (kinds: "
+            "list), save them along the third axis"
+        )
     spacing = reader.GetSpacing()
     if not all(np.isfinite(value) and value > 0 for value in spacing):
         raise AcouslicError(f"{path}: its pixel spacing must be positive numbers in mm")

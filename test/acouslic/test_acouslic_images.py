@@ -44,6 +44,14 @@ def _volume(path: Path, frames: np.ndarray = FRAMES, *, compressed: bool = False
     return path
 
 
+def test_frames_that_are_stored_as_values_of_a_pixel_are_named_so(tmp_path: Path) -> None:
+    """A sequence as Slicer writes it, its frames along an axis of the kind `list`, is not said to be in colour."""
+    frames, rows, columns = FRAMES.shape
+    header = f"NRRD0004\ntype: uint8\ndimension: 3\nsizes: {columns} {rows} {frames}\nkinds: domain domain list\n"
+    (tmp_path / "x.nrrd").write_bytes(f"{header}encoding: raw\n\n".encode() + FRAMES.tobytes())
+    assert f"holds {frames} values a pixel" in _refused(tmp_path / "x.nrrd")
+
+
 @pytest.mark.parametrize(("name", "compressed"), VOLUMES)
 @pytest.mark.parametrize("dtype", ["u1", "i2", "f4", "f8"])
 def test_volumes_are_read_as_simpleitk_reads_them(tmp_path: Path, name: str, compressed: bool, dtype: str) -> None:
