@@ -20,7 +20,9 @@ from it; what half precision costs it was measured afterwards. Its manifest has 
 `calibrate` on 16 cases of half-size frames (`generate --cases 16 --seed 60006 --rows 281`): on 16 others (`--seed
 20002`, likewise) F1 over all frames rose from 0.797 to 0.846 and the chosen frame's WFSS from 0.950 to 0.975; both
 chose an annotated frame in all 16. Since logits are smoothed (the same command on the same cases) they are 0.831 and
-0.950. The figures above are from before.
+0.950. The figures above are from before. The same command again since the mask threshold suits the frames that could be
+chosen: 0.50 instead of 0.55, and an interval that reaches 10.2 % either way. On the 16 others the circumference is off
+by 3.0 % on average, before by 3.1 %, and the interval holds the true one in 15 cases, before in 10.
 """
 
 import argparse
