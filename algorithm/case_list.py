@@ -144,8 +144,10 @@ def _rows_of_list(path: Path) -> list[dict[str, Any]]:
         return rows
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            # With spaces after the commas a column would be called " case", and be left out without a word.
-            return list(csv.DictReader(file, strict=True, skipinitialspace=True))
+            reader = csv.DictReader(file, strict=True, skipinitialspace=True)
+            # With spaces beside the commas a column would be called " case ", and be left out without a word.
+            reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+            return list(reader)
     except (OSError, ValueError, csv.Error) as error:
         raise AcouslicError(f"{path} is not a readable CSV file: {error}") from None
 

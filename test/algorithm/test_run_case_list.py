@@ -145,10 +145,11 @@ def test_a_case_name_that_no_folder_can_have_is_refused(tmp_path: Path) -> None:
                 find_sweeps([tmp_path / "list.csv"])
 
 
-def test_a_list_may_have_spaces_after_its_commas(tmp_path: Path) -> None:
+@pytest.mark.parametrize("header", ["path, case, gestational_age", "path ,case ,gestational_age "])
+def test_a_list_may_have_spaces_beside_its_commas(header: str, tmp_path: Path) -> None:
     """As people write them: no column is left out for its space."""
     (tmp_path / "a.mha").touch()
-    (tmp_path / "list.csv").write_text("path, case, gestational_age\na.mha, first, 28w3d\n")
+    (tmp_path / "list.csv").write_text(f"{header}\na.mha, first, 28w3d\n")
     (found,) = find_sweeps([tmp_path / "list.csv"])
     assert (found.path, found.case, found.gestational_age) == (tmp_path / "a.mha", "first", "28w3d")
 
