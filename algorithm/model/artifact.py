@@ -129,11 +129,14 @@ def refuse_target(folder: Path) -> None:
     The folder that it is to lie in is made if it is missing.
     """
     folder = folder.absolute()
-    if folder.is_dir():
-        if any(folder.iterdir()) and not (folder / MANIFEST_FILE).is_file():
-            raise AcouslicError(f"{folder} is neither empty nor an artifact: choose another folder")
-    elif folder.exists() or folder.is_symlink():
-        raise AcouslicError(f"{folder} is no folder: choose another name")
+    try:
+        if folder.is_dir():
+            if any(folder.iterdir()) and not (folder / MANIFEST_FILE).is_file():
+                raise AcouslicError(f"{folder} is neither empty nor an artifact: choose another folder")
+        elif folder.exists() or folder.is_symlink():
+            raise AcouslicError(f"{folder} is no folder: choose another name")
+    except OSError as error:  # Nobody may look there, or a name is too long.
+        raise ShortageError(f"{folder} could not be written: {why_not_written(error)}") from None
     check_writable(folder.parent)
 
 

@@ -216,6 +216,7 @@ def test_a_place_for_no_artifact_is_refused_before_the_work(
         ("link", "link is no folder: choose another name"),
         ("full", "full is neither empty nor an artifact: choose another folder"),
         ("file/model", "file could not be written: "),
+        ("n" * 300, "could not be written: File name too long; shorten the name"),
     ):
         assert training_main([*words, f"--out={out}"]) == 1
         assert message in capsys.readouterr().err.splitlines()[-1]
