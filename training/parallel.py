@@ -94,7 +94,7 @@ class FoldProcesses:
             share = {"CUDA_VISIBLE_DEVICES": self.gpus[place % len(self.gpus)]}
         else:
             # Threads of several folds on one core would wait for each other.
-            cores = max(1, usable_cores()[0] // self.at_once)
+            cores = max(1, usable_cores()[0] // min(self.at_once, self.folds))
             where, share = f"{cores} CPU core{'s' if cores > 1 else ''}", {"OMP_NUM_THREADS": str(cores)}
         with log.open("ab") as file:
             process = subprocess.Popen(

@@ -55,13 +55,21 @@ def test_two_run_at_once_on_two_gpus(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert all(f"fold {k} of 4 on GPU" in told for k in range(1, 5))
 
 
-@pytest.mark.parametrize(("cores", "each"), [(9, "4"), (1, "1")])
+@pytest.mark.parametrize(("cores", "at_once", "each"), [(9, 2, "4"), (1, 2, "1"), (9, 8, "2")])
 def test_folds_on_a_cpu_share_its_cores(
-    cores: int, each: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cores: int,
+    at_once: int,
+    each: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Two at once on nine cores have four threads each; on one core each has one."""
+    """Two at once on nine cores have four threads each; on one core each has one. More than there are folds take none
+    of the cores."""
     monkeypatch.setattr("training.parallel.usable_cores", lambda: (cores, "as told"))
-    folds(tmp_path, 0.1).run()
+    running = folds(tmp_path, 0.1)
+    running.at_once = at_once
+    running.run()
     for fold in range(1, 5):
         assert f"threads {each}" in (tmp_path / "work" / f"fold_{fold}" / "log.txt").read_text()
     assert capsys.readouterr().out.count(f"on {each} CPU core") == 4
