@@ -22,6 +22,7 @@ from training.fit import main
 from training.learn.keeping import Keeping, StoppedError, StopRequest
 from training.learn.run_folder import RunFolder
 from training.learn.run_log import MetricsCsv
+from training.learn.trainer import alone_in
 
 EPOCHS = "--optimiser.epochs=3"
 
@@ -151,6 +152,16 @@ def test_a_run_that_is_being_trained_is_not_trained_twice(
     (run / "run.json").unlink()
     monkeypatch.undo()
     assert main(one_epoch) == 0
+
+
+def test_a_further_machine_of_a_run_is_let_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where neither Slurm nor torchrun numbers the processes, Lightning is told by NODE_RANK which machine it is on."""
+    with alone_in(tmp_path):
+        with pytest.raises(AcouslicError, match="another process trains in"), alone_in(tmp_path):
+            pass
+        monkeypatch.setenv("NODE_RANK", "1")
+        with alone_in(tmp_path):
+            pass
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(

@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -72,7 +72,8 @@ def alone_in(root: Path) -> Iterator[None]:
     Raises AcouslicError where one does already; the further processes of one run are let through. On a file system
     without locks nobody can tell.
     """
-    if rank_zero_only.rank:  # type: ignore[attr-defined]  # set by Lightning, in every process
+    # The rank is set by Lightning, in every process; that of a further machine (NODE_RANK) only with its trainer.
+    if rank_zero_only.rank or LightningEnvironment().node_rank():  # type: ignore[attr-defined]
         yield
         return
     with contextlib.ExitStack() as stack:
