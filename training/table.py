@@ -44,6 +44,7 @@ from training.learn.run_member import (
     tables_of,
     train,
 )
+from training.learn.trainer import alone_in
 from training.network.baselines import ROWS, Row, build_baseline
 from training.network.model import Network
 from training.recipe.check_settings import check_seed
@@ -105,7 +106,8 @@ def run_trial(task: TableTask, seed: int) -> list[TrialResult]:
             scored = score_out_of_fold(network, test, loaded.preprocessing, scoring_device(settings))
             write_out_of_fold(scores_path, scored)
     elif not folder.start(settings, cases.described(task.cache) | _start_of(task)):
-        _train_baseline(task, settings, cases, test, folder, scores_path)
+        with alone_in(folder.root):
+            _train_baseline(task, settings, cases, test, folder, scores_path)
     if not _is_first_process():
         return []
     return measure_trial(task.row, seed, folder, test, read_out_of_fold(scores_path))

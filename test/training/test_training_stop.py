@@ -20,6 +20,7 @@ from acouslic.errors import AcouslicError, ShortageError
 from training.__main__ import main as training_main
 from training.fit import main
 from training.learn.keeping import Keeping, StoppedError, StopRequest
+from training.learn.out_of_fold import score_out_of_fold
 from training.learn.run_folder import RunFolder
 from training.learn.run_log import MetricsCsv
 from training.learn.trainer import alone_in
@@ -152,6 +153,24 @@ def test_a_run_that_is_being_trained_is_not_trained_twice(
     (run / "run.json").unlink()
     monkeypatch.undo()
     assert main(one_epoch) == 0
+
+
+def test_a_run_that_scores_its_frames_is_not_trained_again(
+    tiny_training: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is left to train by then, but its member is written for the second time, and its record once more."""
+    run, refused = tmp_path / "run", []
+    one_epoch = words(tiny_training, run, "--optimiser.epochs=1")
+
+    def try_again(*rest: Any) -> Any:
+        with pytest.raises(AcouslicError, match="another process trains in"):
+            main(one_epoch)
+        refused.append(True)
+        return score_out_of_fold(*rest)
+
+    monkeypatch.setattr("training.learn.run_member.score_out_of_fold", try_again)
+    assert main(one_epoch) == 0
+    assert refused == [True]
 
 
 def test_a_further_machine_of_a_run_is_let_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

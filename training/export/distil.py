@@ -42,6 +42,7 @@ from training.learn.out_of_fold import OutOfFold
 from training.learn.run_folder import RunFolder, find_runs, made_with
 from training.learn.run_member import scoring_device, train
 from training.learn.student_learner import GIVEN_A_CHANCE, StudentLearner
+from training.learn.trainer import alone_in
 from training.network.student import StudentNetwork, student_flop
 from training.recipe.check_settings import check_settings
 from training.recipe.command_line import command_parser, parse_with
@@ -200,7 +201,9 @@ def _train(
     lightning.seed_everything(settings.seed, workers=True, verbose=False)
     network = StudentNetwork(config)
     learner = StudentLearner(network, settings.as_training(), manifest.preprocessing, tables[0], tables[1])
-    if train(learner, folder) is None:
+    with alone_in(folder.root):
+        facts = train(learner, folder)
+    if facts is None:
         return None
     return network.eval().folded_state()
 

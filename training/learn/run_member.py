@@ -62,12 +62,22 @@ def run_member(
 ) -> RunFolder:
     """Train a member into `out`; a run that was ended goes on, a finished one is left alone.
 
-    With `check` it is one batch of everything, in `out`, and no finished run.
+    With `check` it is one batch of everything, in `out`, and no finished run. Raises AcouslicError where another
+    process trains it.
     """
     folder = RunFolder(out)
     if folder.start(settings, cases.described(cache)):
         print(f"{out} is finished already", flush=True)
         return folder
+    # Until its record is written: frames are scored for minutes after the last step.
+    with alone_in(folder.root):
+        _train_member(folder, cache, cases, settings, command=command, check=check)
+    return folder
+
+
+def _train_member(
+    folder: RunFolder, cache: Cache, cases: FoldCases, settings: TrainSettings, *, command: str, check: bool
+) -> None:
     started = time.monotonic()
     # Now, not at the end: a pull or a commit in hours of training changes nothing of what runs here.
     described = describe_run(cache, cases, settings, command)
@@ -75,7 +85,7 @@ def run_member(
     learner = build_learner(cache, cases, settings, loaded)
     facts = train(learner, folder, check=check)
     if facts is None:
-        return folder
+        return
     network = learner.network
     assert isinstance(network, FrameNetwork)
     _write_member(folder, network, loaded, settings)
@@ -84,7 +94,7 @@ def run_member(
     write_out_of_fold(folder.out_of_fold, scored)
     if check:
         print("one batch of everything went through", flush=True)
-        return folder
+        return
     tower_sha256 = hash_state(_tower_state(network)) if settings.tower.train_all else loaded.sha256
     folder.write_record(
         described
@@ -95,7 +105,6 @@ def run_member(
             "seconds": round(learner.seconds_before + time.monotonic() - started, 1),
         }
     )
-    return folder
 
 
 def describe_run(cache: Cache, cases: FoldCases, settings: TrainSettings, command: str) -> dict[str, Any]:
@@ -148,7 +157,7 @@ def train(learner: FrameLearner, folder: RunFolder, *, check: bool = False) -> d
     """Train from the last checkpoint, or from the start, and put the kept epoch's averaged weights into the network.
 
     Returns what `run.json` says of it; None on processes other than the first. Raises StoppedError where a signal
-    ended it, and AcouslicError where the checkpoint is of another run, or another process trains this one.
+    ended it, and AcouslicError where the checkpoint is of another run.
     """
     settings, network = learner.settings, learner.network
     learner.identity = folder.identity()
@@ -162,12 +171,6 @@ def train(learner: FrameLearner, folder: RunFolder, *, check: bool = False) -> d
         f"{count_trained(network) / 1e6:.2f} M trained parameters",
         flush=True,
     )
-    with alone_in(folder.root):
-        return _train_on(learner, folder, check=check)
-
-
-def _train_on(learner: FrameLearner, folder: RunFolder, *, check: bool) -> dict[str, Any] | None:
-    settings, network = learner.settings, learner.network
     last = folder.checkpoints / "last.ckpt"
     checkpoint = read_own_checkpoint(last, folder) if last.is_file() and not check else None
     from_step = 0 if checkpoint is None else int(checkpoint["global_step"])
