@@ -234,6 +234,31 @@ def test_a_table_of_figures_that_does_not_fit_is_one_sentence(tmp_path: Path, mo
         table.finalize("success")
 
 
+@pytest.mark.parametrize(
+    ("number", "kind", "said"),
+    [
+        (errno.ENOSPC, ShortageError, "run could not be written: No space left on device"),
+        (errno.EIO, OSError, "Input/output error"),
+    ],
+)
+def test_figures_for_tensorboard_that_do_not_fit_are_one_sentence(
+    number: int,
+    kind: type[Exception],
+    said: str,
+    tiny_training: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its writer may be the first to meet a full disk; any other trouble of a disk stays what it is."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("training.learn.run_log.TensorBoardLogger.log_metrics", fail)
+    with pytest.raises(kind, match=said):
+        main(words(tiny_training, tmp_path / "run", "--optimiser.epochs=1"))
+
+
 def test_a_signal_while_it_validates_ends_it(
     tiny_training: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

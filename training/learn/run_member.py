@@ -1,5 +1,6 @@
 """Trains one member in one folder, from wherever it stopped, and writes what an export needs."""
 
+import errno
 import json
 import time
 from collections.abc import Mapping
@@ -157,7 +158,7 @@ def train(learner: FrameLearner, folder: RunFolder, *, check: bool = False) -> d
     """Train from the last checkpoint, or from the start, and put the kept epoch's averaged weights into the network.
 
     Returns what `run.json` says of it; None on processes other than the first. Raises StoppedError where a signal
-    ended it, and AcouslicError where the checkpoint is of another run.
+    ended it, ShortageError where the disk is full, and AcouslicError where the checkpoint is of another run.
     """
     settings, network = learner.settings, learner.network
     learner.identity = folder.identity()
@@ -186,7 +187,12 @@ def train(learner: FrameLearner, folder: RunFolder, *, check: bool = False) -> d
         if stopped_after is None:
             path = None if checkpoint is None else str(last)
             del checkpoint
-            trainer.fit(learner, ckpt_path=path, weights_only=True)
+            try:
+                trainer.fit(learner, ckpt_path=path, weights_only=True)
+            except OSError as error:  # of TensorBoard's file; what we write ourselves says so by itself
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise ShortageError(f"{folder.root} could not be written: {why_not_written(error)}") from None
         if request.number is not None:  # in the last moments of the fit
             raise KeyboardInterrupt(request.number)
     if not trainer.is_global_zero:
