@@ -26,7 +26,7 @@ from jsonargparse import ArgumentParser
 from acouslic import __version__
 from acouslic.errors import AcouslicError
 from acouslic.printable import printable
-from acouslic.write import write_bytes, write_json, write_text
+from acouslic.write import write_json, write_text
 from training.recipe.settings import TrainSettings
 
 
@@ -118,10 +118,8 @@ class RunFolder:
             ) from None
 
     def write_record(self, record: dict[str, Any]) -> None:
-        """Mark the run finished. The path of a cache below a folder whose name is not UTF-8 reads back as it was."""
-        text = json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n"
-        # What UTF-8 has no place for becomes an escape of JSON's own.
-        write_bytes(self.record_path, text.encode("utf-8", "backslashreplace"))
+        """Mark the run finished."""
+        write_json(self.record_path, record)
 
     def read_record(self) -> dict[str, Any]:
         """What `write_record` wrote. Raises AcouslicError for a folder that holds no finished run."""
