@@ -82,7 +82,7 @@ def distil(
     folder = RunFolder(work)
     described = {
         "model": hash_file(artifact.folder / MANIFEST_FILE),
-        "runs": [str(run.root) for run in teacher.runs],
+        "runs": [hash_file(run.out_of_fold) for run in teacher.runs],  # what they say, wherever they lie
         "split": None if teacher.split is None else read_split(teacher.split).sha256(),
         "cases": [case.uuid for case in cache.cases],
         "student": {"width": config.width, "blocks": list(config.blocks), "held_out": settings.held_out},
