@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from acouslic.errors import AcouslicError
 from acouslic.release import SWEEP_COLUMNS
 from acouslic.write import replacing
 from evaluation.inputs.ground_truth import (
@@ -39,6 +40,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--raw", type=Path, required=True, help="folder of the raw release (masks/, circumferences/)")
     parser.add_argument("--out", type=Path, required=True, help="the archive to write, ground_truth.tar.gz")
     options = parser.parse_args(arguments)
+    if options.out.is_dir():
+        raise AcouslicError(f"{options.out} is a folder: name the archive to write, such as ground_truth.tar.gz in it")
     sources = find_release(options.raw)
     pack(sources, options.out)
     print(

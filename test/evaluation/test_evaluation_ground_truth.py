@@ -205,6 +205,16 @@ def test_pack_leaves_nothing_where_it_fails(release: Path, tmp_path: Path, capsy
     assert not list(out.iterdir())
 
 
+def test_pack_does_not_begin_where_a_folder_is_in_the_way(
+    release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The archive's name is looked at before hundreds of stacks are."""
+    assert main(["pack", "--raw", str(release), "--out", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert "is a folder: name the archive to write" in said.err
+    assert said.out == ""
+
+
 @pytest.mark.parametrize("missing", ["masks/stacked_fetal_abdomen/uuid-a.mha", "circumferences"])
 def test_an_incomplete_release(release: Path, missing: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """A missing mask or table is named."""
