@@ -55,10 +55,12 @@ def write_files(output_dir: Path, results: Sequence[CaseResult], metrics: Mappin
 
 
 def remove_outputs(output_dir: Path) -> None:
-    """Take away what an earlier run left. Raises AcouslicError where it cannot be removed."""
+    """Take away what an earlier run left. Raises AcouslicError where it cannot be removed, or a file is in the way."""
     for name in (METRICS_FILE, PER_CASE_FILE, REPORT_FILE):
         try:
             (output_dir / name).unlink(missing_ok=True)
+        except NotADirectoryError:
+            raise AcouslicError(f"{output_dir} is no folder, or lies below a file: name a folder") from None
         except OSError as error:
             raise AcouslicError(
                 f"{output_dir / name}, of an earlier run, cannot be removed: {error.strerror}"

@@ -206,6 +206,14 @@ def test_local_follows_a_link_to_a_case(predictions: Path, release: Path, tmp_pa
     assert read_metrics(tmp_path / "results")["wfss"]["mean"] == 1
 
 
+def test_an_output_that_is_a_file_is_named(
+    predictions: Path, release: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Results need a folder; no word of an earlier run, of which there was none."""
+    assert local(predictions, release, predictions / "results.csv") == 1
+    assert "results.csv is no folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", [".", "scores"])
 def test_results_among_the_predictions_are_no_case(predictions: Path, release: Path, name: str) -> None:
     """What a run leaves in the folder of predictions, or in a folder within it, does not stop the next one."""
