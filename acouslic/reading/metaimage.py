@@ -269,7 +269,8 @@ def _pixel_file(path: Path, name: str, header_bytes: int) -> tuple[Path, int]:
 
 
 def _neighbour(path: Path, name: str) -> Path:
-    """A file that a header names, which must lie beside it."""
+    """A file that a header names, which must lie beside it; some writers begin with `./`."""
+    name = name.removeprefix("./")
     if name in ("", ".", "..") or set(name) & set("/\\\0") or not name.isprintable():
         raise AcouslicError(f"{path}: ElementDataFile must name a file in the same folder, not {name!r:.80}")
     return path.parent / name

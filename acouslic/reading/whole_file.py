@@ -90,6 +90,7 @@ def _named_in(fields: dict[str, str], path: Path) -> Path | None:
     named = fields.get("data file", fields.get("datafile"))
     if named is None:
         return None
+    named = named.removeprefix("./")  # as Teem writes it
     if named in (".", "..") or not named.isprintable() or set(named) & set("/\\") or "%" in named or named == "LIST":
         raise AcouslicError(f"{path}: its data file must be one file in the same folder, not {named!r:.80}; {_CONVERT}")
     return path.parent / named

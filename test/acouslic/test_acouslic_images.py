@@ -149,7 +149,14 @@ def test_a_small_compressed_volume_cannot_announce_or_hold_a_huge_one(tmp_path: 
     assert "allowed" in _refused(path)
 
 
-@pytest.mark.parametrize("named", ["../x.raw", "/etc/passwd", "a\x1b[31m.raw", "LIST", "f%03d.raw 1 7 1"])
+def test_pixels_beside_a_header_may_be_said_to_be_here(tmp_path: Path) -> None:
+    """`./x.raw`, as Teem names it, is `x.raw`."""
+    path = _volume(tmp_path / "x.nhdr")
+    path.write_text(path.read_text().replace("x.raw", "./x.raw"))
+    assert np.array_equal(read_stack(path).frames, FRAMES)
+
+
+@pytest.mark.parametrize("named", ["../x.raw", "./../x.raw", "/etc/passwd", "a\x1b[31m.raw", "LIST", "f%03d.raw 1 7 1"])
 def test_a_header_cannot_name_pixels_elsewhere(tmp_path: Path, named: str) -> None:
     """The pixels of a .nhdr lie beside it, in one file; control characters are not passed on."""
     path = _volume(tmp_path / "x.nhdr")

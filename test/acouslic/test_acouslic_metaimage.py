@@ -96,15 +96,18 @@ def test_header_size_of_a_raw_file_is_skipped(tmp_path: Path, header_size: str, 
 
 
 def test_pixels_beside_a_header_may_have_any_name(tmp_path: Path) -> None:
-    """The header names the file in UTF-8, as SimpleITK writes it; so does a pattern of names."""
+    """The header names the file in UTF-8, as SimpleITK writes it; so does a pattern of names, and one that begins with
+    `./`."""
     path = tmp_path / "Bäuche.mhd"
     SimpleITK.WriteImage(SimpleITK.GetImageFromArray(FRAMES), str(path))
     assert (tmp_path / "Bäuche.raw").is_file()
     assert np.array_equal(read_stack(path).frames, FRAMES)
     for number, frame in enumerate(FRAMES):
         (tmp_path / f"Bäuche{number}.raw").write_bytes(frame.tobytes())
-    path = _write(tmp_path / "pattern.mhd", b"", data_file=f"Bäuche%d.raw 0 {len(FRAMES) - 1} 1")
-    assert np.array_equal(read_stack(path).frames, FRAMES)
+    for here in ("", "./"):
+        path = _write(tmp_path / "pattern.mhd", b"", data_file=f"{here}Bäuche%d.raw 0 {len(FRAMES) - 1} 1")
+        assert np.array_equal(read_stack(path).frames, FRAMES)
+    assert np.array_equal(read_stack(_write(tmp_path / "x.mhd", b"", data_file="./Bäuche.raw")).frames, FRAMES)
 
 
 def test_windows_line_ends_and_unknown_keys_are_read(tmp_path: Path) -> None:
@@ -322,6 +325,8 @@ def test_a_truncated_file_of_a_list_is_refused(tmp_path: Path) -> None:
         ({"HeaderSize": "-1", "DimSize": "30 4 106"}, "header is wrong"),
         ({"data_file": "a\x1b[31mb.raw"}, "in the same folder, not 'a\\x1b[31mb.raw'"),
         ({"data_file": "../x.raw"}, "in the same folder"),
+        ({"data_file": "./../x.raw"}, "in the same folder"),
+        ({"data_file": "./"}, "in the same folder"),
         ({"data_file": "/etc/passwd"}, "in the same folder"),
         ({"data_file": ".."}, "in the same folder"),
         ({"data_file": ""}, "in the same folder"),
