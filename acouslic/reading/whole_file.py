@@ -48,10 +48,11 @@ def _nifti_extent(start: bytes, path: Path) -> tuple[int, int]:
         dims = struct.unpack_from(f"{order}{dim_form}", start, dim_at)
         bits = struct.unpack_from(f"{order}{bits_form}", start, bits_at)[0]
         offset = struct.unpack_from(f"{order}{offset_form}", start, offset_at)[0]
-        if 1 <= dims[0] <= 7 and min(dims[1 : dims[0] + 1]) > 0 and bits > 0 and 0 <= offset < 1 << 40:
+        # Where pixels are said to begin within the header, SimpleITK takes the four bytes after it for some of them.
+        if 1 <= dims[0] <= 7 and min(dims[1 : dims[0] + 1]) > 0 and bits > 0 and size <= offset < 1 << 40:
             pixel_bytes = math.prod(dims[1 : dims[0] + 1]) * bits // 8
             _check_total(path, pixel_bytes)
-            return max(int(offset), size), pixel_bytes
+            return int(offset), pixel_bytes
     raise AcouslicError(f"{path} is not a NIfTI that can be read: its header is damaged")
 
 

@@ -149,6 +149,16 @@ def test_a_small_compressed_volume_cannot_announce_or_hold_a_huge_one(tmp_path: 
     assert "allowed" in _refused(path)
 
 
+@pytest.mark.parametrize("offset", [0, 100])
+def test_a_nifti_whose_pixels_begin_within_its_header_is_refused(tmp_path: Path, offset: int) -> None:
+    """They begin at byte 352 or later; SimpleITK reads them from 348 on then, each four columns off."""
+    path = _volume(tmp_path / "x.nii")
+    content = bytearray(path.read_bytes())
+    content[108:112] = np.array(offset, "<f4").tobytes()
+    path.write_bytes(content)
+    assert "its header is damaged" in _refused(path)
+
+
 def test_pixels_beside_a_header_may_be_said_to_be_here(tmp_path: Path) -> None:
     """`./x.raw`, as Teem names it, is `x.raw`."""
     path = _volume(tmp_path / "x.nhdr")
