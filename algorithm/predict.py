@@ -145,6 +145,7 @@ def predict(paths: Sequence[Path], settings: PredictSettings, interrupts: Interr
         elif waiting:
             _one_after_another(waiting, settings, maker, table, interrupts)
         with interrupts.held():
+            table.remove_earlier(settings.index_path)
             table.write()
             if settings.page:
                 write_index(settings.index_path, table.rows, table.path.name)
@@ -252,6 +253,7 @@ def _one_after_another(
         import_s=process_age_s(),
     )
     # Not before: an earlier table stays where the model turns out to be damaged.
+    table.remove_earlier(settings.index_path)
     table.write()
     remove_leftovers(settings.output_dir, [sweep.case for sweep in sweeps])
     with Progress(len(sweeps)) as progress:
@@ -295,6 +297,7 @@ def _on_many_devices(
     with Progress(len(sweeps)) as progress:
 
         def begin() -> None:
+            table.remove_earlier(settings.index_path)
             table.write()
             remove_leftovers(settings.output_dir, cases)
             progress.start()

@@ -113,6 +113,7 @@ class _Watcher:
 
     def begin(self) -> None:
         """Take the rows of what is complete already, also of stacks that have left the folder since."""
+        self._table.remove_earlier(self._settings.index_path)
         rows = rows_of_complete(self._settings.output_dir)
         for row in rows:
             self._table.take(row)

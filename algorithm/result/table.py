@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from acouslic.errors import ShortageError
 from acouslic.table import csv_text
 from acouslic.write import write_bytes, write_text
 from algorithm.result.growth import centile_words, weeks_words
@@ -117,6 +118,15 @@ class ResultTable:
         self.take(row)
         if self._writing_s <= _MOST_SHARE_OF_TIME * (time.monotonic() - self._written_at):
             self.write()
+
+    def remove_earlier(self, index_path: Path) -> None:
+        """Remove the page of all cases and the Parquet of an earlier run, which would contradict this one's file.
+        Raises ShortageError where one cannot be removed."""
+        for path in (index_path, self.path.with_suffix(".parquet")):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise ShortageError(f"{path} of an earlier run could not be removed: {error.strerror}") from error
 
     def write(self) -> None:
         """Write the file. Raises AcouslicError where it cannot be written; the earlier one is still there then."""

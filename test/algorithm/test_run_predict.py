@@ -78,6 +78,17 @@ def test_pages_are_left_out_where_nobody_wants_them(folder_of_stacks, tiny_model
     assert list(output.rglob("*.html")) == []
 
 
+def test_no_page_of_all_cases_stays_that_contradicts_the_table(folder_of_stacks, tiny_model, run_algorithm, tmp_path):
+    """The page and the Parquet of an earlier run are gone after one that writes none, with other pixels."""
+    output = tmp_path / "results"
+    options = ["--output", output, "--model", tiny_model, "--device", "cpu"]
+    run_algorithm("predict", folder_of_stacks / "a.mha", *options)
+    assert (output / "index.html").exists()
+    (output / "results.parquet").write_bytes(b"of an earlier run")
+    run_algorithm("predict", folder_of_stacks / "a.mha", *options, "--no-page", "--spacing-mm", "0.3")
+    assert sorted(path.name for path in output.iterdir()) == ["a", "results.csv"]
+
+
 def test_the_page_and_the_preview_share_one_reading(folder_of_stacks, tiny_model, run_algorithm, tmp_path, monkeypatch):
     """Where a page is written the preview's frame comes from there, and it is the picture that it is without a page."""
     from algorithm.result import preview
