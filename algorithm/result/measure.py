@@ -52,7 +52,7 @@ class Outline:
     """The official fit to `mask`."""
     circumference_mm: float | None
     interval_mm: tuple[float, float] | None
-    """Contains the circumference; None where there is none."""
+    """Contains the circumference; None where there is none, or nothing that it could be compared with."""
 
 
 def outline_best(
@@ -176,12 +176,15 @@ def _interval(
     probabilities: Sequence[NDArray[np.float32]],
     spacing_mm: tuple[float, float],
     value_mm: float,
-) -> tuple[float, float]:
-    """Each member alone outlines each frame, (members, rows, columns); masks without an ellipse say nothing."""
+) -> tuple[float, float] | None:
+    """Each member alone outlines each frame, (members, rows, columns); masks without an ellipse say nothing. None for
+    fewer than two with one, where the model does not state its error: a single outline agrees with itself."""
     alone = [probability for of_frame in probabilities for probability in of_frame]
     # NumPy and OpenCV let other threads run: beside a GPU, one after another would take a quarter of a second.
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         ellipses = [ellipse for _, ellipse in pool.map(painter.clean, alone)]
     measured_mm = [circumference_mm(ellipse, spacing_mm) for ellipse in ellipses if ellipse is not None]
-    error = painter.ensemble.manifest.selection.circumference_error or 0.0
-    return interval_around(value_mm, measured_mm, error)
+    error = painter.ensemble.manifest.selection.circumference_error
+    if error is None and len(measured_mm) < 2:
+        return None
+    return interval_around(value_mm, measured_mm, error or 0.0)

@@ -74,8 +74,9 @@ class ResultRow:
             return f"{self.case}: failed: {self.error}"
         measured = "no circumference"
         if self.circumference_mm is not None:
-            interval = f"{self.interval_low_mm:.1f} to {self.interval_high_mm:.1f}"
-            measured = f"circumference {self.circumference_mm:.1f} mm ({interval})"
+            measured = f"circumference {self.circumference_mm:.1f} mm"
+        if self.interval_low_mm is not None:
+            measured += f" ({self.interval_low_mm:.1f} to {self.interval_high_mm:.1f})"
         if self.centile is not None:
             measured += f", {centile_words(self.centile)} at {self.gestational_age}"
         if self.age_by_circumference_weeks is not None:

@@ -411,6 +411,16 @@ def test_dark_light_and_print(browser, case_dir):
     browser.look(1200, 900)
 
 
+def test_a_result_without_an_interval_says_so(tmp_path):
+    """No bar and no sentence about its ends, but why there is none."""
+    header = write_stack(tmp_path / "x.mha")
+    growth = judge_growth(98.6, None, parse_age("15w4d"))
+    text = case_page(result_of(header, interval_mm=None, growth=growth), read_pictures(header, [CHOSEN]), [], "0" * 64)
+    assert "No interval: there is no second outline" in text
+    assert 'class="interval"' not in text
+    assert "of the interval" not in text
+
+
 @pytest.mark.parametrize("paper_inches", [(8.27, 11.69), (8.5, 11)])
 def test_a_print_is_one_sheet_with_every_caveat(paper_inches, browser, tmp_path):
     """A4 and Letter, of a case that is not suitable, with an age, three notes and five runners-up: the warning, the

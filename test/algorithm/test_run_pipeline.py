@@ -21,7 +21,9 @@ from algorithm.frames.frame_stream import FrameStream
 from algorithm.model.manifest import HalfWay, ScoringConfig
 from algorithm.pipeline import Pipeline
 from algorithm.predict import PredictSettings, _read_ahead
+from algorithm.result.growth import parse_age
 from algorithm.result.measure import interval_around, share_beyond
+from algorithm.result.table import ResultRow
 from bench.setting.plain_manifest import drawn_manifest
 
 MANIFEST = drawn_manifest("drawn", image_size=112)
@@ -226,6 +228,27 @@ def test_black_frames_beside_others_have_no_probability(platform_case):
         result = Pipeline(Dreamer(half_way=half_way), 8, 0.0, 0.0).run(path, platform_case.output_dir, "case 1")
         assert (result.presence_probability[10:] == 0).all()
     assert result.frame_index < 10
+
+
+def test_a_single_outline_has_no_interval(platform_case):
+    """One member and one frame: nothing disagrees because nothing is compared, so that there is no interval; with a
+    second frame there is one. The line of result leaves it out."""
+
+    class OneMember(DrawnEnsemble):
+        members = 1
+
+        def segment(self, images):
+            return super().segment(images)[:1]
+
+    stack = drawn_stack(f7=(250, 92, 70, 40, 30), f8=(240, 92, 70, 42, 30))
+    for frames, has_interval in ((stack[7:8], False), (stack[7:9], True)):
+        path = platform_case.write_sweep(frames)
+        result = Pipeline(OneMember(), 8, 0.0, 0.0).run(path, None, "case 1", age=parse_age("28w3d"))
+        assert result.circumference_mm is not None
+        assert (result.interval_mm is not None) is has_interval
+        assert (result.growth.centile_interval is not None) is has_interval
+        assert (" mm (" in ResultRow.of(result, 1.0).sentence()) is has_interval
+        path.unlink()
 
 
 def test_black_neighbours_do_not_enter_the_interval(platform_case):
