@@ -76,6 +76,10 @@ function makeHand() {
     });
     group.addEventListener("lostpointercapture", speak);
     group.addEventListener("keydown", (event) => {
+      if (event.key === " ") { // what presses a button would play the sweep, and the correction name another frame
+        event.preventDefault();
+        event.stopPropagation();
+      }
       const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
       if (!steps) return;
       event.preventDefault();

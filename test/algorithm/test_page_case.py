@@ -277,6 +277,16 @@ def test_the_ellipse_is_measured_by_keys_on_another_frame(page, case_dir, tmp_pa
     assert amended["circumference_mm"] == pytest.approx(correction["circumference_mm"], abs=0.001)
 
 
+def test_the_space_bar_on_an_end_of_an_axis_plays_nothing(page):
+    """A screen reader calls the end a button; the frame that is measured stays."""
+    page.click("#measure")
+    page.run("document.querySelector(\"[data-axis='0'][data-end='0']\").focus()")
+    page.press(" ")
+    page.run("new Promise((done) => setTimeout(done, 200))")
+    assert page.run("document.getElementById('play').getAttribute('aria-pressed')") == "false"
+    assert shown(page) == CHOSEN
+
+
 def test_a_comment_may_have_been_pasted(page, case_dir, tmp_path):
     """What is no letter to see, such as a space that does not break or a mark of direction, becomes a space: `amend`
     would refuse the file."""
