@@ -43,15 +43,17 @@ def main(arguments: list[str]) -> int:
         raise AcouslicError(f"--folds must be at least 2, not {options.folds}: a member is validated on one of them")
     check_seed("--split_seed", options.split_seed)
     settings, out, raw = settings_of(options), Path(options.out), Path(options.raw)
-    # Before anything is written: WORK/settings.yaml is what Slurm's jobs read.
+    split_path = out / "split.json"
+    # Before anything is written: settings.yaml is what Slurm's jobs read, split.json what a model is judged by.
     for member in range(options.folds):
         RunFolder(out / f"fold_{member + 1}").refuse_other_settings(settings)
+    if split_path.is_file() and any(out.glob("fold_*/cases.json")):
+        _refuse_other_folds(split_path, options.folds, options.split_seed)
     image_size = tower_config_from_open_clip(read_model_config(settings.tower)).image_size
     words = [f"--raw={raw}", f"--out={out / 'cache'}", f"--image-size={image_size}", f"--jobs={options.jobs}"]
     words += ["--antialias"] * options.antialias + ["--allow-unannotated"] * options.allow_unannotated
     _done(prepare.main(words), "prepare")
     words = [f"--csv={Release(raw).circumferences_path}", f"--cache={out / 'cache'}", f"--folds={options.folds}"]
-    split_path = out / "split.json"
     _done(split.main(["--protocol=subject", *words, f"--seed={options.split_seed}", f"--out={split_path}"]), "split")
     cache, folds = Cache(out / "cache"), split.read_split(split_path)
     write_text(out / "settings.yaml", settings_to_yaml(settings))
@@ -68,6 +70,15 @@ def main(arguments: list[str]) -> int:
         print(f"fold {member + 1} of {folds.members}, in {out / f'fold_{member + 1}'}", flush=True)
         fit_fold(cache, folds, member, settings, out / f"fold_{member + 1}", command=command)
     return _say_done(folds.members, out)
+
+
+def _refuse_other_folds(path: Path, folds: int, seed: int) -> None:
+    there = split.read_split(path)
+    if (there.members, there.seed) != (folds, seed):
+        raise AcouslicError(
+            f"{path} divides the cases of the runs beside it into {there.members} folds by seed {there.seed}: give "
+            f"--folds {there.members} --split_seed {there.seed}, or choose another --out"
+        )
 
 
 def _say_done(members: int, out: Path) -> int:

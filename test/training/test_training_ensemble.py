@@ -47,6 +47,21 @@ def test_settings_of_folds_that_are_there_are_not_written_over(tiny_training: An
     assert main([*words, "--machine.threads=2"]) == 0
 
 
+def test_the_split_of_folds_that_are_there_is_not_written_over(tiny_training: Any, tmp_path: Path) -> None:
+    """Other folds are refused as soon as one has started; what the members are judged by stays."""
+    words = [f"--raw={tiny_training.release}", "--parallel=0", *tiny_training.fit_arguments(tmp_path)[1:]]
+    assert main([*words, "--folds=2"]) == 0
+    assert main([*words, "--folds=3"]) == 0
+    before = (tmp_path / "split.json").read_bytes()
+    (tmp_path / "fold_1").mkdir()
+    (tmp_path / "fold_1" / "cases.json").write_text("{}")
+    for other in (["--folds=2"], ["--folds=3", "--split_seed=5"]):
+        with pytest.raises(AcouslicError, match="give --folds 3 --split_seed 1, or choose another --out"):
+            main([*words, *other])
+    assert (tmp_path / "split.json").read_bytes() == before
+    assert main([*words, "--folds=3"]) == 0
+
+
 def test_cases_without_an_annotated_frame_are_accepted_where_that_is_asked_for(
     tiny_training: Any, tmp_path: Path
 ) -> None:
