@@ -27,7 +27,7 @@ _FEWEST_DEGREES = 3
 """Below, Student's t grows so fast that the interval says nothing."""
 _RESAMPLES_AT_ONCE = 1000
 _ALIKE = 1e-12
-"""What rounding parts: scipy has no interval for units that are alike, and complains of them on stderr."""
+"""Means that differ by less differ by rounding: scipy has no interval for them, and warns of them on stderr."""
 
 
 @dataclass(frozen=True)
