@@ -1,4 +1,5 @@
-"""The probability from which on a pixel belongs to the mask, chosen on frames that the member did not see.
+"""The probability from which on a pixel belongs to the mask, chosen on frames that the member did not see, and how far
+off the circumference then is.
 
 What counts is the frame that a run chooses, and the challenge's score of it: half of that is the circumference against
 the table's value for the sweep, which is no frame's own, a quarter is the overlap. A threshold for all annotated frames
