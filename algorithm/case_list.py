@@ -5,9 +5,10 @@ import csv
 import dataclasses
 import glob
 import os
+import re
 import stat
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ _RELEASE_FOLDER = "images/stacked_fetal_ultrasound"
 _STILL_SUFFIXES = (".png", ".jpg", ".jpeg")
 _LONGEST_NAME_BYTES = 255
 
+_COLUMNS = ("path", "case", "gestational_age")
 LIST_SUFFIXES = (".csv", ".parquet")
 """Of a table that names stacks: a column `path`, relative to the table's folder where it is not absolute, and if wanted
 the columns `case` and `gestational_age`."""
@@ -86,8 +88,10 @@ def _sweeps_of_list(path: Path, lists: tuple[Path, ...]) -> list[SweepInput]:
     if path.resolve() in lists:
         raise AcouslicError(f"{path} names itself, or a list that names it: name stacks in it")
     lists = (*lists, path.resolve())
+    rows = _rows_of_list(path)
+    _refuse_misspelt(path, rows[0] if rows else {})
     sweeps = []
-    for line, row in enumerate(_rows_of_list(path), start=1):
+    for line, row in enumerate(rows, start=1):
         named = row.get("path")
         if not isinstance(named, str) or not named.strip():
             raise AcouslicError(f"{path}: row {line} names no stack: expected a column `path` with a path in every row")
@@ -111,6 +115,14 @@ def _sweeps_of_list(path: Path, lists: tuple[Path, ...]) -> list[SweepInput]:
     if not sweeps:
         raise AcouslicError(f"{path} lists no stack: expected a column `path` and a row for each")
     return sweeps
+
+
+def _refuse_misspelt(path: Path, columns: Iterable[Any]) -> None:
+    """A column that is meant but spelt otherwise, such as `Gestational Age`, would be left out without a word."""
+    for column in columns:
+        meant = re.sub(r"[\s-]+", "_", column.lower()) if isinstance(column, str) else ""
+        if meant in _COLUMNS and column != meant:
+            raise AcouslicError(f"{path}: the column {column!r} must be called {meant!r}: rename it")
 
 
 def _fits_a_folder(case: str) -> bool:

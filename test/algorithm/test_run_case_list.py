@@ -154,6 +154,15 @@ def test_a_list_may_have_spaces_beside_its_commas(header: str, tmp_path: Path) -
     assert (found.path, found.case, found.gestational_age) == (tmp_path / "a.mha", "first", "28w3d")
 
 
+@pytest.mark.parametrize("column", ["gestational age", "Gestational_Age", "gestational-age"])
+def test_a_column_that_is_spelt_otherwise_is_refused(column: str, tmp_path: Path) -> None:
+    """An age must not be left out for a space or a capital; other columns may be called as they like."""
+    (tmp_path / "a.mha").touch()
+    (tmp_path / "list.csv").write_text(f"path,{column},Gestational age group\na.mha,28w3d,late\n")
+    with pytest.raises(AcouslicError, match=f"the column '{column}' must be called 'gestational_age': rename it"):
+        find_sweeps([tmp_path / "list.csv"])
+
+
 def test_a_list_that_names_itself_is_refused(tmp_path: Path) -> None:
     """At once, or by way of another list; a list may name others."""
     (tmp_path / "a.mha").touch()
