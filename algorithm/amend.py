@@ -11,12 +11,14 @@ import numpy as np
 
 from acouslic.ellipse import circumference_mm, draw_ellipse
 from acouslic.errors import AcouslicError
+from acouslic.fov import field_of_view
 from acouslic.sockets import CIRCUMFERENCE_FILE, FRAME_NUMBER_FILE, SCORES_FILE, SEGMENTATION_FILE
 from acouslic.stack import StackHeader, open_stack
 from acouslic.write import check_outputs, write_bytes, write_json, write_mask_stack
 from algorithm.result.correction import Correction, ellipse_of, read_correction
 from algorithm.result.growth import judge_growth, parse_age
 from algorithm.result.outputs import AMENDMENT_FILE, SCHEMA_VERSION, ellipse_json, growth_json
+from algorithm.result.segment import as_measured
 
 _AMENDED = re.compile(r"amended-([0-9]{1,9})")
 _SAME_MM = 0.01
@@ -115,9 +117,11 @@ def _sweep_number(case_dir: Path, frame_index: int) -> int:
 
 
 def _write(folder: Path, case_dir: Path, amended: dict[str, Any], correction: Correction, header: StackHeader) -> None:
-    mask = draw_ellipse(ellipse_of(correction), header.rows, header.columns)
-    if not np.any(mask):
+    ellipse = ellipse_of(correction)
+    drawn = draw_ellipse(ellipse, header.rows, header.columns)
+    if not np.any(drawn):
         raise AcouslicError("the correction's ellipse lies outside the frame: measure the abdomen again")
+    mask, _ = as_measured(drawn, ellipse, field_of_view(header.rows, header.columns))
     write_mask_stack(
         folder / SEGMENTATION_FILE,
         mask,

@@ -27,8 +27,9 @@ def clean_mask(
 
     `probability` is (rows, columns) in 0..1, `fov` of the same shape. Pixels above `threshold` inside the field of
     view; the largest 8-connected component of them; its holes filled; with `mask_shape` "ellipse" the ellipse fitted
-    to it, filled, inside the field of view. Where no ellipse can be fitted, or it does not agree with the component,
-    the mask is the component (all False if nothing is above the threshold) and the ellipse None.
+    to it, filled, inside the field of view, if need be with a mark (`as_measured`). Where no ellipse can be fitted, or
+    it does not agree with the component, the mask is the component (all False if nothing is above the threshold) and
+    the ellipse None.
     """
     component = _fill_holes(_largest_component((probability > threshold) & fov)) & fov
     ellipse = fit_ellipse(component, fov) if mask_shape == "component" else fit_seen_outline(component, fov)
@@ -39,11 +40,19 @@ def clean_mask(
         return component, None
     if mask_shape == "component":
         return component, ellipse
-    mask, official = filled, fit_ellipse(filled, fov)
-    if _change(ellipse, official) > _USUAL_CHANGE:
-        mask = mark_outline(filled, fov)
-        official = fit_ellipse(mask, fov)
-    return (mask, official) if _change(ellipse, official) <= _MOST_CHANGE else (component, None)
+    mask, official = as_measured(filled, ellipse, fov)
+    return (component, None) if official is None else (mask, official)
+
+
+def as_measured(filled: Mask, ellipse: Ellipse, fov: Mask) -> tuple[Mask, Ellipse | None]:
+    """A filled ellipse, (rows, columns), such that the official evaluator measures `ellipse`, and its official ellipse:
+    as it is, or with a mark on its outline (`mark_outline`). Where neither is measured so, as it is, and None."""
+    official = fit_ellipse(filled, fov)
+    if _change(ellipse, official) <= _USUAL_CHANGE:
+        return filled, official
+    marked = mark_outline(filled, fov)
+    official = fit_ellipse(marked, fov)
+    return (marked, official) if _change(ellipse, official) <= _MOST_CHANGE else (filled, None)
 
 
 def _change(ellipse: Ellipse, official: Ellipse | None) -> float:

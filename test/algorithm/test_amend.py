@@ -12,6 +12,7 @@ import SimpleITK
 
 from acouslic.ellipse import Ellipse, circumference_mm, draw_ellipse, fit_ellipse
 from acouslic.errors import AcouslicError
+from acouslic.fov import field_of_view
 from acouslic.sockets import SEGMENTATION_FILE
 from acouslic.stack import read_stack
 from acouslic.write import write_mask_stack
@@ -137,6 +138,18 @@ def test_the_official_evaluation_reads_an_amended_case(case_dir, tmp_path):
 
     folder = amend(case_dir, write(tmp_path, correction(case_dir)))
     assert read_local_prediction(case_dir, folder.name).frame_number == 145
+
+
+def test_the_official_evaluator_measures_an_ellipse_that_the_fan_cuts(case_dir, tmp_path):
+    """Of the ellipse as it is drawn it finds none; of the mask that is written it finds one of this size."""
+    ends = [[[0.0, 28.0], [20.0, 28.0]], [[10.0, 20.0], [10.0, 36.0]]]
+    ellipse, fov = Ellipse((10, 28), (10, 8), 0), field_of_view(40, 60)
+    assert fit_ellipse(draw_ellipse(ellipse, 40, 60), fov) is None
+    measured_mm = round(circumference_mm(ellipse, (0.5, 0.5)), 4)
+    content = correction(case_dir, axis_ends_px=ends, circumference_mm=measured_mm)
+    folder = amend(case_dir, write(tmp_path, content))
+    fitted = fit_ellipse(read_stack(folder / SEGMENTATION_FILE).frames[145], fov)
+    assert circumference_mm(fitted, (0.5, 0.5)) == pytest.approx(measured_mm, rel=0.05)
 
 
 TILTED = [[[12.0, 22.0], [48.0, 22.0]], [[28.0, 12.0], [32.0, 32.0]]]
