@@ -1,13 +1,19 @@
 """What one setting of training is worth: runs that differ in it alone, on the same folds with the same seeds.
 
     python bench/ablation.py --cache CACHE --split SPLIT --out FOLDER [--folds 1 2 3] [--seeds 1 2 3]
+                             [--set NAME=CACHE ...] [--closed NAME ...] [--stride 6]
                              --variant "softer ends=--loss.soft_ends 2" --variant ... -- COMMON SETTINGS OF `fit`
 
 The first row is the run with the common settings, every further one adds a variant's. Each run learns without its fold
 and is judged on it, every frame, nested: a reading is fitted on the other folds' cases where there are several folds.
 Figures are pooled over folds; those of the seeds are listed one by one. Differences are to the first row, paired by
-case and seed, with an interval by subject. Runs are kept in FOLDER, and what is there is not run again. The last line
-is JSON.
+case and seed, with an interval by subject.
+
+Each `--set` is a cache of other patients. The runs of a seed judge it together, as an ensemble of their folds, and the
+reading is fitted on all the cases that they left out. With more sets than one a last table has all their cases. A set
+named by `--closed` is left out until the option is dropped: choose on the others, then open it once.
+
+Runs, and what they said of a set, are kept in FOLDER: what is there is not run again. The last line is JSON.
 """
 
 import argparse
@@ -22,20 +28,29 @@ import numpy as np
 from sklearn.metrics import average_precision_score
 
 from acouslic.errors import AcouslicError
+from algorithm.engine.device import set_cpu_threads
 from bench.figures.frame_choice import frame_worth
 from bench.figures.readings import READINGS, Called, SaidOfCase
 from bench.figures.table import table
-from bench.judgement import answers_of_run, read_out_of_fold_cases, said_of
-from bench.setting.command import at_least, exit_with
+from bench.judgement import (
+    OUT_OF_FOLD,
+    answers_of_run,
+    answers_to_set,
+    open_set,
+    read_out_of_fold_cases,
+    said_of,
+)
+from bench.setting.command import at_least, exit_with, named_folders
 from evaluation.metrics import intervals
 from evaluation.metrics.frame_f1 import ConfusionCounts, confusion_counts
 from evaluation.metrics.intervals import Interval
-from training.export.trained_member import read_member
+from training.export.trained_member import TrainedMember, read_member
 from training.fit import main as fit
 from training.learn.run_folder import RunFolder
 from training.release.cache import Cache
 
 _COMMON = "as it is"
+_ALL_SETS = "all sets"
 _PLAIN, _EXPORTED, _BEST = "plain, 0.5", "half-way, as exported", "each case's best threshold"
 
 
@@ -68,15 +83,42 @@ class Judged:
         return np.array([frame_worth(case.label, called.chosen) for case, called in pairs])
 
 
-def judge_runs(runs: Sequence[RunFolder], cache: Cache) -> Judged:
+def judge_runs(members: Sequence[TrainedMember], cache: Cache) -> Judged:
     """Runs on different folds of one split, each on the cases that it did not learn from."""
-    members = [read_member(run) for run in runs]
-    answers = [answers_of_run(member.scored) for member in members]
-    cases = {uuid: said_of(members, answers, cache.case(uuid)) for found in answers for uuid in found}
-    folds = [list(found) for found in answers]
-    readings = [_PLAIN, _BEST] if len(runs) == 1 else [_PLAIN, _EXPORTED, _BEST]
+    cases = _left_out(members, cache)
+    folds = [member.scored.uuid.tolist() for member in members]
+    readings = [_PLAIN, _BEST] if len(members) == 1 else [_PLAIN, _EXPORTED, _BEST]
     called = {name: read_out_of_fold_cases(cases, folds, READINGS[name]) for name in readings}
     return Judged(list(cases.values()), called)
+
+
+def judge_set(
+    members: Sequence[TrainedMember], own: Cache, other: Cache, name: str, scores: Path, stride: int
+) -> Judged:
+    """Runs on different folds of one split, together on a set of other patients."""
+    cases = open_set(members, own, other, name)
+    answers = answers_to_set(members, cases, other, scores, stride, masks=False)
+    said = [said_of(members, answers, case) for case in cases]
+    fitted_on = list(_left_out(members, own).values())
+    called = {}
+    for reading in (_PLAIN, _EXPORTED, _BEST):
+        fitted = READINGS[reading](fitted_on)
+        called[reading] = [fitted(case) for case in said]
+    return Judged(said, called)
+
+
+def together(sets: Sequence[Judged]) -> Judged:
+    """What was said of the cases of several sets."""
+    return Judged(
+        [case for one in sets for case in one.cases],
+        {name: [called for one in sets for called in one.called[name]] for name in sets[0].called},
+    )
+
+
+def _left_out(members: Sequence[TrainedMember], cache: Cache) -> dict[str, SaidOfCase]:
+    """What the runs said of the cases that they did not learn from, by uuid."""
+    answers = [answers_of_run(member.scored) for member in members]
+    return {uuid: said_of(members, answers, cache.case(uuid)) for found in answers for uuid in found}
 
 
 def difference(base: Sequence[Judged], other: Sequence[Judged], reading: str) -> Interval | None:
@@ -120,18 +162,36 @@ def main(arguments: list[str] | None = None) -> int:
         given_numbers = getattr(options, name)
         if len(set(given_numbers)) < len(given_numbers):
             raise AcouslicError(f"--{name} must name each number once, not {given_numbers}")
+    sets = named_folders("--set", options.set)
+    if OUT_OF_FOLD in sets or _ALL_SETS in sets:
+        raise AcouslicError(f"--set cannot be named {OUT_OF_FOLD!r} or {_ALL_SETS!r}: tables are")
+    if unknown := set(options.closed) - set(sets):
+        raise AcouslicError(f"--closed names {', '.join(sorted(unknown))}, but --set does not")
     cache = Cache(options.cache)
-    found: dict[str, list[Judged]] = {}
+    opened = {name: Cache(folder) for name, folder in sets.items() if name not in options.closed}
+    found: dict[str, dict[str, list[Judged]]] = {}
     for name, settings in variants.items():
         for seed in options.seeds:
             runs = [options.out / name.replace(" ", "_") / f"seed_{seed}" / f"fold_{fold}" for fold in options.folds]
             for fold, run in zip(options.folds, runs, strict=True):
                 where = [f"--cache={options.cache}", f"--split={options.split}", f"--fold={fold}", f"--out={run}"]
                 fit([*where, f"--seed={seed}", *words[split_at + 1 :], *settings])
-            found.setdefault(name, []).append(judge_runs([RunFolder(run) for run in runs], cache))
-    text, record = describe(found)
-    print(f"{len(found[_COMMON][0].cases)} cases, seeds {options.seeds}, folds {options.folds}\n{text}")
-    print(json.dumps(record))
+            members = [read_member(RunFolder(run)) for run in runs]
+            judged = {OUT_OF_FOLD: judge_runs(members, cache)}
+            set_cpu_threads()
+            for set_name, other in opened.items():
+                scores = options.out / "scores"
+                judged[set_name] = judge_set(members, cache, other, set_name, scores, options.stride)
+            if len(opened) > 1:
+                judged[_ALL_SETS] = together([judged[set_name] for set_name in opened])
+            for set_name, one in judged.items():
+                found.setdefault(set_name, {}).setdefault(name, []).append(one)
+    records = {}
+    for set_name, by_variant in found.items():
+        text, records[set_name] = describe(by_variant)
+        cases = len(by_variant[_COMMON][0].cases)
+        print(f"{set_name}: {cases} cases, seeds {options.seeds}, folds {options.folds}\n{text}\n")
+    print(json.dumps(records))
     return 0
 
 
@@ -158,6 +218,13 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=SETTINGS",
         help="a row of runs with these settings of `fit` too; may be repeated",
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=CACHE", help="other patients; may be repeated"
+    )
+    parser.add_argument("--closed", nargs="*", default=[], metavar="NAME", help="sets that are not looked at yet")
+    parser.add_argument(
+        "--stride", type=at_least(1), default=1, help="look at every n-th frame of a set (default: %(default)s)"
     )
     parser.epilog = "Settings of `fit` that all runs have follow after --."
     return parser

@@ -162,6 +162,27 @@ def read_out_of_fold_cases(
     return [called[uuid] for uuid in cases]
 
 
+def open_set(
+    members: Sequence[TrainedMember], own: Cache, other: Cache, name: str, chosen: slice = slice(None)
+) -> Sequence[CachedCase]:
+    """The chosen cases of a set of other patients; `own` is the cache of the runs.
+
+    Raises AcouslicError where there is none, or where a run has learned from one or was chosen on it.
+    """
+    cases = other.cases[chosen]
+    if not cases:
+        raise AcouslicError(f"{name}: none of its {len(other.cases)} cases is among those of --cases")
+    known = {uuid for member in members for uuid in member.record["train_cases"] + member.record["validation_cases"]}
+    subjects = {case.subject_id for case in own.cases if case.uuid in known}
+    shared = [case for case in cases if case.uuid in known or case.subject_id in subjects]
+    if shared:
+        raise AcouslicError(
+            f"{name}: a run has learned from or was chosen on case {shared[0].uuid} or another of its patient "
+            f"({len(shared)} of {len(cases)} cases)"
+        )
+    return cases
+
+
 def usable_readings(cases: Sequence[SaidOfCase]) -> dict[str, Reading]:
     """All readings that these cases allow: those by the mask need masks of all frames."""
     return {
@@ -219,10 +240,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{name}: left closed\n", flush=True)
             continue
         cache = Cache(folder)
-        cases = cache.cases[slice(*options.cases)]
-        if not cases:
-            raise AcouslicError(f"{name}: none of its {len(cache.cases)} cases is among those of --cases")
-        _refuse_known(members, own, cases, name)
+        cases = open_set(members, own, cache, name, slice(*options.cases))
         of_set = answers_to_set(members, cases, cache, options.scores, options.stride, options.masks)
         systems = {"all runs together": list(range(len(members)))}
         systems = {f"run {k + 1}": [k] for k in range(len(members))} | systems if len(members) > 1 else systems
@@ -233,17 +251,6 @@ def main(arguments: list[str] | None = None) -> int:
             print(comparisons[-1].text(), flush=True)
     print(json.dumps([comparison.metrics() for comparison in comparisons]))
     return 0
-
-
-def _refuse_known(members: Sequence[TrainedMember], own: Cache, cases: Sequence[CachedCase], name: str) -> None:
-    known = {uuid for member in members for uuid in member.record["train_cases"] + member.record["validation_cases"]}
-    subjects = {case.subject_id for case in own.cases if case.uuid in known}
-    shared = [case for case in cases if case.uuid in known or case.subject_id in subjects]
-    if shared:
-        raise AcouslicError(
-            f"{name}: a run has learned from or was chosen on case {shared[0].uuid} or another of its patient "
-            f"({len(shared)} of {len(cases)} cases)"
-        )
 
 
 def _parser() -> argparse.ArgumentParser:
