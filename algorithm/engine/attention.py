@@ -1,8 +1,13 @@
-"""Softmax attention at inference: PyTorch's own kernels, except for bfloat16 on a CPU and for one query on a GPU."""
+"""Softmax attention at inference: PyTorch's own kernels, except for bfloat16 on a CPU that has no AMX, and for one
+query on a GPU."""
+
+import functools
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from algorithm.engine.device import cpu_flags
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -11,7 +16,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     The result is shaped like the queries. For bfloat16 on a CPU and one query on a GPU scores and softmax are float32;
     elsewhere they are as PyTorch's kernel for the device has them.
     """
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and not _multiplies_tiles():
         return _attend_image_by_image(q, k, v)
     if q.device.type == "cuda" and q.shape[2] == 1:
         return attend_with_one_query(q, k, v)
@@ -30,7 +35,7 @@ def _attend_image_by_image(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """One image after another, so that its scores stay in the cache, as three products of all its heads.
 
     PyTorch's kernel multiplies tiles of 64 queries of one head, too small for oneDNN, and takes 1.4 times as long
-    (bench/LOG.md, 21).
+    (bench/LOG.md, 21). With AMX, whose products PyTorch's kernel makes itself, it takes half as long (76).
     Scores are multiplied in float32, since a bfloat16 product would be rounded to 8 bits before the softmax.
     """
     batch, heads, queries, width = q.shape
@@ -41,3 +46,9 @@ def _attend_image_by_image(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         weights = scores.softmax(-1).to(q.dtype)
         out[index] = (weights @ v[index]).transpose(0, 1)
     return out.transpose(1, 2)
+
+
+@functools.cache
+def _multiplies_tiles() -> bool:
+    """Whether this CPU has AMX for bfloat16."""
+    return "amx_bf16" in cpu_flags()

@@ -21,6 +21,13 @@ def relative_error(found, expected):
     return float((found.float() - expected).norm() / expected.norm())
 
 
+@pytest.fixture(params=["with AMX", "without AMX"])
+def either_way(request, monkeypatch):
+    """Both ways of bfloat16 on a CPU, whatever this one has."""
+    monkeypatch.setattr(attention, "_multiplies_tiles", lambda: request.param == "with AMX")
+
+
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("spread", [1.0, 6.0])
 @pytest.mark.parametrize(("queries", "tokens"), [(257, 257), (153, 153), (1, 257)])
 def test_bfloat16_is_about_as_exact_as_pytorchs_own(queries, tokens, spread):
@@ -33,6 +40,7 @@ def test_bfloat16_is_about_as_exact_as_pytorchs_own(queries, tokens, spread):
     assert relative_error(ours, exact) < 1.4 * relative_error(theirs, exact)
 
 
+@pytest.mark.usefixtures("either_way")
 def test_an_image_does_not_see_the_others():
     """Alone or in a batch, an image gets the same to the bit."""
     parts = [part.bfloat16() for part in tokens_of()]
@@ -45,6 +53,17 @@ def test_float32_is_pytorchs_own():
     """Nothing but bfloat16 on a CPU takes the other way."""
     parts = tokens_of(queries=5, tokens=9)
     assert torch.equal(attend(*parts), F.scaled_dot_product_attention(*parts))
+
+
+def test_with_amx_bfloat16_is_pytorchs_own_too(monkeypatch):
+    """What the processor says of itself decides."""
+    parts = [part.bfloat16() for part in tokens_of(spread=6.0)]
+    theirs = F.scaled_dot_product_attention(*parts)
+    for flags, same in (({"avx512_bf16", "amx_bf16"}, True), ({"avx512_bf16"}, False)):
+        attention._multiplies_tiles.cache_clear()
+        monkeypatch.setattr(attention, "cpu_flags", lambda flags=flags: flags)
+        assert torch.equal(attend(*parts), theirs) == same
+    attention._multiplies_tiles.cache_clear()
 
 
 def test_one_query_on_a_gpu_is_exact_too():
