@@ -226,7 +226,7 @@ class Batches:
         if not all(np.isfinite(values).all() for values in found):
             raise NotNumbersError(
                 f"the model gives probabilities that are not numbers in {self.ensemble.dtype}: its weights are damaged "
-                "or overflow; if they overflow, `python -m training precision` makes the algorithm use another type"
+                "or overflow; if they overflow, `acouslic train precision` makes the algorithm use another type"
             )
         return BatchScores(found[0], found[1], found[2] if embedding else None)
 

@@ -420,7 +420,7 @@ def test_a_damaged_cache_is_refused(made_cache: Path, tmp_path: Path, name: str)
 
 def test_a_folder_that_is_no_cache_is_refused(tmp_path: Path) -> None:
     """With the command that makes one."""
-    with pytest.raises(AcouslicError, match="python -m training prepare"):
+    with pytest.raises(AcouslicError, match="acouslic train prepare"):
         Cache(tmp_path)
 
 

@@ -187,7 +187,7 @@ class Cache:
 def read_index(folder: Path) -> CacheIndex:
     """The `index.json` of a cache. Raises AcouslicError where it is missing, damaged or of another schema."""
     path = folder / INDEX_FILE
-    content = _read_json(path, "prepare the release first: python -m training prepare")
+    content = _read_json(path, "prepare the release first: acouslic train prepare")
     if content.get("schema_version") != SCHEMA_VERSION:
         raise AcouslicError(
             f"{path}: schema_version is {content.get('schema_version')!r}, this program reads {SCHEMA_VERSION}; "

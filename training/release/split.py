@@ -198,7 +198,7 @@ def read_split(path: Path) -> Split:
         )
         stated = content["sha256"]
     except FileNotFoundError:
-        raise AcouslicError(f"{path} is missing; make it: python -m training split --out {path.name}") from None
+        raise AcouslicError(f"{path} is missing; make it: acouslic train split --out {path.name}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AcouslicError(f"{path} is not a split file: {error!r}; split again") from None
     if split.sha256() != stated:
