@@ -34,9 +34,9 @@ MOST_ROUNDS = 8
 _MARGIN_FRAMES = (4, 6)
 _REFINE_RATIO = (0.5, 0.3)
 _REFINE_PRESENCE = ((0.15, 0.85), (0.07, 0.93), (0.03, 0.97), (0.01, 0.99))
-_SCALE_FRAMES = 12
+_SCALE_FRAMES = (12, 24, 48)
 """Never none: these cases are of the sites that the student learned from, where its scale is right; at another site it
-may be off, and every threshold with it."""
+may be off, and every threshold with it. The more there are, the nearer the threshold of a case is to the ensemble's."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,8 @@ def describe_agreement(agreement: Agreement) -> str:
 
 
 def _settings(most_refined: float) -> Iterator[ScoringConfig]:
-    for margin, ratio, presence in itertools.product(_MARGIN_FRAMES, _REFINE_RATIO, _REFINE_PRESENCE):
+    grid = itertools.product(_MARGIN_FRAMES, _REFINE_RATIO, _REFINE_PRESENCE, _SCALE_FRAMES)
+    for margin, ratio, presence, scale_frames in grid:
         yield ScoringConfig(
             mode="gated",
             gate="student",
@@ -145,7 +146,7 @@ def _settings(most_refined: float) -> Iterator[ScoringConfig]:
             refine_presence=presence,
             max_refined_fraction=most_refined,
             rounds=MOST_ROUNDS,
-            scale_frames=_SCALE_FRAMES,
+            scale_frames=scale_frames,
         )
 
 
