@@ -50,8 +50,8 @@ from training.learn.run_folder import RunFolder
 from training.release.cache import Cache
 
 _COMMON = "as it is"
-_ALL_SETS = "all sets"
-_PLAIN, _EXPORTED, _BEST = "plain, 0.5", "half-way, as exported", "each case's best threshold"
+ALL_SETS = "all sets"
+PLAIN, EXPORTED, BEST = "plain, 0.5", "half-way, as exported", "each case's best threshold"
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ class Judged:
         """Over all frames."""
         return sum(self.counts(reading), ConfusionCounts()).f1 or 0.0
 
-    def worth(self) -> np.ndarray:
-        """Of each case's highest frame, by the challenge's WFSS; float (cases,)."""
-        pairs = zip(self.cases, self.called[_PLAIN], strict=True)
+    def worth(self, reading: str) -> np.ndarray:
+        """Of each case's chosen frame, by the challenge's WFSS; float (cases,)."""
+        pairs = zip(self.cases, self.called[reading], strict=True)
         return np.array([frame_worth(case.label, called.chosen) for case, called in pairs])
 
 
@@ -87,7 +87,7 @@ def judge_runs(members: Sequence[TrainedMember], cache: Cache) -> Judged:
     """Runs on different folds of one split, each on the cases that it did not learn from."""
     cases = _left_out(members, cache)
     folds = [member.scored.uuid.tolist() for member in members]
-    readings = [_PLAIN, _BEST] if len(members) == 1 else [_PLAIN, _EXPORTED, _BEST]
+    readings = [PLAIN, BEST] if len(members) == 1 else [PLAIN, EXPORTED, BEST]
     called = {name: read_out_of_fold_cases(cases, folds, READINGS[name]) for name in readings}
     return Judged(list(cases.values()), called)
 
@@ -101,7 +101,7 @@ def judge_set(
     said = [said_of(members, answers, case) for case in cases]
     fitted_on = list(_left_out(members, own).values())
     called = {}
-    for reading in (_PLAIN, _EXPORTED, _BEST):
+    for reading in (PLAIN, EXPORTED, BEST):
         fitted = READINGS[reading](fitted_on)
         called[reading] = [fitted(case) for case in said]
     return Judged(said, called)
@@ -121,9 +121,13 @@ def _left_out(members: Sequence[TrainedMember], cache: Cache) -> dict[str, SaidO
     return {uuid: said_of(members, answers, cache.case(uuid)) for found in answers for uuid in found}
 
 
-def difference(base: Sequence[Judged], other: Sequence[Judged], reading: str) -> Interval | None:
-    """Of F1 over all frames, seeds together, whole subjects being what varies."""
-    counts = [[count for judged in side for count in judged.counts(reading)] for side in (base, other)]
+def difference(
+    base: Sequence[Judged], other: Sequence[Judged], reading: str, base_reading: str | None = None
+) -> Interval | None:
+    """Of F1 over all frames, seeds together, whole subjects being what varies; the base is read the same way, or as
+    `base_reading` says."""
+    sides = ((base, base_reading or reading), (other, reading))
+    counts = [[count for judged in side for count in judged.counts(name)] for side, name in sides]
     subjects = [case.subject for judged in base for case in judged.cases]
     return intervals.paired_f1_interval(counts[0], counts[1], intervals.units_of(subjects))
 
@@ -137,7 +141,7 @@ def describe(found: dict[str, list[Judged]]) -> tuple[str, dict[str, object]]:
     for name, seeds in found.items():
         figures: dict[str, list[float]] = {"average precision": [one.average_precision for one in seeds]}
         figures |= {f"F1, {reading}": [one.f1(reading) for one in seeds] for reading in readings}
-        figures["WFSS"] = [float(one.worth().mean()) for one in seeds]
+        figures["WFSS"] = [float(one.worth(PLAIN).mean()) for one in seeds]
         differences = {reading: difference(base, seeds, reading) for reading in readings}
         rows.append([name, *(_listed(values) for values in figures.values()), *map(_signed, differences.values())])
         record[name] = figures | {
@@ -163,8 +167,8 @@ def main(arguments: list[str] | None = None) -> int:
         if len(set(given_numbers)) < len(given_numbers):
             raise AcouslicError(f"--{name} must name each number once, not {given_numbers}")
     sets = named_folders("--set", options.set)
-    if OUT_OF_FOLD in sets or _ALL_SETS in sets:
-        raise AcouslicError(f"--set cannot be named {OUT_OF_FOLD!r} or {_ALL_SETS!r}: tables are")
+    if OUT_OF_FOLD in sets or ALL_SETS in sets:
+        raise AcouslicError(f"--set cannot be named {OUT_OF_FOLD!r} or {ALL_SETS!r}: tables are")
     if unknown := set(options.closed) - set(sets):
         raise AcouslicError(f"--closed names {', '.join(sorted(unknown))}, but --set does not")
     cache = Cache(options.cache)
@@ -183,7 +187,7 @@ def main(arguments: list[str] | None = None) -> int:
                 scores = options.out / "scores"
                 judged[set_name] = judge_set(members, cache, other, set_name, scores, options.stride)
             if len(opened) > 1:
-                judged[_ALL_SETS] = together([judged[set_name] for set_name in opened])
+                judged[ALL_SETS] = together([judged[set_name] for set_name in opened])
             for set_name, one in judged.items():
                 found.setdefault(set_name, {}).setdefault(name, []).append(one)
     records = {}
