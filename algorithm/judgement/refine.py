@@ -13,6 +13,7 @@ from algorithm.judgement.select_frame import (
     presence_logit,
     probability_of,
     read_half_way,
+    smooth_in_sweeps,
 )
 from algorithm.model.manifest import ScoringConfig, SelectionConfig
 
@@ -24,7 +25,8 @@ _MIDDLE = (0.4, 0.6)
 """Of a case's frames by rank: from there its scale is asked for. Frames beside each other in time are rarely neighbours
 by rank, so they err independently."""
 _SHARES = 4
-"""Of the frames that may be refined, one share in so many at most tells the scale: a short stack has few."""
+"""Of the frames that may be refined, one share in so many at most tells the scale, and one at most are the best of
+their sweeps: a short stack has few."""
 _OWN_WORD_FRAMES = 8
 """How many frames the gate's own word about the case's scale is worth: medians of cases differed by 0.4 between a
 student and its ensemble, logits of single frames by 1.2 (bench/LOG.md, 69)."""
@@ -56,8 +58,10 @@ def refine(
     and `optimality` (F,) are the gate's, F at least 1.
 
     First come a few frames of the middle, if the case's own scale decides which frames are positive: all others of the
-    gate's logits are moved as far as the ensemble's lie from them there. Then as many rounds as `config` allows, each
-    by what is known by then. Frames that are `black` (F,), if it is given, are not asked about, unless all are.
+    gate's logits are moved as far as the ensemble's lie from them there. Then, where `config` allows more than one
+    round, the best frame of each sweep: a gate that takes a whole run for nothing is found out so. Then as many rounds
+    as it allows, each by what is known by then. Frames that are `black` (F,), if it is given, are not asked about,
+    unless all are.
     """
     presence = np.array(presence)
     shown = np.ones(len(presence), dtype=bool) if black is None or black.all() else ~black
@@ -72,8 +76,8 @@ def refine(
             optimality[indices] = found
         refined[indices] = True
 
-    wanted = min(config.scale_frames, _limit(config, len(presence)) // _SHARES) if selection.half_way else 0
-    at = middle_frames(presence, wanted)
+    share = _limit(config, len(presence)) // _SHARES
+    at = middle_frames(presence, min(config.scale_frames, share) if selection.half_way else 0)
     if len(at):
         gate = presence_logit(presence)
         take(at, frame_quality(presence, optimality, selection.suboptimal_credit))
@@ -81,6 +85,11 @@ def refine(
         shift = np.median(presence_logit(presence[at]) - gate[at]) * len(at) / (len(at) + _OWN_WORD_FRAMES)
         others = ~refined & (presence > 0)
         presence[others] = probability_of(gate[others] + shift)
+    if config.rounds > 1:
+        smoothed = smooth_in_sweeps(presence, sweeps, selection.smoothing_sigma_frames)
+        peaks = sweep_peaks(np.where(shown & ~refined, smoothed, 0.0), sweeps, share)
+        if len(peaks):
+            take(peaks, frame_quality(presence, optimality, selection.suboptimal_credit))
     for _ in range(config.rounds):
         judged = judge_frames(presence, optimality, sweeps, selection)
         scale = judged.presence_alone[presence > 0]
@@ -116,6 +125,14 @@ def middle_frames(presence: Values, count: int) -> NDArray[np.int64]:
     first, last = (share * (len(by_rank) - 1) for share in _MIDDLE)
     ranks = np.linspace(first, last, count)
     return np.unique(by_rank[ranks.round().astype(np.int64)])
+
+
+def sweep_peaks(presence: Values, sweeps: Sequence[range], count: int) -> NDArray[np.int64]:
+    """Of each sweep the frame whose presence (F,) is highest, the earlier of equals; ascending, at most `count` of
+    them, the highest; no frame of 0."""
+    best = [sweep.start + int(np.argmax(presence[sweep.start : sweep.stop])) for sweep in sweeps if len(sweep)]
+    seen = sorted((index for index in best if presence[index] > 0), key=lambda index: -presence[index])
+    return np.array(sorted(seen[:count]), dtype=np.int64)
 
 
 def choose_refined(

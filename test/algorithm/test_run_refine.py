@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from acouslic.geometry import sweep_ranges
-from algorithm.judgement.refine import choose_refined, middle_frames, refine
+from algorithm.judgement.refine import choose_refined, middle_frames, refine, sweep_peaks
 from algorithm.judgement.select_frame import judge_frames, presence_logit, probability_of
 from algorithm.model.manifest import HalfWay, ScoringConfig, SelectionConfig
 
@@ -133,8 +133,8 @@ def test_the_padding_of_a_short_sweep_is_not_asked_about():
 
 
 def test_in_a_short_stack_the_scale_leaves_room_for_what_could_win():
-    """Of 40 frames 8 may be refined: two tell the scale, and the best with its margin is among the others. Of 10 frames
-    two may, which both could win."""
+    """Of 40 frames 8 may be refined: two tell the scale, one is the best of the sweep, and its margin are the others.
+    Of 10 frames two may, which both could win."""
     selection = dataclasses.replace(SELECTION, half_way=HalfWay(0.3))
     config = dataclasses.replace(STUDENT, refine_ratio=0.3, max_refined_fraction=0.2, scale_frames=12, rounds=8)
     for count, told, limit in ((40, 2, 8), (10, 0, 2)):
@@ -143,7 +143,7 @@ def test_in_a_short_stack_the_scale_leaves_room_for_what_could_win():
         known = refine(gate, None, [range(count)], selection, config, ensemble)
         assert known.refined.sum() == limit
         assert known.refined[-8:].sum() >= limit - told
-        assert [len(ensemble.asked[0]), len(ensemble.asked)] == ([told, 2] if told else [limit, 1])
+        assert [len(part) for part in ensemble.asked] == ([told, 1, limit - told - 1] if told else [limit])
 
 
 def test_a_scale_that_decides_nothing_is_not_asked_for():
@@ -178,6 +178,37 @@ def test_rounds_and_scale_keep_the_frames_of_exhaustive_scoring(rounds, scale_fr
         assert known.refined.mean() < 0.2
         assert 2 < len(ensemble.asked) < 8
     assert sum(map(len, ensemble.asked)) == len({index for part in ensemble.asked for index in part})
+
+
+@pytest.mark.parametrize(("rounds", "found"), [(8, True), (1, False)])
+def test_a_run_that_the_gate_takes_for_nothing_is_found(rounds, found):
+    """Six sweeps, a run in the first and in the last. Of the last the gate thinks no more than of the sweeps between,
+    but it, too, likes its middle best: where it may ask again, the ensemble is asked about the best frame of each."""
+    sweeps, at = sweep_ranges(840), np.arange(140)
+    run, hint = (height * np.exp(-0.5 * ((at - 70) / 6) ** 2) for height in (12, 1))
+    ensemble = Answers(probability_of(-8 + np.concatenate([run, *[hint] * 4, run])))
+    gate = probability_of(-8 + np.concatenate([run, *[hint] * 4, hint]))
+    selection = dataclasses.replace(SELECTION, smoothing_sigma_frames=1.5, half_way=HalfWay(0.4))
+    known = refine(
+        gate, None, sweeps, selection, dataclasses.replace(STUDENT, rounds=rounds, scale_frames=12), ensemble
+    )
+    called = judge_frames(known.presence, None, sweeps, selection).presence >= 0.5
+    assert called[:140].any()
+    assert called[-140:].any() == found
+    assert known.refined.mean() < 0.15
+    if found:
+        assert [70 + 140 * k for k in range(6)] == ensemble.asked[1]
+        expected = judge_frames(ensemble.presence, None, sweeps, selection).presence >= 0.5
+        assert np.array_equal(called, expected)
+
+
+def test_best_frames_of_sweeps():
+    """One of each, the earlier of equals, the highest first where there is no room for all; none where all are 0."""
+    presence = np.concatenate([np.zeros(4), [0.1, 0.4, 0.4], [0.9, 0.2], [0.3]])
+    sweeps = [range(4), range(4, 7), range(7, 9), range(9, 9), range(9, 10)]
+    assert sweep_peaks(presence, sweeps, 6).tolist() == [5, 7, 9]
+    assert sweep_peaks(presence, sweeps, 2).tolist() == [5, 7]
+    assert sweep_peaks(presence, sweeps, 0).tolist() == []
 
 
 def test_optimality_of_a_gate_that_does_not_judge_it():
