@@ -168,7 +168,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise AcouslicError(f"--{name} must name each number once, not {given_numbers}")
     sets = named_folders("--set", options.set)
     if OUT_OF_FOLD in sets or ALL_SETS in sets:
-        raise AcouslicError(f"--set cannot be named {OUT_OF_FOLD!r} or {ALL_SETS!r}: tables are")
+        raise AcouslicError(f"no --set may be called {OUT_OF_FOLD!r} or {ALL_SETS!r}: two tables are called so")
     if unknown := set(options.closed) - set(sets):
         raise AcouslicError(f"--closed names {', '.join(sorted(unknown))}, but --set does not")
     cache = Cache(options.cache)

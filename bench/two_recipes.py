@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     sets = named_folders("--set", options.set)
     if not sets or ALL_SETS in sets:
-        raise AcouslicError(f"--set names each set of other patients, none of them {ALL_SETS!r}: one at least")
+        raise AcouslicError(f"give one --set or more, none of them called {ALL_SETS!r}: the last table is")
     set_cpu_threads()
     judged: dict[str, dict[str, list[Judged]]] = {}
     for side, runs in ((_FIRST, options.first), (_SECOND, options.second)):

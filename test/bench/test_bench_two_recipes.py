@@ -65,5 +65,5 @@ def test_the_command_judges_runs_on_other_patients(
     assert list(found) == ["unseen"]
     assert found["unseen"]["figures"]["first"] == found["unseen"]["figures"]["second"]
     assert found["unseen"]["differences"]["F1, both plain"]["estimate"] == 0
-    with pytest.raises(AcouslicError, match="--set names each set"):
+    with pytest.raises(AcouslicError, match="give one --set or more"):
         two_recipes.main(words)
