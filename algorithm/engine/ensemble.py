@@ -90,6 +90,8 @@ class Ensemble:
     ) -> None:
         self.manifest, self.heads, self.student = manifest, heads, student
         self.device, self.dtype = device, dtype
+        self.gate_dtype = dtype if student is None else student.dtype
+        """Of the images that the gate takes."""
         self._merged = tower
         self.batched_below = batched_below
         """Batches of fewer frames run through all members at once after the first adapter, others one after another."""
@@ -109,6 +111,7 @@ class Ensemble:
         dtype: torch.dtype,
         *,
         order: Literal["auto", "batched", "sequential"] = "auto",
+        exact_student: bool = False,
     ) -> "Ensemble":
         """Merge the members of `artifact` and put them on `device` in `dtype`.
 
@@ -116,6 +119,8 @@ class Ensemble:
         idle in between, and else `sequential` (bench/LOG.md). It is counted, not timed, for the same results every
         time, unless memory runs out. A gate is made only where the manifest asks for it; the average one is one more
         row. Where a student is the gate, on a CPU, members are merged in a thread, while it looks at the first frames.
+        `exact_student` has it judge in float32 beside members in `dtype`: no rounding of its own then decides which
+        frames the members see.
         """
         manifest = artifact.manifest
         rows: list[Row] = [[(1.0, member.adapter)] for member in artifact.members]
@@ -147,7 +152,8 @@ class Ensemble:
         if scoring.mode == "gated" and scoring.gate == "student":
             assert manifest.student is not None
             assert artifact.student is not None
-            student = student_from_state(manifest.student, artifact.student, device, dtype)
+            student_dtype = torch.float32 if exact_student else dtype
+            student = student_from_state(manifest.student, artifact.student, device, student_dtype)
         tower = _begin(merge) if student is not None and device.type == "cpu" else _done(merge())
         below = {"batched": sys.maxsize, "sequential": 0, "auto": 0}[order]
         if order == "auto" and device.type == "cuda":

@@ -56,6 +56,11 @@ class Student(nn.Module):
         self.presence = nn.Linear(channels[-1], 1)
         self.optimality = nn.Linear(channels[-1], 1) if config.optimality else None
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the images that it takes."""
+        return next(self.stages.parameters()).dtype
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits (batch,) of presence, and of optimality where it has the head, float32 in any precision, for the
         tower's normalised images (batch, 3, S, S), S at least 2. Frames are grey: the first channel says all. An odd

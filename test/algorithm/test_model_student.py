@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from acouslic.errors import AcouslicError
+from algorithm.engine.batches import Batches
+from algorithm.engine.device import Precision
 from algorithm.engine.ensemble import Ensemble
 from algorithm.engine.stacked_tower import StackedTower
 from algorithm.model.artifact import load_artifact
@@ -106,6 +108,39 @@ def test_half_precision_is_near():
     for found, expected in zip(half(x.bfloat16()), exact(x), strict=True):
         assert found.dtype == torch.float32
         torch.testing.assert_close(found.sigmoid(), expected.sigmoid(), rtol=0, atol=0.02)
+
+
+def test_beside_decisions_in_float32_it_is_exact(sound):
+    """The members are in bfloat16, the student in float32, to the bit as where all is; by itself it follows them."""
+    loaded, x = load_artifact(sound), images(3)
+    mixed = Pipeline.of_artifact(loaded, CPU, Precision(torch.bfloat16, "", recheck_margin=0.2)).ensemble
+    assert (mixed.dtype, mixed.gate_dtype) == (torch.bfloat16, torch.float32)
+    exact = Ensemble.from_artifact(loaded, CPU, torch.float32)
+    assert torch.equal(mixed.gate(x).presence_probability, exact.gate(x).presence_probability)
+    assert mixed.score(x.bfloat16()).presence_probability.shape == (2, 3)
+    half = Pipeline.of_artifact(loaded, CPU, Precision(torch.bfloat16, "")).ensemble
+    assert (half.dtype, half.gate_dtype) == (torch.bfloat16, torch.bfloat16)
+    assert not torch.equal(half.gate(x.bfloat16()).presence_probability, exact.gate(x).presence_probability)
+
+
+def test_frames_reach_each_network_in_its_type(sound):
+    """The gate's frames come to it in float32, the members' in bfloat16."""
+    pipeline = Pipeline.of_artifact(load_artifact(sound), CPU, Precision(torch.bfloat16, "", recheck_margin=0.2))
+    seen = []
+    for name in ("gate", "score"):
+        whole = getattr(pipeline.ensemble, name)
+        setattr(
+            pipeline.ensemble,
+            name,
+            lambda images, *rest, whole=whole, name=name, **more: (
+                seen.append((name, images.dtype)) or whole(images, *rest, **more)
+            ),
+        )
+    frames = torch.randint(0, 255, (6, 56, 56), dtype=torch.uint8)
+    batches = Batches(pipeline.ensemble, frames, 3, lambda _: None)
+    batches.gate(np.arange(6), lambda _: None, on_trunk=False)
+    batches.score(np.arange(2), lambda _: None)
+    assert set(seen) == {("gate", torch.float32), ("score", torch.bfloat16)}
 
 
 def test_it_is_the_ensembles_gate(sound):

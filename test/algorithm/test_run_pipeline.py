@@ -32,7 +32,7 @@ MANIFEST = drawn_manifest("drawn", image_size=112)
 class DrawnEnsemble:
     """Presence is the median of what is brighter than 0.2, the mask what is brighter than 0.4 (member 1: than 0.2)."""
 
-    dtype = torch.float32
+    dtype = gate_dtype = torch.float32
     device = torch.device("cpu")
     members = 2
 
