@@ -107,7 +107,15 @@ def judge_set(
     return Judged(said, called)
 
 
-def together(sets: Sequence[Judged]) -> Judged:
+def judge_sets(
+    members: Sequence[TrainedMember], own: Cache, sets: dict[str, Cache], scores: Path, stride: int
+) -> dict[str, Judged]:
+    """`judge_set` of each, and of all together where there are several."""
+    judged = {name: judge_set(members, own, other, name, scores, stride) for name, other in sets.items()}
+    return judged | {ALL_SETS: _together(list(judged.values()))} if len(judged) > 1 else judged
+
+
+def _together(sets: Sequence[Judged]) -> Judged:
     """What was said of the cases of several sets."""
     return Judged(
         [case for one in sets for case in one.cases],
@@ -143,7 +151,7 @@ def describe(found: dict[str, list[Judged]]) -> tuple[str, dict[str, object]]:
         figures |= {f"F1, {reading}": [one.f1(reading) for one in seeds] for reading in readings}
         figures["WFSS"] = [float(one.worth(PLAIN).mean()) for one in seeds]
         differences = {reading: difference(base, seeds, reading) for reading in readings}
-        rows.append([name, *(_listed(values) for values in figures.values()), *map(_signed, differences.values())])
+        rows.append([name, *(_listed(values) for values in figures.values()), *map(signed, differences.values())])
         record[name] = figures | {
             f"difference, {reading}": None if one is None else one.metrics() for reading, one in differences.items()
         }
@@ -183,11 +191,7 @@ def main(arguments: list[str] | None = None) -> int:
             members = [read_member(RunFolder(run)) for run in runs]
             judged = {OUT_OF_FOLD: judge_runs(members, cache)}
             set_cpu_threads()
-            for set_name, other in opened.items():
-                scores = options.out / "scores"
-                judged[set_name] = judge_set(members, cache, other, set_name, scores, options.stride)
-            if len(opened) > 1:
-                judged[ALL_SETS] = together([judged[set_name] for set_name in opened])
+            judged |= judge_sets(members, cache, opened, options.out / "scores", options.stride)
             for set_name, one in judged.items():
                 found.setdefault(set_name, {}).setdefault(name, []).append(one)
     records = {}
@@ -203,7 +207,8 @@ def _listed(values: Sequence[float]) -> str:
     return f"{' '.join(f'{value:.3f}' for value in values)}; {np.mean(values):.3f}"
 
 
-def _signed(interval: Interval | None) -> str:
+def signed(interval: Interval | None) -> str:
+    """A difference with its interval, for people."""
     return "-" if interval is None else f"{interval.estimate:+.3f} ({interval.lower:+.3f} to {interval.upper:+.3f})"
 
 

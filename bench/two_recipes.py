@@ -18,7 +18,7 @@ import numpy as np
 
 from acouslic.errors import AcouslicError
 from algorithm.engine.device import set_cpu_threads
-from bench.ablation import ALL_SETS, BEST, EXPORTED, PLAIN, Judged, difference, judge_set, together
+from bench.ablation import ALL_SETS, BEST, EXPORTED, PLAIN, Judged, difference, judge_sets, signed
 from bench.figures.table import table
 from bench.setting.command import at_least, exit_with, named_folders
 from evaluation.metrics import intervals
@@ -61,8 +61,7 @@ class ComparedRecipes:
         ]
         lines = [table(["", "each run", "mean"], rows)]
         for name, one in self.differences.items():
-            said = "-" if one is None else f"{one.estimate:+.3f} ({one.lower:+.3f} to {one.upper:+.3f})"
-            lines.append(f"{name}, {self.pairs} pairs of runs: {said}")
+            lines.append(f"{name}, {self.pairs} pairs of runs: {signed(one)}")
         return "\n".join(lines)
 
     def metrics(self) -> dict[str, object]:
@@ -101,18 +100,13 @@ def main(arguments: list[str] | None = None) -> int:
     if not sets or ALL_SETS in sets:
         raise AcouslicError(f"give one --set or more, none of them called {ALL_SETS!r}: the last table is")
     set_cpu_threads()
+    opened = {name: Cache(folder) for name, folder in sets.items()}
     judged: dict[str, dict[str, list[Judged]]] = {}
     for side, runs in ((_FIRST, options.first), (_SECOND, options.second)):
         for run in runs:
             members = [read_member(RunFolder(run))]
             own = Cache(options.cache or Path(members[0].record["cache"]))
-            of_run = {
-                name: judge_set(members, own, Cache(folder), name, options.scores, options.stride)
-                for name, folder in sets.items()
-            }
-            if len(sets) > 1:
-                of_run[ALL_SETS] = together(list(of_run.values()))
-            for name, one in of_run.items():
+            for name, one in judge_sets(members, own, opened, options.scores, options.stride).items():
                 judged.setdefault(name, {}).setdefault(side, []).append(one)
     compared = {name: compare_recipes(sides[_FIRST], sides[_SECOND]) for name, sides in judged.items()}
     for name, one in compared.items():
