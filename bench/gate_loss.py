@@ -59,7 +59,7 @@ STUDENT_GRID = GRID | {
     "gate": ("student",),
     "stride": (1,),
     "rounds": (1, MOST_ROUNDS),
-    "scale_frames": (0, 12),
+    "scale_frames": (0, 12, 48),
 }
 
 

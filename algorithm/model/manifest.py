@@ -92,7 +92,8 @@ class ScoringConfig:
     rounds: Annotated[int, Meta(ge=1, le=100)] = 1
     """At most so often frames are chosen for refinement. From the second round on what the ensemble has said by then
     decides, and frames beside those that it calls positive are refined too, so that runs are followed to their ends.
-    The rounds end when no further frame is chosen."""
+    Where there is more than one, the best frame of each sweep is refined before the first. The rounds end when no
+    further frame is chosen."""
     scale_frames: Annotated[int, Meta(ge=0, le=1000)] = 0
     """How many frames from the middle of the ranking are refined first, where the case's own scale decides which frames
     are positive: a gate whose median is not the ensemble's would move every threshold."""
