@@ -68,8 +68,8 @@ class Scorer(Protocol):
         """Of the images that the members take."""
 
     @property
-    def gate_dtype(self) -> torch.dtype:
-        """Of those that the gate takes: the same but for a student that is more exact."""
+    def gate_dtypes(self) -> tuple[torch.dtype, ...]:
+        """Of those that the gate takes: of all frames in the first, of those near a decision in the next."""
 
     def trunk(self, images: Tensor) -> Tensor | None:
         """What `score` and `gate` begin with on (batch, 3, S, S), a tensor (batch, ...); None: nothing."""
@@ -160,11 +160,17 @@ class Batches:
         self._wait_for = wait_for
 
     def gate(
-        self, indices: NDArray[np.int64], progress: Callable[[float], None], *, on_trunk: bool = True
+        self,
+        indices: NDArray[np.int64],
+        progress: Callable[[float], None],
+        *,
+        dtype: torch.dtype | None = None,
+        on_trunk: bool = True,
     ) -> BatchScores:
-        """The gate as an ensemble of one; see `score`. One that works `on_trunk` leaves the frames' trunks behind."""
+        """The gate as an ensemble of one, in the first of its types or in `dtype`; see `score`. One that works
+        `on_trunk` leaves the frames' trunks behind."""
         network = self._gate_and_keep if on_trunk else self._gate_alone
-        return self._run(network, self.ensemble.gate_dtype, indices, progress)
+        return self._run(network, dtype or self.ensemble.gate_dtypes[0], indices, progress)
 
     def score(
         self, indices: NDArray[np.int64], progress: Callable[[float], None], *, outlined: Collection[int] = ()

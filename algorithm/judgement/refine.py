@@ -24,6 +24,8 @@ where no member judges it. The second argument is the quality (F,) of all frames
 _MIDDLE = (0.4, 0.6)
 """Of a case's frames by rank: from there its scale is asked for. Frames beside each other in time are rarely neighbours
 by rank, so they err independently."""
+_GOLDEN_RATIO = (np.sqrt(5.0) - 1.0) / 2.0
+"""Its multiples, without their whole parts, are spread evenly, however many of them are taken."""
 _SHARES = 4
 """Of the frames that may be refined, one share in so many at most tells the scale, and one at most are the best of
 their sweeps: a short stack has few."""
@@ -116,15 +118,17 @@ def asks_for_scale(selection: SelectionConfig, config: ScoringConfig) -> bool:
 
 
 def middle_frames(presence: Values, count: int) -> NDArray[np.int64]:
-    """At most `count` frames, ascending, evenly spread by rank over the middle fifth of those whose presence (F,) is
-    not 0; [] where all are."""
+    """At most `count` frames, ascending, of the middle fifth by rank of those whose presence (F,) is not 0, spread over
+    the case; [] where all are 0.
+
+    Which frame of that fifth is taken first hangs on its index alone. So where rounding moves frames into the fifth or
+    out of it, nearly all that are taken stay.
+    """
     seen = np.flatnonzero(presence > 0)
     by_rank = seen[np.argsort(presence[seen], kind="stable")]
-    if not len(by_rank):
-        return by_rank
-    first, last = (share * (len(by_rank) - 1) for share in _MIDDLE)
-    ranks = np.linspace(first, last, count)
-    return np.unique(by_rank[ranks.round().astype(np.int64)])
+    first, last = (round(share * (len(by_rank) - 1)) for share in _MIDDLE)
+    middle = by_rank[max(0, first) : last + 1]
+    return np.sort(middle[np.argsort(middle * _GOLDEN_RATIO % 1.0, kind="stable")[:count]])
 
 
 def sweep_peaks(presence: Values, sweeps: Sequence[range], count: int) -> NDArray[np.int64]:

@@ -27,7 +27,8 @@ CONFIG = PreprocessingConfig(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 class BrightEnsemble:
     """An image is an abdomen as far as it is bright, and so is each of its pixels."""
 
-    dtype = gate_dtype = torch.float32
+    dtype = torch.float32
+    gate_dtypes = (torch.float32,)
 
     def __init__(self, model):
         self.manifest = dataclasses.replace(read_manifest(model), preprocessing=CONFIG)

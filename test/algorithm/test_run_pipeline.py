@@ -32,7 +32,8 @@ MANIFEST = drawn_manifest("drawn", image_size=112)
 class DrawnEnsemble:
     """Presence is the median of what is brighter than 0.2, the mask what is brighter than 0.4 (member 1: than 0.2)."""
 
-    dtype = gate_dtype = torch.float32
+    dtype = torch.float32
+    gate_dtypes = (torch.float32,)
     device = torch.device("cpu")
     members = 2
 

@@ -113,7 +113,7 @@ def _probabilities(artifact: Artifact, frames: Tensor, device: torch.device, dty
         images = normalise(batch, ensemble.manifest.preprocessing, dtype)
         scores = ensemble.score(images)
         rows = [scores.presence_probability, scores.optimality_probability]
-        if ensemble.manifest.scoring.mode == "gated" and ensemble.student is None:
+        if ensemble.manifest.scoring.mode == "gated" and ensemble.manifest.scoring.gate != "student":
             gate = ensemble.gate(images)
             opinions = (gate.presence_probability, gate.optimality_probability)
             rows += [opinion[None] for opinion in opinions if opinion is not None]
