@@ -91,21 +91,22 @@ def _sweep_entry(path: Path) -> dict[str, Any]:
         raise AcouslicError(f"{path} is not a readable JSON file: {error}") from None
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise AcouslicError(f"{path}: expected a list of sockets, got {type(entries).__name__}")
-    matching = [entry for entry in entries if _socket(entry).get("slug") == SWEEP_SLUG]
+    matching = [entry for entry in entries if socket_of(entry).get("slug") == SWEEP_SLUG]
     if len(matching) != 1:
         raise AcouslicError(f"{path}: expected one entry for the socket {SWEEP_SLUG}, got {len(matching)}")
     return matching[0]
 
 
-def _socket(entry: dict[str, Any]) -> dict[str, Any]:
-    """New jobs say `socket`, old ones `interface`, those between say both alike."""
+def socket_of(entry: dict[str, Any]) -> dict[str, Any]:
+    """What an input or output of a job says of its socket; {} where nothing. New jobs say `socket`, old ones
+    `interface`, those between say both alike."""
     socket = entry.get("socket") or entry.get("interface")
     return socket if isinstance(socket, dict) else {}
 
 
 def _relative_folder(path: Path, entry: dict[str, Any]) -> PurePosixPath:
     """Where the sweep lies inside the input folder."""
-    text = _socket(entry).get("relative_path", SWEEP_FOLDER)
+    text = socket_of(entry).get("relative_path", SWEEP_FOLDER)
     is_path = isinstance(text, str) and text.isprintable()
     if not is_path or PurePosixPath(text).is_absolute() or ".." in PurePosixPath(text).parts:
         raise AcouslicError(

@@ -19,9 +19,6 @@ from acouslic.streams import set_up_streams
 
 DIRECT_FROM_TRAINING = ("generate",)
 """Commands of training that need no `train` before them."""
-_OURS = {"acouslic", "acouslic_cli", "algorithm", "evaluation", "training"}
-_EXTRAS = {"evaluate": "evaluation", "train": "training"}
-"""What is installed for these commands, as pyproject.toml names it."""
 
 
 def run() -> NoReturn:
@@ -93,24 +90,16 @@ def _lines(commands: Mapping[str, str], before: str = "") -> list[str]:
 
 def _run_group(group: str, rest: list[str]) -> int:
     """A command of evaluation or training."""
-    try:
-        if group == "train":
-            from training.__main__ import main as run_training
+    if group == "train":
+        from training.__main__ import main as run_training
 
-            return run_training(rest)
-        from evaluation.__main__ import main as run_evaluation
+        return run_training(rest)
+    from evaluation.__main__ import main as run_evaluation
 
-        if not rest:  # `python -m evaluation` alone is the container's run
-            run_evaluation(["--help"])
-            return 2
-        return run_evaluation(rest)
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing in _OURS:
-            raise
-        install = f"pip install 'acouslic-fetal-abdomen[{_EXTRAS[group]}]'"
-        print(f"the Python package {missing} is not installed, which this needs: {install}", file=sys.stderr)
-        return 1
+    if not rest:  # `python -m evaluation` alone is the container's run
+        run_evaluation(["--help"])
+        return 2
+    return run_evaluation(rest)
 
 
 if __name__ == "__main__":

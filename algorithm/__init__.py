@@ -1,8 +1,9 @@
 """The container's job: sweeps in, chosen frame, mask and circumference out.
 
-The ways in are here: `__main__` (the platform's exec mode), `serve` (its invoke mode), `predict` (people), with the
-command line's `arguments` and the `case_list` they stand for, `api` (Python programs: `from algorithm import Model`),
-and the `pipeline` that all of them share. The rooms follow the data, and each may use only those before it:
+The ways in are here: `__main__` (the platform's exec mode), `serve` (its invoke mode), `predict` (people; with many
+devices through `cohort`), `watch` (a folder that fills up), `amend` (corrections by hand) and `health`, with
+`arguments` of the command line and the `case_list` they stand for, `api` (Python programs: `from algorithm import
+Model`), and the `pipeline` that all of them share. The rooms follow the data, and each may use only those before it:
 
     process     the running program: cores, signals, messages, times
     model       what a trained model is: manifest, weights, tower, adapters, heads

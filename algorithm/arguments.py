@@ -108,7 +108,11 @@ def _predict(predict: argparse.ArgumentParser) -> None:
         metavar="WEEKS",
         help="such as 28w3d, for cases without an age in a list: adds the circumference's centile (INTERGROWTH-21st)",
     )
-    _of_every_case(predict, no_page="write no report.html and no index.html")
+    _of_every_case(
+        predict,
+        no_page="write no report.html and no index.html",
+        verbose="log timings and notes of each case (not with several workers)",
+    )
     many = predict.add_argument_group("many cases")
     many.add_argument(
         "--resume",
@@ -134,7 +138,7 @@ def _predict(predict: argparse.ArgumentParser) -> None:
     )
 
 
-def _of_every_case(command: argparse.ArgumentParser, *, no_page: str) -> None:
+def _of_every_case(command: argparse.ArgumentParser, *, no_page: str, verbose: str) -> None:
     """What `predict` and `watch` may be told of all their cases."""
     command.add_argument(
         "--dicom",
@@ -148,9 +152,7 @@ def _of_every_case(command: argparse.ArgumentParser, *, no_page: str) -> None:
         metavar="MM",
         help="size of a pixel in all cases, if the files state none (video, PNG) or a wrong one",
     )
-    command.add_argument(
-        "--verbose", action="store_true", help="log timings and notes of each case (not with several workers)"
-    )
+    command.add_argument("--verbose", action="store_true", help=verbose)
 
 
 def _amend(amend: argparse.ArgumentParser) -> None:
@@ -169,7 +171,11 @@ def _watch(watch: argparse.ArgumentParser) -> None:
         metavar="S",
         help="a file is complete when nobody has written to it for S seconds (default: 5)",
     )
-    _of_every_case(watch, no_page="write no report.html (a watcher never writes index.html)")
+    _of_every_case(
+        watch,
+        no_page="write no report.html (a watcher never writes index.html)",
+        verbose="log timings and notes of each case",
+    )
 
 
 def _health(health: argparse.ArgumentParser) -> None:

@@ -111,7 +111,11 @@ def _sweeps_of_list(path: Path, lists: tuple[Path, ...]) -> list[SweepInput]:
         elif isinstance(case, str) and case == case_name(case) and _fits_a_folder(case):
             sweeps.append(SweepInput(stack, case, age))
         else:
-            raise AcouslicError(f"{path}: row {line} names the case {case!r}, which no folder can have")
+            if isinstance(case, str) and "/" not in case and case != case_name(case) != "":
+                wrong = f"expected it without a suffix: {case_name(case)!r}"
+            else:
+                wrong = "which no folder can have"
+            raise AcouslicError(f"{path}: row {line} names the case {case!r}, {wrong}")
     if not sweeps:
         raise AcouslicError(f"{path} lists no stack: expected a column `path` and a row for each")
     return sweeps
@@ -150,7 +154,9 @@ def _rows_of_list(path: Path) -> list[dict[str, Any]]:
                 f"{path}: reading Parquet needs pyarrow: run requirements/set_up.sh cohort, or give the list as .csv"
             ) from None
         try:
-            rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
+            # Opened here: a folder's name that is not UTF-8 is none to pyarrow.
+            with path.open("rb") as content:
+                rows: list[dict[str, Any]] = pyarrow.parquet.read_table(content).to_pylist()
         except (OSError, ValueError) as error:
             raise AcouslicError(f"{path} is not a readable Parquet file: {error}") from None
         return rows

@@ -313,8 +313,8 @@ class Dispatcher:
                 continue
             row = ResultRow(
                 case.sweep.case,
-                error=f"its worker died {case.deaths} times: {case.sweep.path} ends the program, or takes more memory "
-                "than there is; run it alone to see why",
+                error=f"its worker died {case.deaths} times: the case ends the program, or takes more memory than "
+                "there is; run it alone to see why",
             )
             self._metrics.case(row)
             self._take(row)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from acouslic.errors import AcouslicError
 from acouslic.interrupts import Interrupts
 from acouslic.sockets import SweepInput
 from acouslic.write import check_writable
@@ -31,7 +32,7 @@ from algorithm.result.growth import GestationalAge, parse_age
 from algorithm.result.outputs import PREVIEW_FILE, prepare_output
 from algorithm.result.preview import write_preview
 from algorithm.result.record import Maker, recorded_row, write_record
-from algorithm.result.source import source_of
+from algorithm.result.source import is_there, source_of, without_name
 from algorithm.result.table import INDEX_FILE, RESULTS_FILE, ResultRow, ResultTable
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ def analyse_case(
         if interrupts is not None:
             interrupts.raise_noted()
         on_failure(error)
-        return ResultRow(sweep.case, error=explain(error))
+        return ResultRow(sweep.case, error=without_name(explain(error), sweep.path, stream.source, sweep.case))
 
 
 def _try_case(
@@ -211,6 +212,9 @@ def _try_case(
         write_preview(result, folder / PREVIEW_FILE, frame)
         if settings.dicom:
             write_dicom(result, folder, maker)
+        if is_there(sweep.path) and source_of(sweep.path) != stream.source:
+            # Page and preview would show other frames than were judged.
+            raise AcouslicError(f"{sweep.path} was changed while it was analysed: analyse it again")
         row = ResultRow.of(result, time.monotonic() - start)
         write_record(folder, stream.source, maker, row)
     return row

@@ -85,7 +85,9 @@ def check_heartbeat(output_dir: Path, longest_s: float) -> None:
     try:
         age_s = time.time() - path.stat().st_mtime
     except OSError as error:
-        raise AcouslicError(f"{path}: {error.strerror}: no watcher has written there") from None
+        raise AcouslicError(
+            f"{path}: {error.strerror}: no watcher has written there: name the OUT of `acouslic watch`, or start it"
+        ) from None
     if age_s > longest_s:
         raise AcouslicError(f"{path} is {age_s:.0f} s old: the watcher does not answer any more")
 
@@ -268,7 +270,7 @@ class _Watcher:
             else:
                 log.info("%s", row.sentence())
             if stamp_of(sweep.path) is None:
-                complain(f"{sweep.case}: {sweep.path} was removed while it was analysed")
+                complain(f"{sweep.case}: its file was removed while it was analysed")
             self._table.take(row)
             self._write_table()
 

@@ -28,8 +28,8 @@ import numpy as np
 from sklearn.metrics import average_precision_score
 
 from acouslic.errors import AcouslicError
+from acouslic.frame_labels import frame_worth
 from algorithm.engine.device import set_cpu_threads
-from bench.figures.frame_choice import frame_worth
 from bench.figures.readings import READINGS, Called, SaidOfCase
 from bench.figures.table import table
 from bench.judgement import (

@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from acouslic.errors import AcouslicError
+from acouslic.frame_labels import frame_worth
 from acouslic.geometry import sweep_ranges
 from acouslic.release import Release
 from algorithm.engine.batches import choose_batch_frames
@@ -35,7 +36,7 @@ from algorithm.judgement.score import gate_frames
 from algorithm.model.artifact import load_artifact
 from algorithm.model.manifest import Manifest, ScoringConfig
 from algorithm.model.student import student_from_state
-from bench.figures.frame_choice import choose_frame, frame_worth
+from bench.figures.frame_choice import choose_frame
 from bench.figures.recorded_scores import Record, record_release, replay
 from bench.figures.table import table
 from bench.setting.command import add_device, at_least, exit_with
@@ -330,7 +331,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cache",
         type=Path,
-        help="a folder for what was scored, used again the next time: one for each model and precision (default: none)",
+        help="a folder for what was scored, used again for the same model, precision and files (default: none)",
     )
     add_device(parser)
     parser.add_argument(

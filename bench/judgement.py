@@ -19,7 +19,7 @@ import argparse
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +77,9 @@ def _answers_of_member(
     """Of one run. Each is asked by itself: another one beside it changes nothing of what is kept."""
     kept: dict[str, Path] = {}
     for case in cases:
-        asked = json.dumps([member.record, case.uuid, stride, masks], sort_keys=True)
+        # The case's record says of which files it was made and when: a uuid alone may be another set's too.
+        question = [member.record, asdict(case.record), cache.image_size, stride, masks]
+        asked = json.dumps(question, sort_keys=True)
         kept[case.uuid] = scores / f"{hashlib.sha256(asked.encode()).hexdigest()[:16]}.npz"
     missing = [case for case in cases if not kept[case.uuid].is_file()]
     if missing:
@@ -103,10 +105,10 @@ def _answers_of_member(
     for case in cases:
         with np.load(kept[case.uuid], allow_pickle=False) as content:
             found[case.uuid] = Answer(
-                *(
-                    _all_frames(content[name], content["rows"], case.sweeps)
+                **{
+                    name: _all_frames(content[name], content["rows"], case.sweeps)
                     for name in ("presence", "optimality", "mask_area")
-                )
+                }
             )
     return found
 
@@ -269,9 +271,7 @@ def _parser() -> argparse.ArgumentParser:
         help="only cases from, to of each set (default: all)",
     )
     parser.add_argument("--closed", nargs="*", default=[], metavar="NAME", help="sets that are not looked at yet")
-    parser.add_argument(
-        "--scores", type=Path, default=Path("scores"), help="folder that keeps what each run said (default: ./scores)"
-    )
+    parser.add_argument("--scores", type=Path, required=True, help="folder that keeps what each run said of each set")
     parser.add_argument("--stride", type=at_least(1), default=1, help="look at every n-th frame (default: %(default)s)")
     parser.add_argument("--masks", action="store_true", help="draw masks on all frames too")
     parser.add_argument(

@@ -1,6 +1,6 @@
 """Two recipes of training on sets of other patients: the first read plainly, as the paper does, the second as exported.
 
-    python bench/two_recipes.py --first RUN... --second RUN... --set NAME=CACHE ... [--scores FOLDER] [--stride 6]
+    python bench/two_recipes.py --first RUN... --second RUN... --set NAME=CACHE ... --scores FOLDER [--stride 6]
 
 Each run is one seed, judged by itself; its reading is fitted on the cases that it left out. Differences are paired by
 case and by seed, in the order in which the runs are named, with an interval by subject; a side's further runs have
@@ -123,9 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=CACHE", help="other patients; may be repeated"
     )
-    parser.add_argument(
-        "--scores", type=Path, default=Path("scores"), help="folder that keeps what each run said (default: ./scores)"
-    )
+    parser.add_argument("--scores", type=Path, required=True, help="folder that keeps what each run said of each set")
     parser.add_argument("--stride", type=at_least(1), default=1, help="look at every n-th frame (default: %(default)s)")
     return parser
 

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 
 from acouslic.errors import AcouslicError
+from acouslic.frame_labels import OPTIMAL
 from acouslic.geometry import SPACING_MM, sweep_index, sweep_ranges
 from acouslic.sockets import NO_FRAME
 from evaluation.inputs.case_truth import CaseTruth
@@ -16,7 +17,7 @@ from evaluation.inputs.masks import read_predicted_mask
 from evaluation.inputs.own_judgement import read_own_judgement
 from evaluation.inputs.predictions import Submission
 from evaluation.metrics.case_result import CaseResult, Polygon
-from evaluation.metrics.official import OPTIMAL, score_case
+from evaluation.metrics.official import score_case
 
 _OUTLINE_TOLERANCE_PX = 0.75
 """How far a simplified outline may run from the real one, where that takes no more corners than allowed."""

@@ -165,7 +165,8 @@ def _common_cases(run_a: RunCases, run_b: RunCases) -> list[str]:
                 f"{run_b.folder}; only in {run.folder}: {some}{', ...' if len(only) > _NAMED_CASES else ''}"
             )
     for case in run_a.rows:
-        if run_a.subject(case) != run_b.subject(case) or _reference(run_a, case) != _reference(run_b, case):
+        same = run_a.subject(case) == run_b.subject(case) and _reference(run_a, case) == _reference(run_b, case)
+        if not same or _measured_otherwise(run_a, run_b, case):
             raise AcouslicError(f"case {shown(case)} was scored against different references in the two runs")
     return list(run_a.rows)
 
@@ -178,6 +179,16 @@ def _reference(run: RunCases, case: str) -> list[tuple[int, int]]:
             counts = run.counts(case, counts_prefix(target, "selection", protocol)) or ConfusionCounts()
             found.append((counts.tp + counts.fn, counts.fp + counts.tn))
     return found
+
+
+def _measured_otherwise(run_a: RunCases, run_b: RunCases, case: str) -> bool:
+    """Whether the same chosen frame was held against two circumferences."""
+    if run_a.number(case, "frame_number") != run_b.number(case, "frame_number"):
+        return False
+    length_a_mm, length_b_mm = run_a.number(case, "reference_ac_mm"), run_b.number(case, "reference_ac_mm")
+    if length_a_mm is None or length_b_mm is None:
+        return length_a_mm != length_b_mm
+    return abs(length_a_mm - length_b_mm) > _AGREEMENT
 
 
 def _means(run: RunCases, cases: Sequence[str], column: str) -> np.ndarray:
@@ -249,6 +260,9 @@ def comparison_table(run_a: RunCases, run_b: RunCases, differences: Sequence[Dif
             f"{clear} {around:18}   {cases}".rstrip()
         )
     lines += ["", "* the interval leaves out 0. nae_circumference: smaller is better."]
+    failed = [sum(bool(row.get("failure")) for row in run.rows.values()) for run in (run_a, run_b)]
+    if any(failed):
+        lines.append(f"Cases that could not be scored, and have the worst values: {failed[0]} in A, {failed[1]} in B.")
     return "\n".join(lines)
 
 

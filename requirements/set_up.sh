@@ -3,7 +3,7 @@
 #
 #   requirements/set_up.sh runtime      torch and the algorithm: what run.sh needs
 #   requirements/set_up.sh evaluation   the evaluation, without torch
-#   requirements/set_up.sh training     training, and with it the runtime
+#   requirements/set_up.sh training     training, and with it the runtime and the evaluation
 #   requirements/set_up.sh cohort       the runtime, and Ray for many devices or machines
 #   requirements/set_up.sh docs         what builds the documentation, with all modules that it describes
 #   requirements/set_up.sh test         all of it and the tests: what test.sh needs

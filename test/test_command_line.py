@@ -137,20 +137,22 @@ def test_a_failure_is_one_sentence_and_exit_code_1(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "package", "extra"),
+    ("program", "words", "package", "extra"),
     [
-        (["predict", "x.mha", "--output", "out", "--model", "MODEL"], "torch", "algorithm"),
-        (["train", "fit", "--cache=c", "--split=s", "--out=o"], "jsonargparse", "training"),
-        (["evaluate", "compare", "a", "b"], "scipy", "evaluation"),
+        ("acouslic_cli", ["predict", "x.mha", "--output", "out", "--model", "MODEL"], "torch", "algorithm"),
+        ("acouslic_cli", ["train", "fit", "--cache=c", "--split=s", "--out=o"], "jsonargparse", "training"),
+        ("acouslic_cli", ["evaluate", "compare", "a", "b"], "scipy", "evaluation"),
+        ("training", ["fit", "--cache=c", "--split=s", "--out=o"], "jsonargparse", "training"),
+        ("evaluation", ["compare", "a", "b"], "scipy", "evaluation"),
     ],
 )
-def test_a_missing_package_is_named(words, package, extra, repository, tiny_model, platform_case, speckle, tmp_path):
+def test_a_missing_package_is_named(
+    program, words, package, extra, repository, tiny_model, platform_case, speckle, tmp_path
+):
     """Where only the base is installed, the sentence names the package and the extra that brings it."""
     platform_case.write_sweep(speckle(2)).rename(tmp_path / "x.mha")
     words = [str(tiny_model) if word == "MODEL" else word for word in words]
-    code = (
-        f"import sys; sys.modules[{package!r}] = None\nfrom acouslic_cli.__main__ import main\nsys.exit(main({words}))"
-    )
+    code = f"import sys; sys.modules[{package!r}] = None\nfrom {program}.__main__ import main\nsys.exit(main({words}))"
     environment = os.environ | {"PYTHONPATH": str(repository)}
     ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
 

@@ -53,7 +53,15 @@ def main(arguments: list[str]) -> int:
     words = [f"--raw={raw}", f"--out={out / 'cache'}", f"--image-size={image_size}", f"--jobs={options.jobs}"]
     words += ["--antialias"] * options.antialias + ["--allow-unannotated"] * options.allow_unannotated
     _done(prepare.main(words), "prepare")
-    words = [f"--csv={Release(raw).circumferences_path}", f"--cache={out / 'cache'}", f"--folds={options.folds}"]
+    csv = Release(raw).circumferences_path
+    if split_path.is_file() and any(out.glob("fold_*/cases.json")):
+        again = split.split_cache(csv, out / "cache", folds=options.folds, seed=options.split_seed)
+        if again.sha256() != split.read_split(split_path).sha256():
+            raise AcouslicError(
+                f"{csv} lists other cases than {split_path}, by which the runs beside it were trained: choose another "
+                "--out, or give the release that they learned from"
+            )
+    words = [f"--csv={csv}", f"--cache={out / 'cache'}", f"--folds={options.folds}"]
     _done(split.main(["--protocol=subject", *words, f"--seed={options.split_seed}", f"--out={split_path}"]), "split")
     cache, folds = Cache(out / "cache"), split.read_split(split_path)
     write_text(out / "settings.yaml", settings_to_yaml(settings))

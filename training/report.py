@@ -28,7 +28,7 @@ from training.export.trained_member import TrainedMember, read_member
 from training.judge.calibrate import CaseJudgement, judge_cases
 from training.judge.nested_reading import read_nested
 from training.judge.worst_frames import draw_worst_frames, find_worst_frames
-from training.learn.run_folder import find_runs
+from training.learn.run_folder import find_all_runs
 from training.release.cache import Cache
 
 SCORES_FILE = "scores.npz"
@@ -88,7 +88,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.worst < 0:
         raise AcouslicError(f"--worst must not be negative: {options.worst}")
-    members = [read_member(run) for path in options.runs for run in find_runs(path)]
+    members = [read_member(run) for run in find_all_runs(options.runs)]
     cache = Cache(options.cache or Path(members[0].record["cache"]))
     scored = [member.scored for member in members]
     judged = judge_cases(scored, [member.calibration for member in members], SelectionConfig())
@@ -105,7 +105,7 @@ def main(arguments: list[str]) -> int:
     ended = subprocess.run([*command, str(options.out)], check=False)
     if ended.returncode:
         raise AcouslicError(
-            f"{options.out / SCORES_FILE} is written, but no report was made of it: see above, or run "
-            f"requirements/set_up.sh evaluation and then acouslic evaluate frames on that file"
+            f"{options.out / SCORES_FILE} is written, but no report was made of it: mend what is said above, then run "
+            f"acouslic evaluate frames on that file"
         )
     return 0

@@ -35,7 +35,8 @@ shift
 
 # Here and in the jobs paths among the settings are those of the folder that this was called from.
 export PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH}
-"$python" -P -m training ensemble --raw="$release" --out="$work" --parallel=0 "$@"
+# Last: what is said here counts, whatever stands among the settings.
+"$python" -P -m training ensemble "$@" --raw="$release" --out="$work" --parallel=0
 folds=$("$python" -c 'import json, sys; print(sum(name.startswith("fold_") for name in json.load(open(sys.argv[1]))["parts"]))' \
     "$work/split.json")
 # Without B: before the signal it goes to the step that srun starts, so that this shell lives to ask for a requeue.

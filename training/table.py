@@ -34,7 +34,7 @@ from training.frames.dataset import FrameTable, table_of
 from training.learn.frame_metrics import FrameCounts, count_frames
 from training.learn.learner import FrameLearner
 from training.learn.out_of_fold import OutOfFold, read_out_of_fold, score_out_of_fold, write_out_of_fold
-from training.learn.run_folder import RunFolder
+from training.learn.run_folder import RunFolder, read_settings
 from training.learn.run_member import (
     FoldCases,
     describe_run,
@@ -113,6 +113,23 @@ def run_trial(task: TableTask, seed: int) -> list[TrialResult]:
     return measure_trial(task.row, seed, folder, test, read_out_of_fold(scores_path))
 
 
+def refuse_other_trials(task: TableTask) -> None:
+    """Raises AcouslicError where a trial of the same row has other settings, or any trial of the table another split:
+    their mean would be of nothing."""
+    for other in sorted(task.out.glob("*/trial_*")):
+        folder = RunFolder(other)
+        if not (folder.settings_path.is_file() and folder.cases_path.is_file()):
+            continue
+        if other.parent.name == task.row.name:
+            there = read_settings(folder.settings_path)
+            folder.refuse_other_settings(replace(task.settings, seed=there.seed))
+        found = folder.identity_of_split()
+        if found != task.split.sha256():
+            raise AcouslicError(
+                f"{folder.cases_path} is of a trial on another split: one table has one split; choose another --out"
+            )
+
+
 def _is_first_process() -> bool:
     """Of those that train one trial; the first alone scores it and writes."""
     return not rank_zero_only.rank  # type: ignore[attr-defined]  # set by Lightning, in every process
@@ -189,13 +206,28 @@ def write_results(out: Path, fresh: list[TrialResult]) -> None:
         _write_results(out, fresh)
 
 
+def read_results(path: Path) -> list[dict[str, str]]:
+    """The lines of a results.csv; none where there is no file. Raises AcouslicError where it is not as it was written:
+    a spreadsheet may have saved it in a form of its own."""
+    columns = list(TrialResult.__dataclass_fields__)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, strict=True)
+            lines = list(reader)
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise AcouslicError(f"{path} is not a readable csv file ({error}): move it away") from None
+    if reader.fieldnames != columns or any(None in (*line, *line.values()) for line in lines):
+        raise AcouslicError(f"{path} is no table that this command wrote: move it away")
+    return lines
+
+
 def _write_results(out: Path, fresh: list[TrialResult]) -> None:
     path = out / "results.csv"
     lines: dict[tuple[str, ...], dict[str, str]] = {}
-    if path.is_file():
-        with path.open(newline="", encoding="utf-8") as file:
-            for line in csv.DictReader(file):
-                lines[line["row"], line["seed"], line["protocol"]] = line
+    for line in read_results(path):
+        lines[line["row"], line["seed"], line["protocol"]] = line
     for result in fresh:
         line = {name: str(value) for name, value in asdict(result).items()}
         lines[line["row"], line["seed"], line["protocol"]] = line
@@ -287,6 +319,9 @@ def main(arguments: list[str]) -> int:
         random_init=options.random_init,
         command=shlex.join(["python", "-m", "training", "table", *arguments]),
     )
+    # Before hours of training.
+    read_results(task.out / "results.csv")
+    refuse_other_trials(task)
     for seed in range(options.first_seed, options.first_seed + options.trials):
         results = run_trial(task, seed)
         if results:

@@ -6,7 +6,7 @@ before a pixel is decoded, and each strip or tile must decode to exactly the byt
 never mapped into memory: one that shrinks meanwhile is a sentence, not a signal.
 
 Pages and pixel sizes are equal to SimpleITK's, which would decode the whole stack into a second copy (and shows
-white-is-zero files the wrong way round).
+white-is-zero files the wrong way round). A page that is stored turned or mirrored is refused.
 """
 
 import io
@@ -16,6 +16,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,8 +133,13 @@ def _read_pages(tiff: "TiffFile", path: Path, most_pages: int, file_bytes: int) 
         raise AcouslicError(f"{path} is a TIFF without a page, or its first one lies beyond its end")
     _check_chain_ends(tiff, path)
     first = tiff.pages.first
-    if len(pages) == 1:
-        pages = _undeclared_pages(pages[0], first, path, most_pages, file_bytes)
+    announced = _described_pages(first, path)
+    if len(pages) == 1 and announced > 1 and not first.is_ome:
+        pages = _undeclared_pages(pages[0], announced, path, most_pages, file_bytes)
+    if announced > len(pages):
+        raise AcouslicError(
+            f"{path} is damaged or cut off: its description announces {announced} frames, its chain has {len(pages)}"
+        )
     return tuple(pages), first
 
 
@@ -148,14 +154,9 @@ def _check_chain_ends(tiff: "TiffFile", path: Path) -> None:
     raise AcouslicError(f"{path} is damaged or cut off: its chain of pages leads in a circle or beyond its end")
 
 
-def _undeclared_pages(only: Page, directory: "TiffPage", path: Path, most_pages: int, file_bytes: int) -> list[Page]:
-    """The pages of a file that has one directory for all of them: ImageJ's above 4 GB, and tifffile's truncated ones.
-
-    Their number stands in the description; their pixels follow each other without a gap.
-    """
-    count = _described_pages(directory, path)
-    if count == 1:
-        return [only]
+def _undeclared_pages(only: Page, count: int, path: Path, most_pages: int, file_bytes: int) -> list[Page]:
+    """The pages of a file that has one directory for all `count` of them: ImageJ's above 4 GB, and tifffile's truncated
+    ones. Their pixels follow each other without a gap."""
     if count > most_pages:
         raise AcouslicError(f"{path} announces {count} frames, more than {most_pages}")
     if not only.contiguous:
@@ -171,8 +172,10 @@ def _undeclared_pages(only: Page, directory: "TiffPage", path: Path, most_pages:
 
 
 def _described_pages(directory: "TiffPage", path: Path) -> int:
-    """How many frames the description of the only directory announces; 1 where it announces none."""
+    """How many frames the description of the first directory announces; 1 where it announces none."""
     tifffile = load_tifffile()
+    if directory.is_ome:
+        return _planes_of_ome(directory.description, path)
     if (text := directory.imagej_description) is not None:
         count = tifffile.tifffile.imagej_description_metadata(text).get("images", 1)
         if type(count) is not int or count < 1:
@@ -184,6 +187,20 @@ def _described_pages(directory: "TiffPage", path: Path) -> int:
         if isinstance(shape, list | tuple) and all(type(size) is int and size > 0 for size in shape):
             return max(1, math.prod(shape) // math.prod(directory.shape))
     return 1
+
+
+def _planes_of_ome(text: str, path: Path) -> int:
+    """How many planes all images of an OME description have, of which some may lie in other files; colours that share
+    a plane count as one (OME-TIFF specification)."""
+    planes = 0
+    try:
+        for pixels in ElementTree.fromstring(text).iterfind("{*}Image/{*}Pixels"):
+            channels = [int(channel.get("SamplesPerPixel", 1)) for channel in pixels.iterfind("{*}Channel")]
+            of_colours = len(channels) or int(pixels.get("SizeC", 1))
+            planes += int(pixels.get("SizeZ", 1)) * int(pixels.get("SizeT", 1)) * of_colours
+    except (ElementTree.ParseError, ValueError):
+        raise AcouslicError(f"{path} is damaged: its OME description cannot be read") from None
+    return max(1, planes)
 
 
 def _decoded(page: Page, file: io.FileIO, path: Path, frame_index: int) -> NDArray[Any]:

@@ -88,7 +88,7 @@ def checked_page(
     key = (
         page.shaped, page.compression, page.photometric, page.bitspersample, page.sampleformat, page.fillorder,
         page.predictor, page.planarconfig, page.rowsperstrip, page.tilewidth, page.tilelength, page.extrasamples,
-        262 in page.tags, None if palette is None else np.asarray(palette.value).tobytes(),
+        262 in page.tags, page.tags.valueof(274, 1), None if palette is None else np.asarray(palette.value).tobytes(),
     )  # fmt: skip
     if key not in layouts:
         _check_form(page, where)
@@ -113,6 +113,10 @@ def _check_form(page: "TiffPage", where: str) -> None:
     # A damaged tag can make any of them a fraction or a list.
     if not all(isinstance(size, int) for size in sizes) or min(sizes[:3]) < 1 or page.imagedepth != 1:
         raise AcouslicError(f"{where} is damaged: it has no width or length")
+    if page.tags.valueof(274, 1) != 1:
+        raise AcouslicError(
+            f"{where} is stored turned or mirrored (Orientation {page.tags.valueof(274)!s:.10}): save it upright"
+        )
     if 262 not in page.tags:
         raise AcouslicError(f"{where} is damaged: it does not say what its values mean (no PhotometricInterpretation)")
     known = {WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _YCBCR: 3}

@@ -17,7 +17,7 @@ _CONVERT = "convert it with SimpleITK: SimpleITK.WriteImage(SimpleITK.ReadImage(
 
 
 def check_nifti(path: Path) -> None:
-    """Raises AcouslicError unless a NIfTI, compressed or not, holds at least the pixels that its header announces.
+    """Raises AcouslicError unless a NIfTI, compressed or not, holds just the pixels that its header announces.
 
     Format: nifti1.h and nifti2.h of the NIfTI working group.
     """
@@ -30,11 +30,7 @@ def check_nifti(path: Path) -> None:
             there = _inflated_bytes(file, path, pixels_at + pixel_bytes) if compressed else path.stat().st_size
     except OSError as error:
         raise AcouslicError(f"{path} could not be read: {error.strerror or error}") from error
-    if there < pixels_at + pixel_bytes:
-        raise AcouslicError(
-            f"{path}: the header announces {pixel_bytes:,} bytes of pixels, but {max(there - pixels_at, 0):,} are "
-            "there; the file is truncated or its header is wrong"
-        )
+    _check_length(path, pixel_bytes, max(there - pixels_at, 0))
 
 
 def _nifti_extent(start: bytes, path: Path) -> tuple[int, int]:
@@ -57,7 +53,7 @@ def _nifti_extent(start: bytes, path: Path) -> tuple[int, int]:
 
 
 def check_nrrd(path: Path) -> None:
-    """Raises AcouslicError unless an NRRD, or the file that it names, holds the pixels that its header announces.
+    """Raises AcouslicError unless an NRRD, or the file that it names, holds just the pixels that its header announces.
 
     Format: the NRRD definition of Teem. Raw and gzip are read; the other encodings are for people's eyes.
     """
@@ -140,10 +136,14 @@ def _check_nrrd_pixels(file: BinaryIO, fields: dict[str, str], pixel_bytes: int,
         there = file.seek(0, 2) - start
     else:
         there = _inflated_bytes(file, path, pixel_bytes)
-    if there < pixel_bytes:
+    _check_length(path, pixel_bytes, there)
+
+
+def _check_length(path: Path, announced: int, there: int) -> None:
+    if there != announced:
+        wrong = "the file is truncated or its header is wrong" if there < announced else "its header is wrong"
         raise AcouslicError(
-            f"{path}: the header announces {pixel_bytes:,} bytes of pixels, but {there:,} are there; the file is "
-            "truncated or its header is wrong"
+            f"{path}: the header announces {announced:,} bytes of pixels, but {there:,} are there; {wrong}"
         )
 
 

@@ -136,6 +136,9 @@ def _checked(path: Path, dataset: Any) -> DicomFile:
             f"{label}: expected unsigned pixels of 8 bits, grey, RGB or YBR, got {samples} of {bits} bits, "
             f"{photometric!r:.30}"
         )
+    stored, high = (int(dataset.get(name) or bits) for name in ("BitsStored", "HighBit"))
+    if "HighBit" in dataset and high != stored - 1:
+        raise AcouslicError(f"{label}: its values are not the lowest {stored} bits (HighBit {high}); export it again")
     pixel_bytes = samples * bits // 8
     if frames * rows * columns * pixel_bytes > MAX_STACK_BYTES:
         raise AcouslicError(f"{label}: {frames} frames of {rows} x {columns} are more than {MAX_STACK_BYTES:,} bytes")

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import struct
 import warnings
 from collections.abc import Generator, Iterator
@@ -23,12 +24,14 @@ _JPEG_LS_FRAME = b"\xff\xf7"
 _PIXEL_DATA = (0x7FE0, 0x0010)
 _UNKNOWN_LENGTH = 0xFFFFFFFF
 _JPEG_ENDS_WITH = b"\xff\xd9"
+_NEXT_IMAGE = re.compile(rb"\xff\xd9\0?\xff[\xd8\x4f]\xff")
+"""Where an image of any kind of JPEG ends and a further one begins."""
 
 
 def grey_frames(file: DicomFile, first_frame: int) -> Generator[NDArray[Any], None, None]:
     """Each frame of a file, (rows, columns), uint8 or uint16, the caller's own; `first_frame` counts in the stack.
 
-    Raises AcouslicError where the pixels are damaged, cut off or fewer than announced, or show colours.
+    Raises AcouslicError where the pixels are damaged, cut off, fewer or more than announced, or show colours.
     """
     try:
         with file.path.open("rb") as stream, file.path.open("rb") as beside:
@@ -38,6 +41,8 @@ def grey_frames(file: DicomFile, first_frame: int) -> Generator[NDArray[Any], No
             for number in range(file.frames):
                 if encoded is not None:
                     _check_encoded(file, number, next(encoded, b""))
+                    if number == file.frames - 1 and next(encoded, b""):
+                        raise AcouslicError(_more_than_announced(file))
                 with warnings.catch_warnings():
                     # Of padding and the like, with values that may not be passed on.
                     warnings.simplefilter("ignore")
@@ -79,6 +84,9 @@ def _to_pixels(file: DicomFile, stream: BinaryIO) -> None:
                 f"{file.label}: the header announces {expected:,} bytes of pixels, but {min(length, there):,} are "
                 "there; the file is truncated or its header is wrong"
             )
+        # Less than a frame more is padding, which some devices leave.
+        if length - expected >= expected // file.frames:
+            raise AcouslicError(_more_than_announced(file))
     elif length != _UNKNOWN_LENGTH:
         raise AcouslicError(f"{file.label}: its compressed pixels are not in frames of their own")
 
@@ -109,10 +117,24 @@ def _decoder_frames(file: DicomFile, stream: BinaryIO) -> Iterator[tuple[NDArray
 
 def _encoded_frames(file: DicomFile, stream: BinaryIO) -> Iterator[bytes]:
     """The compressed bytes of each frame, from a handle of their own."""
-    from pydicom.encaps import generate_frames
+    from pydicom.encaps import generate_frames, parse_basic_offsets, parse_fragments
 
     _to_pixels(file, stream)
+    if file.transfer_syntax == _RLE:
+        # A frame is one fragment each (DICOM PS3.5, A.4.2), but a reader that expects one frame joins them all.
+        parse_basic_offsets(stream)
+        if parse_fragments(stream)[0] > file.frames:
+            raise AcouslicError(_more_than_announced(file))
+        stream.seek(0)
+        _to_pixels(file, stream)
     return generate_frames(stream, number_of_frames=file.frames)
+
+
+def _more_than_announced(file: DicomFile) -> str:
+    return (
+        f"{file.label} holds more than the {file.frames} frames that its header announces; its header is wrong: export "
+        "it again"
+    )
 
 
 def _check_encoded(file: DicomFile, number: int, encoded: bytes) -> None:
@@ -139,6 +161,8 @@ def _check_encoded(file: DicomFile, number: int, encoded: bytes) -> None:
         )
     if not encoded.rstrip(b"\0").endswith(_JPEG_ENDS_WITH):
         raise AcouslicError(f"{file.label}: its frame {number} is cut off")
+    if _NEXT_IMAGE.search(encoded):
+        raise AcouslicError(_more_than_announced(file))
 
 
 def _grey(pixels: NDArray[Any], interpretation: str, file: DicomFile, frame_index: int) -> NDArray[Any]:

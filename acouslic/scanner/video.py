@@ -36,6 +36,10 @@ class Video:
                 for frame in container.decode(stream):
                     if (frame.height, frame.width) != (header.rows, header.columns) or frame.is_corrupt:
                         raise AcouslicError(f"{where}: its frame {count} (counted from 0) is damaged")
+                    if frame.rotation:
+                        raise AcouslicError(
+                            f"{where} is to be shown turned by {frame.rotation} degrees: save it upright"
+                        )
                     if count == header.frames:
                         raise AcouslicError(f"{where} holds more than the {header.frames} frames that it announces")
                     yield brightness(frame.to_ndarray(format="rgb24"), where, count)

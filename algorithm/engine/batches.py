@@ -268,9 +268,8 @@ class Batches:
 
     def _halve(self) -> None:
         if self._batch_frames == 1:
-            raise AcouslicError(
-                f"{self.frames.device} has no memory for the model and one frame: free some, or use the CPU"
-            )
+            otherwise = ", or use the CPU" if self.frames.device.type == "cuda" else ""
+            raise AcouslicError(f"{self.frames.device} has no memory for the model and one frame: free some{otherwise}")
         self._batch_frames //= 2
         self._trunks = KeptTrunks()
         # Computed again where an outline wants them, as trunks are.

@@ -65,51 +65,87 @@ def refine(
     as it allows, each by what is known by then. Frames that are `black` (F,), if it is given, are not asked about,
     unless all are.
     """
-    presence = np.array(presence)
+    known = _Known(presence, optimality, sweeps, selection, config, ask)
     shown = np.ones(len(presence), dtype=bool) if black is None or black.all() else ~black
-    optimality = None if optimality is None else np.array(optimality)
-    refined = np.zeros(len(presence), dtype=bool)
-
-    def take(indices: NDArray[np.int64], quality: Values) -> None:
-        nonlocal optimality
-        presence[indices], found = ask(indices, quality)
-        if found is not None:
-            optimality = np.zeros(len(presence)) if optimality is None else optimality
-            optimality[indices] = found
-        refined[indices] = True
-
-    share = _limit(config, len(presence)) // _SHARES
-    at = middle_frames(presence, min(config.scale_frames, share) if selection.half_way else 0)
-    if len(at):
-        gate = presence_logit(presence)
-        take(at, frame_quality(presence, optimality, selection.suboptimal_credit))
-        # The median: some of them may be flanks of a run that the gate takes for the middle.
-        shift = np.median(presence_logit(presence[at]) - gate[at]) * len(at) / (len(at) + _OWN_WORD_FRAMES)
-        others = ~refined & (presence > 0)
-        presence[others] = probability_of(gate[others] + shift)
+    known.ask_for_scale()
     if config.rounds > 1:
-        smoothed = smooth_in_sweeps(presence, sweeps, selection.smoothing_sigma_frames)
-        peaks = sweep_peaks(np.where(shown & ~refined, smoothed, 0.0), sweeps, share)
-        if len(peaks):
-            take(peaks, frame_quality(presence, optimality, selection.suboptimal_credit))
+        known.ask_for_peaks(shown)
     for _ in range(config.rounds):
-        judged = judge_frames(presence, optimality, sweeps, selection)
-        scale = judged.presence_alone[presence > 0]
-        positive = read_half_way(judged.presence_alone, scale, selection.half_way) >= 0.5
+        if not known.ask_what_matters(shown):
+            break
+    return Refined(known.presence, known.optimality, known.refined)
+
+
+class _Known:
+    """What is known of a case's frames while the ensemble is asked, as `Refined`."""
+
+    def __init__(
+        self,
+        presence: Values,
+        optimality: Values | None,
+        sweeps: Sequence[range],
+        selection: SelectionConfig,
+        config: ScoringConfig,
+        ask: Ask,
+    ) -> None:
+        self.presence = np.array(presence)
+        self.optimality = None if optimality is None else np.array(optimality)
+        self.refined = np.zeros(len(presence), dtype=bool)
+        self._sweeps, self._selection, self._config, self._ask = sweeps, selection, config, ask
+        self._share = _limit(config, len(presence)) // _SHARES
+
+    def ask_for_scale(self) -> None:
+        """Ask about a few frames of the middle, where the case's own scale decides, and move the gate's logits of all
+        others as far as the ensemble's lie from them there."""
+        at = middle_frames(
+            self.presence, min(self._config.scale_frames, self._share) if self._selection.half_way else 0
+        )
+        if not len(at):
+            return
+        gate = presence_logit(self.presence)
+        self._take(at, self._quality())
+        # The median: some of them may be flanks of a run that the gate takes for the middle.
+        shift = np.median(presence_logit(self.presence[at]) - gate[at]) * len(at) / (len(at) + _OWN_WORD_FRAMES)
+        others = ~self.refined & (self.presence > 0)
+        self.presence[others] = probability_of(gate[others] + shift)
+
+    def ask_for_peaks(self, shown: NDArray[np.bool_]) -> None:
+        """Ask about the best frame of each sweep, of those that are `shown` (F,) and not refined yet."""
+        smoothed = smooth_in_sweeps(self.presence, self._sweeps, self._selection.smoothing_sigma_frames)
+        peaks = sweep_peaks(np.where(shown & ~self.refined, smoothed, 0.0), self._sweeps, self._share)
+        if len(peaks):
+            self._take(peaks, self._quality())
+
+    def ask_what_matters(self, shown: NDArray[np.bool_]) -> bool:
+        """One round by what is known now; False where no frame that is `shown` (F,) is left to ask about."""
+        judged = judge_frames(self.presence, self.optimality, self._sweeps, self._selection)
+        scale = judged.presence_alone[self.presence > 0]
+        positive = read_half_way(judged.presence_alone, scale, self._selection.half_way) >= 0.5
         indices = choose_refined(
-            read_half_way(presence, scale, selection.half_way),
-            frame_quality(presence, optimality, selection.suboptimal_credit),
+            read_half_way(self.presence, scale, self._selection.half_way),
+            self._quality(),
             judged.quality,
-            sweeps,
-            config,
-            confirmed=refined & positive,
-            refined=refined,
+            self._sweeps,
+            self._config,
+            confirmed=self.refined & positive,
+            refined=self.refined,
             shown=shown,
         )
-        if not len(indices):
-            break
-        take(indices, judged.quality)
-    return Refined(presence, optimality, refined)
+        if len(indices):
+            self._take(indices, judged.quality)
+        return len(indices) > 0
+
+    def _quality(self) -> Values:
+        return frame_quality(self.presence, self.optimality, self._selection.suboptimal_credit)
+
+    def _take(self, indices: NDArray[np.int64], quality: Values) -> None:
+        """The ensemble's word on the frames at `indices` (N,) in place of what was known of them."""
+        self.presence[indices], found = self._ask(indices, quality)
+        if found is not None:
+            if self.optimality is None:
+                self.optimality = np.zeros(len(self.presence))
+            self.optimality[indices] = found
+        self.refined[indices] = True
 
 
 def asks_for_scale(selection: SelectionConfig, config: ScoringConfig) -> bool:

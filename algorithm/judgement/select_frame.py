@@ -17,7 +17,8 @@ CANDIDATE_DISTANCE_FRAMES = 5
 _KERNEL_SIGMAS = 4.0
 _TIE_DECIMALS = 9
 """Qualities that agree to this many decimals are ties: far below what a model can mean, far above rounding."""
-_BELOW_HALF = float(np.nextafter(0.5, 0))
+_BELOW_HALF = 0.49999
+"""Also where a probability is written with fewer digits."""
 _LEAST_PROBABILITY = 2.0**-24
 """Logits are taken of probabilities at least this far from 0 and 1, so within +-16.6: beyond it a float32 probability
 is 1, and nobody knows how sure the network was."""
@@ -141,9 +142,10 @@ def top_and_median(logit: Values, top_frames: int) -> tuple[float, float]:
 
 
 def most_frames(sweeps: Sequence[range], of_140: float) -> int:
-    """How many frames of these sweeps show what `of_140` do where a sweep has 140; at least 1."""
-    lengths = [len(sweep) for sweep in sweeps if len(sweep)]
-    return max(1, round(of_140 * float(np.mean(lengths)) / FRAMES_PER_SWEEP)) if lengths else 1
+    """How many frames of these sweeps show what `of_140` do where a sweep has 140; at least 1. The longest sweep says
+    how many it has: what is left over of a stack that is cut every 140 frames is no sweep that was made so."""
+    longest = max((len(sweep) for sweep in sweeps), default=0)
+    return max(1, round(of_140 * longest / FRAMES_PER_SWEEP))
 
 
 def keep_likeliest(presence: Values, most: int) -> Values:

@@ -256,7 +256,10 @@ def _files_below(folder: Path) -> set[str]:
         raise AcouslicError(f"{error.filename} cannot be read: {reason(error)}") from None
 
     found = set()
-    for parent, _, names in os.walk(folder, onerror=refuse):
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        for name in folders:
+            if (Path(parent) / name).is_symlink():
+                raise AcouslicError(f"{Path(parent) / name} is a link to a folder: put the folder itself there")
         found |= {(Path(parent) / name).relative_to(folder).as_posix() for name in names}
     return found
 

@@ -135,7 +135,7 @@ class SelectionConfig:
     choice_sigma_frames: Annotated[float, Meta(ge=0, le=10_000)] = 1.5
     """The same, from which the frame is chosen."""
     half_way: HalfWay | None = None
-    """None calls frames positive without a look at the rest of their case."""
+    """None (`null`) calls frames positive without a look at the rest of their case."""
     one_run_a_sweep: bool = False
     """Only the strongest of a sweep's runs of positive frames stays positive: a probe that passes once over the belly
     meets the abdomen once. `training export` sets it where the annotated sweeps have one run each."""

@@ -63,7 +63,9 @@ class FileTensors(Mapping[str, Tensor]):
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, memory-mapped. Raises AcouslicError where it is none."""
     try:
-        return load_file(path)
+        # By its number: a folder's name that is not UTF-8 is none to safetensors.
+        with path.open("rb") as file:
+            return load_file(f"/dev/fd/{file.fileno()}")
     except (OSError, SafetensorError) as error:
         raise _unreadable(path, error) from None
 

@@ -103,12 +103,17 @@ def _short_centile(centile: float) -> str:
 
 def _thumbnail(preview: Path) -> str | None:
     """The frame of a case's preview, small; None where there is no readable one."""
-    picture = cv2.imread(str(preview))
+    # Not cv2.imread: a name that is not UTF-8 ends the process there.
+    try:
+        content = preview.read_bytes()
+    except OSError:
+        return None
+    picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
     if picture is None:
         return None
     frame = crop_frame(np.asarray(picture, dtype=np.uint8))
     rows = max(1, round(frame.shape[0] * _THUMBNAIL_PX / frame.shape[1]))
     small = cv2.resize(frame, (_THUMBNAIL_PX, rows), interpolation=cv2.INTER_AREA)
-    encoded, content = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 72])
+    encoded, jpeg = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 72])
     assert encoded
-    return f"data:image/jpeg;base64,{base64.b64encode(content.tobytes()).decode('ascii')}"
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg.tobytes()).decode('ascii')}"

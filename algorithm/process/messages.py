@@ -8,6 +8,7 @@ import logging
 import sys
 
 from acouslic.errors import AcouslicError, ShortageError
+from acouslic.missing_package import explain_missing
 from acouslic.printable import one_line, printable, printable_lines
 from acouslic.streams import set_up_streams
 from algorithm.process.memory import is_out_of_memory
@@ -19,8 +20,6 @@ _NO_ROOM_FOR_LIBRARIES = ("failed to map segment", "cannot allocate memory", "ca
 """What the dynamic linker says where the address space does not hold a library."""
 _DISK_TROUBLES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM}
 """Permissions too: whoever gives them changes no file."""
-_OURS = {"", "acouslic", "algorithm"}
-_INSTALL = "pip install 'acouslic-fetal-abdomen[algorithm]', or requirements/set_up.sh runtime in the repository"
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +86,8 @@ def explain(error: BaseException) -> str:
     elif short_of is not None:
         text = short_of
         log.error("a shortage of the machine", exc_info=error)
-    elif isinstance(error, ModuleNotFoundError) and (missing := (error.name or "").partition(".")[0]) not in _OURS:
-        text = f"the Python package {missing} is not installed, which this needs: {_INSTALL}"
+    elif isinstance(error, ModuleNotFoundError) and (missing := explain_missing(error, "algorithm", "runtime")):
+        text = missing
     else:
         log.error("unexpected error", exc_info=error)
         text = f"a bug in this program: {type(error).__name__}: {error}; its traceback is in the log on stdout"

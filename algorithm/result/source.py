@@ -53,6 +53,20 @@ def source_of(path: Path) -> Source:
     return source
 
 
+def is_there(path: Path) -> bool:
+    """Whether a file or folder can still be looked at."""
+    return stamp_of(path) is not None
+
+
+def without_name(sentence: str, path: Path, source: Source, case: str) -> str:
+    """A sentence without the name of the file or folder at `path`, where `source` hides it: it may be a patient's."""
+    if path.suffix.lower() != ".dcm" and (source["size_bytes"] is None or source["path"] == printable(str(path))):
+        return sentence
+    for name in (str(path), path.name):
+        sentence = sentence.replace(printable(name), f"the file of case {case}")
+    return sentence
+
+
 def stamp_of(path: Path) -> Stamp | None:
     """What changes when the file does; None where there is none that can be looked at."""
     try:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.figures.frame_choice import frame_worth
+from acouslic.frame_labels import frame_worth
 from bench.figures.readings import READINGS, Called, Fitted, Reading, SaidOfCase
 from bench.figures.table import table
 from evaluation.metrics import intervals

@@ -1,4 +1,4 @@
-"""From per-frame probabilities to the chosen frame, as the pipeline goes, and what that frame is worth by labels."""
+"""From per-frame probabilities to the chosen frame, as the pipeline goes."""
 
 from dataclasses import dataclass
 
@@ -30,16 +30,6 @@ def choose_frame(
     judged = judge_frames(np.where(blank, 0.0, presence), optimality, sweeps, selection)
     candidates = choose_candidates(np.where(blank, -1.0, judged.quality), sweeps, selection.candidates)
     return Choice(next(index for index in candidates if not blank[index]), judged.presence)
-
-
-def frame_worth(labels: NDArray[np.uint8], frame_index: int) -> float:
-    """The challenge's WFSS of choosing this frame: labels (F,) are 0, 1 optimal, 2 suboptimal."""
-    label = labels[frame_index]
-    if label == 1:
-        return 1.0
-    if label == 2:
-        return 0.6 if (labels == 1).any() else 1.0
-    return 0.0
 
 
 def rank_correlation(first: Values, second: Values) -> float:

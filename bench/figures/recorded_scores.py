@@ -6,6 +6,7 @@ real one said.
 
 import contextlib
 import dataclasses
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from algorithm.frames.frame_stream import FrameStream
 from algorithm.frames.preprocess import normalise
 from algorithm.frames.resized_frames import ResizedFrames
 from algorithm.judgement.score import FrameScores, score_case
-from algorithm.model.manifest import Manifest, ScoringConfig
+from algorithm.model.manifest import Manifest, ScoringConfig, manifest_to_json
 from algorithm.model.networks import PreprocessingConfig
 from algorithm.model.student import Student
 
@@ -119,11 +120,23 @@ def record_case(
         return [presence.sigmoid(), presence.new_empty(0) if optimality is None else optimality.sigmoid()]
 
     none = [np.zeros(0, np.float32)] * 2
-    (presence, optimality), members_s = run(members)
+    of_members, members_s = run(members)
     of_gate, gate_s = run(gate) if with_gate else (none, 0.0)
     of_student, student_s = run(ask_student) if student is not None else (none, 0.0)
-    labels = frame_labels(mask_path)
-    return Record(case, labels, blank, presence, optimality, *of_gate, members_s, gate_s, *of_student, student_s)
+    return Record(
+        case=case,
+        labels=frame_labels(mask_path),
+        blank=blank,
+        presence=of_members[0],
+        optimality=of_members[1],
+        gate_presence=of_gate[0],
+        gate_optimality=of_gate[1],
+        members_s=members_s,
+        gate_s=gate_s,
+        student_presence=of_student[0],
+        student_optimality=of_student[1],
+        student_s=student_s,
+    )
 
 
 def frame_labels(mask_path: Path) -> NDArray[np.uint8]:
@@ -201,15 +214,17 @@ def record_release(
     batch_frames: int,
     student: Student | None = None,
 ) -> list[Record]:
-    """Records of all cases (name, image, mask), those in the folder `cache` read from there, but not where the averaged
-    gate or the student is wanted and was not asked."""
+    """Records of all cases (name, image, mask). One that the folder `cache` has of the same model, in the same type and
+    of the same files, is read from there, but not where the averaged gate is wanted and was not asked."""
     records = []
+    manifest = dataclasses.replace(ensemble.manifest, scoring=ScoringConfig())
     for number, (case, image_path, mask_path) in enumerate(cases, start=1):
-        kept = None if cache is None else cache / f"{case}.npz"
+        files = [(stat.st_size, stat.st_mtime_ns) for stat in (image_path.stat(), mask_path.stat())]
+        question = f"{manifest_to_json(manifest)} {ensemble.dtype} {files}"
+        kept = None if cache is None else cache / f"{case}-{hashlib.sha256(question.encode()).hexdigest()[:16]}.npz"
         if kept is not None and kept.is_file():
             record = Record.load(kept)
-            asked_student = len(record.student_presence) or student is None
-            if asked_student and (len(record.gate_presence) or not with_gate):
+            if len(record.gate_presence) or not with_gate:
                 records.append(record)
                 continue
         start = time.perf_counter()

@@ -101,6 +101,10 @@ def _checked_column(path: Path, name: str, values: np.ndarray) -> np.ndarray:
     """Text, or float64 in the column's range."""
     if values.dtype.kind not in _PLAIN_KINDS:
         raise AcouslicError(f"{path}: the column {name} holds neither numbers nor text, but {values.dtype!s:.40}")
+    if name in _TEXT and values.dtype.kind == "f" and np.isnan(values).any():
+        raise AcouslicError(
+            f"{path}: the column {name} holds numbers and NaN, as pandas writes missing text; save text"
+        )
     if name in _TEXT:
         try:
             texts = np.array([plain_cell(value) for value in values.astype(str).tolist()], dtype=str)

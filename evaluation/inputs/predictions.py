@@ -20,6 +20,7 @@ from acouslic.sockets import (
     SEGMENTATION_SLUG,
     SWEEP_SLUG,
     case_name,
+    socket_of,
 )
 from acouslic.strict_json import read_strict_json, shown
 from evaluation.inputs.safe_path import checked_name, checked_relative_path, one_mask_inside, regular_file_inside
@@ -166,21 +167,14 @@ def _entry(job: dict[str, Any], side: str, slug: str, what: str) -> dict[str, An
     entries = job.get(side)
     if not isinstance(entries, list):
         raise AcouslicError(f"{what}: {side} must be a list of sockets, not {shown(entries)}")
-    found = [entry for entry in entries if isinstance(entry, dict) and _socket(entry).get("slug") == slug]
+    found = [entry for entry in entries if isinstance(entry, dict) and socket_of(entry).get("slug") == slug]
     if len(found) != 1:
         raise AcouslicError(f"{what}: expected one entry for {slug} among its {side}, found {len(found)}")
     return found[0]
 
 
-def _socket(entry: dict[str, Any]) -> dict[str, Any]:
-    socket = entry.get("socket")
-    if socket is None:
-        socket = entry.get("interface")
-    return socket if isinstance(socket, dict) else {}
-
-
 def _relative_path(job: dict[str, Any], slug: str, what: str) -> PurePosixPath:
-    value = _socket(_entry(job, "outputs", slug, what)).get("relative_path")
+    value = socket_of(_entry(job, "outputs", slug, what)).get("relative_path")
     return checked_relative_path(value, f"{what}: relative_path of {slug}")
 
 

@@ -119,7 +119,8 @@ def paired_f1_interval(
     if f1_a is None or f1_b is None or len(without) < 2 or np.isnan(without).any():
         return None
     margin = _jackknife_margin(without)
-    return Interval(f1_b - f1_a, f1_b - f1_a - margin, f1_b - f1_a + margin)
+    difference = f1_b - f1_a
+    return Interval(difference, max(-1.0, difference - margin), min(1.0, difference + margin))
 
 
 def f1_without_extremes(counts: Sequence[ConfusionCounts]) -> tuple[float, float] | None:

@@ -15,14 +15,13 @@ import SimpleITK
 
 from acouslic.ellipse import circumference_mm, fit_ellipse
 from acouslic.fov import field_of_view
+from acouslic.frame_labels import frame_worth
 from acouslic.geometry import SPACING_MM, sweep_index, sweep_ranges
 from acouslic.sockets import NO_FRAME
 from evaluation.inputs.case_truth import CaseTruth
 
 FRAME_TOLERANCE = 15
 """An annotated frame counts up to this far from the chosen one, in frames of the same sweep."""
-SUBOPTIMAL_CREDIT = 0.6
-OPTIMAL, SUBOPTIMAL = 1, 2
 
 OVERLAP_METRICS = (
     "FalseNegativeError",
@@ -120,18 +119,8 @@ def score_case(truth: CaseTruth, frame_number: int, mask: np.ndarray) -> Officia
 
 
 def weighted_frame_selection_score(frame_labels: np.ndarray, frame_number: int) -> float:
-    """1 for an optimal frame, 0.6 for a suboptimal one (1 where the case has no optimal frame), else 0.
-
-    0 also for -1, and for every frame of a case without annotation.
-    """
-    if frame_number == NO_FRAME:
-        return 0.0
-    label = frame_labels[frame_number]
-    if label == OPTIMAL:
-        return 1.0
-    if label == SUBOPTIMAL:
-        return SUBOPTIMAL_CREDIT if (frame_labels == OPTIMAL).any() else 1.0
-    return 0.0
+    """What the chosen frame of a case is worth, as `frame_worth`; 0 also for -1."""
+    return 0.0 if frame_number == NO_FRAME else frame_worth(frame_labels, frame_number)
 
 
 def nearest_annotated_frame(truth: CaseTruth, frame_index: int) -> int | None:

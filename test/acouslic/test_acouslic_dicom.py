@@ -11,7 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import convert_color_space
 from pydicom.sequence import Sequence
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
@@ -296,6 +296,7 @@ def test_the_largest_region_of_tissue_counts(tmp_path: Path) -> None:
         ({"SamplesPerPixel": 3}, "expected unsigned pixels of 8 bits, grey, RGB or YBR"),
         ({"BitsAllocated": 32}, "expected unsigned pixels of 8 bits"),
         ({"PixelRepresentation": 1}, "expected unsigned pixels of 8 bits"),
+        ({"HighBit": 3}, "its values are not the lowest 8 bits (HighBit 3)"),
         ({"SOPInstanceUID": ""}, "expected a SOPInstanceUID of digits and dots"),
         ({"StudyInstanceUID": "1.2\x1b[31m"}, "expected a StudyInstanceUID of digits and dots"),
     ],
@@ -356,6 +357,33 @@ def test_fewer_frames_than_announced_are_refused(tmp_path: Path) -> None:
     made = dataset(pictures(), JPEG, NumberOfFrames=6)
     message = refused(saved(made, tmp_path / "x.dcm"))
     assert "announces 6 frames, but only 5 are there" in message or "damaged or cut off" in message
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless, JPEG, JPEG_LS, JPEG_2000])
+@pytest.mark.parametrize("announced", [3, None])
+@pytest.mark.parametrize("has_offsets", [True, False])
+def test_more_frames_than_announced_are_refused(
+    tmp_path: Path, syntax: str, announced: int | None, has_offsets: bool
+) -> None:
+    """A header with another number of frames, or without one, does not leave frames out without a word."""
+    made = dataset(pictures(), syntax)
+    if syntax == RLELossless:
+        made = dataset(pictures())
+        made.compress(RLELossless)
+    if not has_offsets and syntax != ExplicitVRLittleEndian:
+        made.PixelData = encapsulate(list(generate_frames(made.PixelData, number_of_frames=5)), has_bot=False)
+    del made.NumberOfFrames
+    if announced is not None:
+        made.NumberOfFrames = announced
+    pydicom.dcmwrite(tmp_path / "x.dcm", made, enforce_file_format=True)
+    assert f"holds more than the {announced or 1} frames" in refused(tmp_path / "x.dcm")
+
+
+def test_a_few_bytes_of_padding_are_no_frame(tmp_path: Path) -> None:
+    """Some devices leave them."""
+    made = dataset(pictures())
+    made.PixelData += bytes(100)
+    assert np.array_equal(read_stack(saved(made, tmp_path / "x.dcm")).frames, inside(pictures()))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Cine video and folders of PNG: one sweep each, whose pixel size the user gives."""
 
+import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -77,6 +78,19 @@ def test_a_video_that_was_cut_has_the_frames_that_it_shows(tmp_path: Path, codec
 
     assert np.array_equal(stack.frames, read_stack(whole).frames[4:])
     assert stack.header.sweeps == [range(8)]
+
+
+def test_a_video_that_is_shown_turned_is_refused(tmp_path: Path) -> None:
+    """As of a telephone held upside down: its frames are stored otherwise than people see them."""
+    path = video(tmp_path / "x.mp4", pictures(), "mpeg4", "yuv420p")
+    content = path.read_bytes()
+    # The matrix of the track's header (ISO/IEC 14496-12, 8.3.2), 40 bytes behind its name: by 180 degrees.
+    at = content.index(b"tkhd") + 44
+    upright = struct.unpack_from(">9i", content, at)
+    assert upright == (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    turned = struct.pack(">9i", -(1 << 16), 0, 0, 0, -(1 << 16), 0, 0, 0, 1 << 30)
+    path.write_bytes(content[:at] + turned + content[at + len(turned) :])
+    assert "is to be shown turned by" in _refused(path)
 
 
 def test_a_video_may_have_a_time_as_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,6 +144,45 @@ def test_one_directory_for_all_frames(tmp_path: Path, writer: str) -> None:
     assert "announces 6 frames" in _refused(path)
 
 
+@pytest.mark.parametrize("options", [{"imagej": True}, {"metadata": {}}, {"ome": True, "metadata": {"axes": "TYX"}}])
+def test_a_chain_that_was_cut_within_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
+    """The pointer to the fourth page is wiped: the description still announces six frames."""
+    path = tmp_path / "x.tif"
+    tifffile.imwrite(path, FRAMES, photometric="minisblack", **options)
+    assert np.array_equal(read_stack(path).frames, FRAMES)
+    with tifffile.TiffFile(path) as file:
+        fourth = struct.pack("<I", file.pages[3].offset)
+    content = path.read_bytes()
+    assert content.count(fourth) == 1
+    path.write_bytes(content.replace(fourth, bytes(4)))
+    assert "announces 6 frames, its chain has 3" in _refused(path)
+
+
+def test_frames_that_were_appended_are_read(tmp_path: Path) -> None:
+    """A description may announce fewer frames than the chain has: its writer did not know of those that came later."""
+    path = tmp_path / "x.tif"
+    for _ in range(2):
+        tifffile.imwrite(path, FRAMES, photometric="minisblack", append=True)
+    assert len(read_stack(path).frames) == 12
+
+
+def test_colours_of_a_plane_are_no_frames(tmp_path: Path) -> None:
+    """OME counts the colours of a pixel as channels."""
+    path = tmp_path / "x.ome.tif"
+    tifffile.imwrite(path, np.stack([FRAMES] * 3, -1), photometric="rgb", ome=True, metadata={"axes": "TYXS"})
+    assert np.array_equal(read_stack(path).frames, FRAMES)
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 4, 6])
+def test_pages_that_are_turned_or_mirrored_are_refused(tmp_path: Path, orientation: int) -> None:
+    """One that lies as it is shown is read, whether it says so or not."""
+    turned, upright = (
+        _tiff(tmp_path / f"{number}.tif", extratags=[(274, 3, 1, number, True)]) for number in (orientation, 1)
+    )
+    assert f"is stored turned or mirrored (Orientation {orientation})" in _refused(turned)
+    assert np.array_equal(read_stack(upright).frames, FRAMES)
+
+
 def test_one_directory_that_is_compressed_cannot_stand_for_many(tmp_path: Path) -> None:
     """A description that announces more than there is room for is refused, not read as one frame."""
     description = "ImageJ=1.54f\nimages=840\n"

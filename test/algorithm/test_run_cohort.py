@@ -139,6 +139,7 @@ def test_a_case_may_be_called_by_a_number(stacks, tmp_path):
         ("path\n", "lists no stack"),
         ("path\nnowhere.mha\n", "row 1 names .*nowhere.mha, which does not exist"),
         ("path,case\nstacks/a.mha,../b\n", "row 1 names the case '../b', which no folder can have"),
+        ("path,case\nstacks/a.mha,b.mha\n", "row 1 names the case 'b.mha', expected it without a suffix: 'b'"),
     ],
 )
 def test_a_list_that_names_nothing_is_refused(text, said, stacks, tmp_path):

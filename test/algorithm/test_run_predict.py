@@ -17,6 +17,7 @@ from algorithm.model.manifest import Thresholds
 from algorithm.predict import PredictSettings, predict
 from algorithm.result.outputs import CaseResult
 from algorithm.result.preview import draw_preview
+from algorithm.result.source import source_of, without_name
 from algorithm.result.table import ResultRow
 
 
@@ -101,6 +102,45 @@ def test_the_page_and_the_preview_share_one_reading(folder_of_stacks, tiny_model
         pictures.append((len(readings), (tmp_path / name / "a" / "preview.png").read_bytes()))
     assert [count for count, _ in pictures] == [0, 1]
     assert pictures[0][1] == pictures[1][1]
+
+
+def test_a_stack_that_changes_meanwhile_has_no_result(
+    folder_of_stacks, tiny_model, run_algorithm, tmp_path, monkeypatch
+):
+    """Page and preview would show other frames than were judged."""
+    from algorithm import predict as module
+
+    stack, whole = folder_of_stacks / "a.mha", module.write_case_page
+
+    def after_an_exchange(*words):
+        shutil.copy(folder_of_stacks / "c.mha", stack)
+        return whole(*words)
+
+    monkeypatch.setattr(module, "write_case_page", after_an_exchange)
+    ended = run_algorithm("predict", stack, "--output", tmp_path / "results", "--model", tiny_model)
+    assert ended.code == 1
+    assert f"{stack} was changed while it was analysed: analyse it again" in ended.stderr
+    assert not (tmp_path / "results" / "a").exists()
+
+
+def test_results_may_lie_in_a_folder_of_any_name(folder_of_stacks, tiny_model, run_algorithm, tmp_path):
+    """Also in one that is not UTF-8; its page has the thumbnails."""
+    output = tmp_path / "o\udcffut"
+    run_algorithm("predict", folder_of_stacks / "a.mha", "--output", output, "--model", tiny_model)
+    assert "data:image/jpeg;base64," in (output / "index.html").read_text()
+
+
+def test_a_sentence_does_not_name_a_dicom_file(tmp_path):
+    """Its name may be the patient's; that of another file helps to find it."""
+    hidden, shown = tmp_path / "Roe_Jane.dcm", tmp_path / "x.mha"
+    for path in (hidden, shown):
+        path.write_bytes(bytes(128) + b"DICM")
+    sentence = without_name(f"{hidden} does not exist; Roe_Jane.dcm is gone", hidden, source_of(hidden), "7")
+    assert sentence == "the file of case 7 does not exist; the file of case 7 is gone"
+    shown.write_bytes(b"ObjectType = Image")
+    assert without_name(f"{shown} is cut off", shown, source_of(shown), "7") == f"{shown} is cut off"
+    shown.unlink()
+    assert without_name(f"{shown} is gone", shown, source_of(shown), "7") == f"{shown} is gone"
 
 
 def test_the_model_folder_is_the_environments_by_default(folder_of_stacks, tiny_model, run_algorithm, tmp_path):

@@ -201,12 +201,15 @@ def test_no_more_frames_than_are_likely_stay_positive():
     assert np.array_equal(keep_likeliest(presence, 5), presence)
     assert most_frames([range(140), range(140, 280)], 4) == 4
     assert most_frames([range(70), range(70, 140), range(140, 140)], 4) == 2
+    assert most_frames([range(140), range(140, 141)], 4) == 4, "a frame that is left over is no sweep"
     assert most_frames([range(3)], 4) == most_frames([], 4) == 1
     selection = SelectionConfig(smoothing_sigma_frames=0, choice_sigma_frames=0, most_positive_frames=4)
     sure = np.linspace(0.6, 0.9, 140)
     judged = judge_frames(sure, None, [range(70), range(70, 140)], selection)
     assert np.flatnonzero(judged.presence >= 0.5).tolist() == [138, 139]
     assert np.array_equal(judged.presence_alone, sure)
+    # Written with six decimals, too, a frame that is not to be positive is none.
+    assert (np.round(keep_likeliest(np.ones(5), 1), 6) >= 0.5).sum() == 1
 
 
 def test_one_run_is_kept_of_what_is_read_and_the_choice_is_as_before():

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from acouslic.frame_labels import frame_worth
 from algorithm.model.manifest import SelectionConfig
-from bench.figures.frame_choice import choose_frame, frame_worth, rank_correlation
+from bench.figures.frame_choice import choose_frame, rank_correlation
 from bench.figures.table import number, table
 from bench.scaling import CaseSize, fit_line, memory_growth
 from bench.setting.sides import SideRun, case_done, extrapolate

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from algorithm.judgement.score import score_case
 from algorithm.model.artifact import load_artifact
 from algorithm.model.manifest import ScoringConfig, read_manifest
 from algorithm.model.networks import StudentConfig
+from algorithm.model.student import student_from_state
 from bench import gate_loss, parity
 from bench.figures.recorded_scores import Record, frame_labels, record_case, replay, spelled_frames
 from bench.setting.random_artifact import TOWERS, write_random_artifact
@@ -114,8 +116,9 @@ def test_a_student_is_replayed_as_the_run_is(release, tmp_path):
         gated_ensemble(tmp_path / "model"),
         Ensemble.from_artifact(loaded, torch.device("cpu"), torch.float32),
     )
+    student = student_from_state(loaded.manifest.student, loaded.student, torch.device("cpu"), torch.float32)
     paths = release.image_path("one"), release.mask_path("one")
-    record = record_case(average, "one", *paths, with_gate=True, batch_frames=8, student=ensemble.student)
+    record = record_case(average, "one", *paths, with_gate=True, batch_frames=8, student=student)
     stream = FrameStream(paths[0])
     resized = ResizedFrames(stream, 56, ensemble.manifest.preprocessing, torch.device("cpu"))
     resized.finish()
@@ -193,9 +196,10 @@ def test_a_student_is_judged_without_the_averaged_gate(release, tmp_path, capsys
     command = ["--model", str(model), "--release", str(release.root), "--cache", str(cache), "--device", "cpu"]
     assert gate_loss.main([*command, "--own-settings", "--precision", "bfloat16"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["precision"] == "bfloat16"
-    assert not len(Record.load(cache / "one.npz").gate_presence)
-    assert gate_loss.main([*command, "--precision", "float32"]) == 0
-    assert len(Record.load(cache / "one.npz").gate_presence) == 30
+    (kept,) = cache.iterdir()
+    assert not len(Record.load(kept).gate_presence)
+    assert gate_loss.main([*command, "--precision", "bfloat16"]) == 0
+    assert len(Record.load(kept).gate_presence) == 30
 
 
 def test_releases_with_a_case_of_the_same_name_are_refused(tiny_model, release, capsys):
@@ -209,15 +213,22 @@ def test_labels_are_the_largest_value_of_each_frame(release):
     assert np.flatnonzero(frame_labels(release.mask_path("one"))).tolist() == list(range(8, 17))
 
 
-def test_a_student_is_asked_where_the_record_is_older_than_it(release, tmp_path, capsys):
-    """`train distil` gives a model a student; what was kept of the same members before does not know it."""
-    for name, student in (("before", None), ("after", StudentConfig(4, (1, 1)))):
-        write_random_artifact(tmp_path / name, TOWERS["tiny"], members=2, student=student)
-        command = ["--model", str(tmp_path / name), "--release", str(release.root), "--device", "cpu"]
-        assert gate_loss.main([*command, "--own-settings", "--cache", str(tmp_path / "cache")]) == 0
-        record = Record.load(tmp_path / "cache" / "one.npz")
-        assert len(record.student_presence) == (0 if student is None else 30)
-    assert "1/1 one" in capsys.readouterr().out
+def test_a_record_serves_its_own_model_type_and_files_alone(release, tmp_path, capsys):
+    """`train distil` run again gives another student under the same name; a release may be drawn anew, too."""
+    model = tmp_path / "model"
+    command = ["--model", str(model), "--release", str(release.root), "--device", "cpu", "--own-settings"]
+
+    def asked(*more):
+        assert gate_loss.main([*command, "--cache", str(tmp_path / "cache"), *more]) == 0
+        return "1/1 one" in capsys.readouterr().out
+
+    for seed in (1, 2):
+        write_random_artifact(model, TOWERS["tiny"], members=2, student=StudentConfig(4, (1, 1)), seed=seed)
+        assert [asked(), asked()] == [True, False]
+    # One of them is what this machine takes by itself.
+    assert sorted(asked("--precision", dtype) for dtype in ("float32", "bfloat16")) == [False, True]
+    os.utime(release.mask_path("one"), ns=(1, 1))
+    assert asked()
 
 
 def test_a_stack_of_black_frames_is_named(tiny_model, tmp_path):

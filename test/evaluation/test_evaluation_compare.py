@@ -154,6 +154,7 @@ def test_other_references_are_an_error(make_case_result: Build, tmp_path: Path) 
         ("labels", replace(results[3], frame_labels=labels)),
         ("sweeps", replace(results[3], annotated_sweeps=(True, True) + (False,) * 4)),
         ("subject", replace(results[3], subject_id="somebody else")),
+        ("circumference", replace(results[3], reference_ac_mm=(results[3].reference_ac_mm or 250.0) + 1.0)),
     ):
         other = read_run(write_run(tmp_path / name, [*results[:3], changed, *results[4:]]))
         with pytest.raises(AcouslicError, match="'case 03' was scored against different references"):

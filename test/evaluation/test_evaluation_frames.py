@@ -171,6 +171,7 @@ def in_zip(name: str, **fields: int) -> bytes:
     [
         ("case", np.array(["é".encode()] * FRAMES), "the column case holds bytes beyond ASCII; save it as text"),
         ("case", np.zeros(FRAMES, "V4"), "the column case holds neither numbers nor text, but |V4"),
+        ("subject", np.full(FRAMES, np.nan), "the column subject holds numbers and NaN"),
         ("presence", np.full(FRAMES, 0.5 + 1j), "presence holds neither numbers nor text, but complex128"),
         ("frame", np.arange(FRAMES).astype("m8[s]"), "frame holds neither numbers nor text, but timedelta64[s]"),
     ],

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from acouslic.errors import AcouslicError
+from algorithm.model.artifact import load_artifact
 from algorithm.model.manifest import MANIFEST_FILE, read_manifest
-from training.export.model_card import card_path, main, write_card_beside
+from training.export.model_card import card_path, main, renew_card_beside, write_card_beside
+from training.export.pack import write_archive
 
 
 @pytest.fixture
@@ -34,6 +36,30 @@ def test_a_card_says_what_the_manifest_says(model: Path, capsys: pytest.CaptureF
             assert f"| {field.name} | {getattr(section, field.name)}" in text
     assert "not a medical device" in text
     assert "TO FILL IN" in text
+
+
+def test_a_card_does_not_lie_in_the_model(model: Path) -> None:
+    """The folder holds the artifact alone: with a further file the model would be refused."""
+    before = sorted(model.iterdir())
+    with pytest.raises(AcouslicError, match="lies in the model's own folder"):
+        main([str(model), "--out", str(model / "README.md")])
+    with pytest.raises(AcouslicError, match="lies in the model's own folder"):
+        write_archive(model, model / "manifest.json")
+    assert sorted(model.iterdir()) == before
+    load_artifact(model)
+
+
+def test_a_card_is_renewed_with_its_manifest(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where one lies beside the model; else none is made."""
+    renew_card_beside(model)
+    assert not card_path(model).exists()
+    write_card_beside(model)
+    before = card_path(model).read_text()
+    path = model / MANIFEST_FILE
+    path.write_text(path.read_text().replace('"suitable": ', '"suitable":  '))
+    renew_card_beside(model)
+    assert card_path(model).read_text() != before
+    capsys.readouterr()
 
 
 def test_text_of_a_manifest_stays_text(model: Path) -> None:

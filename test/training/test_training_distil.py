@@ -109,14 +109,16 @@ def test_the_pipeline_runs_as_the_settings_were_chosen(distilled: Path, tiny_tra
     artifact, cache = load_artifact(distilled), Cache(tiny_training.cache)
     manifest = artifact.manifest
     ensemble = Ensemble.from_artifact(artifact, CPU, torch.float32)
-    assert ensemble.student is not None
+    assert manifest.student is not None
+    assert artifact.student is not None
+    student = student_from_state(manifest.student, artifact.student, CPU, torch.float32)
     case = cache.cases[0]
     frames = torch.from_numpy(np.array(case.frames))
     limited = ScoringConfig(mode="gated", gate="student", stride=1, max_refined_fraction=0.25)
     scores = score_case(ensemble, frames, limited)
     assert scores.refined.sum() == 12
     assert scores.reused == 0
-    told = ask_student(ensemble.student, case, manifest.preprocessing, CPU)
+    told = ask_student(student, case, manifest.preprocessing, CPU)
     rest = ~scores.refined
     np.testing.assert_allclose(scores.presence_probability[rest], told.presence[rest], atol=1e-5)
     members = ensemble.score(normalise(frames, manifest.preprocessing, torch.float32)).presence_probability.mean(0)
@@ -233,6 +235,8 @@ def test_what_is_refused(
     refused("3 members, --runs names 1 runs", f"--runs={runs / 'fold_1'}")
     refused("runs know their own cases", f"--runs={runs}", f"--split={tiny_training.subject_split}")
     refused(r"student.width must be an integer <= 128, not 129", "--student.width=129")
+    refused("optimiser.decoder_learning_rate has no effect on a student", "--optimiser.decoder_learning_rate=1e-3")
+    refused("machine.checkpoint_blocks has no effect on a student", "--machine.checkpoint_blocks=true")
     monkeypatch.setattr("training.export.distil.MOST_FLOP", 1_000)
     refused("GFLOP a frame, more than", f"--runs={runs}")
     monkeypatch.undo()

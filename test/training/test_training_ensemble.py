@@ -62,6 +62,24 @@ def test_the_split_of_folds_that_are_there_is_not_written_over(tiny_training: An
     assert main([*words, "--folds=3"]) == 0
 
 
+def test_a_release_that_has_grown_does_not_divide_the_runs_cases_anew(tiny_training: Any, tmp_path: Path) -> None:
+    """One row fewer, and again one more: the split that the runs beside it were trained by stays."""
+    release = Release(Path(shutil.copytree(tiny_training.release, tmp_path / "release")))
+    table = release.circumferences_path
+    whole = table.read_text()
+    table.write_text("".join(whole.splitlines(keepends=True)[:-1]))
+    words = [f"--raw={release.root}", "--folds=2", "--parallel=0", *tiny_training.fit_arguments(tmp_path / "work")[1:]]
+    assert main(words) == 0
+    split = tmp_path / "work" / "split.json"
+    before = split.read_bytes()
+    (tmp_path / "work" / "fold_1").mkdir()
+    (tmp_path / "work" / "fold_1" / "cases.json").write_text("{}")
+    table.write_text(whole)
+    with pytest.raises(AcouslicError, match=r"lists other cases than .*split\.json, by which the runs beside it"):
+        main(words)
+    assert split.read_bytes() == before
+
+
 def test_cases_without_an_annotated_frame_are_accepted_where_that_is_asked_for(
     tiny_training: Any, tmp_path: Path
 ) -> None:

@@ -467,6 +467,19 @@ def test_the_mask_threshold_suits_the_frames_that_could_be_chosen(
     assert chosen["first"] < chosen["others"]
 
 
+@pytest.mark.parametrize("most", [400, 20, 13, 7])
+def test_frames_of_every_rank_choose_the_mask_threshold(
+    most: int, tiny_training: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there are too many, sweeps are left out, and not the same rank of each."""
+    monkeypatch.setattr(mask_threshold, "_MOST_MASKS", most)
+    cache = Cache(tiny_training.cache)
+    frames = list(mask_threshold._frames([draw_masks(cache, 1.0)], cache))
+    likeliest = sum(frame.is_likeliest for frame in frames)
+    assert 0 < likeliest < len(frames) <= most
+    assert len(frames) <= 3 * likeliest
+
+
 def test_the_mask_threshold_goes_by_the_tables_circumference(tiny_training: Any) -> None:
     """Where the table says that abdomens are a tenth larger than annotated frames, less probability is enough."""
     cache = Cache(tiny_training.cache)

@@ -188,7 +188,16 @@ def test_slurm_trains_a_fold_a_job(tiny_training: Any, repository: Path, tmp_pat
     settings = tiny_training.fit_arguments(work, "--optimiser.epochs=1", "--heads.decoder=false")[2:]
     shutil.copy(tiny_training.tower_config, tmp_path / "here.json")
     settings.append("--tower.config=here.json")
-    words = [str(tiny_training.release), str(work), "--partition=gpu", "--", "--folds=2", "--antialias=true", *settings]
+    words = [
+        str(tiny_training.release),
+        str(work),
+        "--partition=gpu",
+        "--",
+        "--folds=2",
+        "--antialias=true",
+        "--parallel=1",
+        *settings,
+    ]
     environment = os.environ | {
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
         "PYTHON": sys.executable,

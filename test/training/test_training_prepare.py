@@ -357,6 +357,20 @@ def test_all_bad_cases_are_listed(release: Release, tmp_path: Path, capsys: pyte
     assert [uuid in line for uuid, line in zip((first, second), listed, strict=True)] == [True, True]
 
 
+def test_a_whole_cache_stays_whole_where_a_further_case_is_refused(release: Release, tmp_path: Path) -> None:
+    """Its index does not name the new case before its masks are checked."""
+    table = release.circumferences_path
+    whole, uuids = table.read_text(), release.cases()
+    last = uuids[-1]
+    table.write_text("".join(line for line in whole.splitlines(keepends=True) if last not in line))
+    prepare(config(release, tmp_path / "cache"))
+    table.write_text(whole)
+    clear_masks(release, last)
+    with pytest.raises(AcouslicError, match="has no annotated frame"):
+        prepare(config(release, tmp_path / "cache"))
+    assert [case.uuid for case in Cache(tmp_path / "cache").cases] == [uuid for uuid in uuids if uuid != last]
+
+
 def test_all_missing_files_are_listed(release: Release, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As after an archive that was unpacked in part: not one a run."""
     missing = [release.mask_path(release.cases()[0]), release.image_path(release.cases()[2])]

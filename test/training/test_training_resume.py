@@ -13,6 +13,8 @@ from acouslic.errors import AcouslicError
 from training.ensemble import main as ensemble
 from training.fit import main
 from training.learn.run_folder import RunFolder
+from training.learn.run_member import read_own_checkpoint
+from training.network.tower_source import read_checkpoint
 
 
 def fit(tiny_training: Any, out: Path, *words: str) -> Path:
@@ -65,6 +67,17 @@ def test_a_run_goes_on_with_its_own_cases_only(tiny_training: Any, tmp_path: Pat
     (ended / "cases.json").unlink()
     with pytest.raises(AcouslicError, match="nobody knows which cases the run has seen"):
         fit(tiny_training, ended, "--optimiser.epochs=1")
+
+
+def test_a_run_goes_on_with_its_own_tower_only(tiny_training: Any, tmp_path: Path) -> None:
+    """A file of weights that was replaced meanwhile is found before any training."""
+    finished = fit(tiny_training, tmp_path / "finished", "--optimiser.epochs=1")
+    ended = RunFolder(as_if_ended_while_scoring(finished, tmp_path / "ended"))
+    last = ended.checkpoints / "last.ckpt"
+    known = read_checkpoint(last)["tower_sha256"]
+    assert read_own_checkpoint(last, ended, known)["epoch"] == 0
+    with pytest.raises(AcouslicError, match="was trained on another tower"):
+        read_own_checkpoint(last, ended, "0" * 64)
 
 
 def test_an_ensemble_of_other_folds_is_refused(tiny_training: Any, tmp_path: Path) -> None:

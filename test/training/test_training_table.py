@@ -21,7 +21,16 @@ from training.network.baselines import ROWS, Row, build_baseline
 from training.network.model import count_trained
 from training.release.cache import Cache
 from training.release.split import read_split
-from training.table import TableTask, main, markdown_table, measure_trial, run_trial, write_results
+from training.table import (
+    TableTask,
+    main,
+    markdown_table,
+    measure_trial,
+    read_results,
+    refuse_other_trials,
+    run_trial,
+    write_results,
+)
 
 CNN = Row("tiny_cnn", "Tiny CNN", "test_resnet.r160_in1k", "whole")
 VIT = Row("tiny_vit", "Tiny ViT", "test_vit.r160_in1k", "lora")
@@ -192,6 +201,38 @@ def test_results_are_kept_by_trial(task: TableTask, tmp_path: Path) -> None:
     write_results(tmp_path, results)
     with (tmp_path / "results.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 2
+
+
+@pytest.mark.parametrize("content", [b"row;seed\n", b"row,seed\n1,2\n", b"\xff\xfe", None])
+def test_a_table_that_was_saved_otherwise_stops_before_any_training(
+    content: bytes | None, task: TableTask, tmp_path: Path
+) -> None:
+    """As by a spreadsheet; what the command wrote itself is read."""
+    results = run_trial(task, 1)
+    write_results(tmp_path, results)
+    path = tmp_path / "results.csv"
+    if content is None:
+        assert len(read_results(path)) == 2
+        return
+    path.write_bytes(content)
+    with pytest.raises(AcouslicError, match="move it away"):
+        read_results(path)
+    with pytest.raises(AcouslicError, match="move it away"):
+        write_results(tmp_path, results)
+    assert path.read_bytes() == content
+
+
+def test_trials_of_one_row_have_the_same_settings_and_split(task: TableTask, tiny_training: Any) -> None:
+    """Their mean would be of nothing; another seed, another machine and another row are no reason."""
+    run_trial(task, 1)
+    refuse_other_trials(task)
+    machine = replace(task.settings.machine, threads=3)
+    refuse_other_trials(replace(task, settings=replace(task.settings, seed=7, machine=machine)))
+    longer = replace(task.settings, optimiser=replace(task.settings.optimiser, epochs=2))
+    with pytest.raises(AcouslicError, match="holds other settings"):
+        refuse_other_trials(replace(task, settings=longer))
+    with pytest.raises(AcouslicError, match="one table has one split"):
+        refuse_other_trials(replace(task, split=read_split(tiny_training.subject_split)))
 
 
 def test_rows_beside_each_other_lose_no_line(tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ each case by the member that validated on it; without --split all cases of the c
 learned from.
 
 It is judged nested: five groups of subjects, each judged by a head that learned from the other four, and by a half-way
-reading fitted without the case's patient. Where F1 over all frames rises, and the lower end of the rise's interval is
-not below -0.01, NEW is the model with a head that learned from all groups, and with the reading fitted for it. Else
-nothing is written. With --trials Optuna searches how large a head should be and how it should learn, anew for each of
-them, on the cases that it learns from. The frame is chosen as before. A model with a head scores every frame by all
-members: it cannot be gated.
+reading fitted without the case's patient. What that reading is fitted on was said by heads that had seen the patient,
+and how many frames are likely is the model's own: both move it little. Where F1 over all frames rises, and the lower
+end of the rise's interval is not below -0.01, NEW is the model with a head that learned from all groups, and with the
+reading fitted for it. Else nothing is written. With --trials Optuna searches how large a head should be and how it
+should learn, anew for each of them, on the cases that it learns from. The frame is chosen as before. A model with a
+head scores every frame by all members: it cannot be gated.
 """
 
 import argparse
@@ -38,7 +39,6 @@ from training.judge.head_gain import describe_gain, is_won, measure_gain
 from training.judge.head_search import search_recipe
 from training.judge.nested_reading import read_nested
 from training.judge.reading import choose_thresholds, describe_reading, fit_half_way, read_again
-from training.judge.teacher import black_frames
 from training.judge.unseen_cases import ask_about, cases_of_members, check_frames, of_members, uncertain_frames
 from training.learn.run_folder import made_with
 from training.recipe.check_settings import check_seed
@@ -148,7 +148,7 @@ def case_examples(
                     uuid=uuid,
                     embedding=torch.from_numpy(answers[uuid].embedding[k]),
                     logit=calibrated_logit(answers[uuid].presence[k], member.presence_temperature),
-                    seen=torch.from_numpy(~black_frames(case)),
+                    seen=torch.from_numpy(~case.black),
                     sweeps=case.sweeps,
                     label=case.labels,
                 )

@@ -28,6 +28,7 @@ from algorithm.model.manifest import (
     read_manifest,
 )
 from training.export.consequence import tell_what_is_void
+from training.export.model_card import renew_card_beside
 from training.export.precision import FRAMES, describe, measure_artifact
 from training.judge.calibrate import calibrate_member, judge_cases
 from training.judge.mask_threshold import choose_mask_threshold
@@ -120,4 +121,5 @@ def main(arguments: list[str]) -> int:
     split = None if options.split is None else read_split(options.split)
     calibrate_artifact(options.model, Cache(options.cache), split, device, precision_frames=options.precision_frames)
     print(f"written into {options.model / MANIFEST_FILE}: pack the model again")
+    renew_card_beside(options.model)
     return 0

@@ -35,7 +35,7 @@ from training.export.consequence import tell_what_is_void, without_consequences
 from training.export.model_card import write_card_beside
 from training.export.trained_member import read_member
 from training.judge.gate_settings import JudgedTwice, choose_gate, describe_agreement, scale_shift, shifted
-from training.judge.teacher import FrameOpinions, ask_student, black_frames, taught_table, teach
+from training.judge.teacher import FrameOpinions, ask_student, taught_table, teach
 from training.judge.unseen_cases import cases_of_members, check_frames, score_members
 from training.learn.autocast import autocast_type
 from training.learn.out_of_fold import OutOfFold
@@ -52,6 +52,12 @@ from training.release.split import read_split
 
 MOST_FLOP = 3_000_000_000
 """Of a student, for a frame: a gate that costs more is no longer next to nothing beside the ensemble."""
+_OF_MEMBERS = (
+    ("optimiser", "decoder_learning_rate"),
+    ("sampling", "min_positive_pixels"),
+    ("machine", "checkpoint_blocks"),
+)
+"""Settings of a member's run that a student, which has no decoder, sees no mask and is all trained, has no use for."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,9 @@ def distil(
 def _student_config(settings: DistilSettings, manifest: Manifest) -> StudentConfig:
     """The student's part of the manifest. Raises AcouslicError for settings that no student can have."""
     check_settings(settings.as_training())
+    for section, name in _OF_MEMBERS:
+        if getattr(getattr(settings, section), name) != getattr(getattr(DistilSettings(), section), name):
+            raise AcouslicError(f"{section}.{name} has no effect on a student: leave it out")
     for name in ("held_out", "most_refined"):
         value = getattr(settings, name)
         if not 0 < value <= 1 or (name == "held_out" and value == 1):
@@ -220,7 +229,7 @@ def _judge_twice(
     judged = []
     for uuid in held_out:
         case = cache.case(uuid)
-        black = black_frames(case)
+        black = case.black
         if not black.all():
             opinions = ask_student(student, case, manifest.preprocessing, device)
             judged.append(JudgedTwice(lessons[uuid], opinions, black, case.labels > 0))

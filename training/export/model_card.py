@@ -20,9 +20,10 @@ from acouslic.errors import AcouslicError
 from acouslic.write import write_text
 from algorithm.model.file_hashes import hash_file
 from algorithm.model.manifest import MANIFEST_FILE, read_manifest
+from training.export.pack import refuse_inside
 
 _TEMPLATE = "model_card.md.jinja"
-_MEASURES = ("score", "wfss", "DiceCoefficientSoft", "DiceCoefficientHard", "HausdorffDistance", "nae_circumference")
+_MEASURES = ("score", "wfss", "DiceCoefficientSoft", "DiceCoefficient", "HausdorffDistance", "nae_circumference")
 """Those of `metrics.json` that a card shows, where they are there."""
 _SEAL = re.compile(r"\n<!-- As written by `acouslic train card`: ([0-9a-f]{64}) -->\n\Z")
 """The last line of a card: the sha256 of all before it, so that what somebody filled in is never replaced."""
@@ -41,6 +42,7 @@ def write_card(model_dir: Path, path: Path, metrics_path: Path | None = None) ->
     Raises AcouslicError where the manifest or the metrics cannot be read, where the card cannot be written, or where
     `path` is no file or is not as this function wrote it: somebody has filled it in.
     """
+    refuse_inside(model_dir, path)
     text = render_card(model_dir, metrics_path)
     if why := why_kept(path):
         raise AcouslicError(f"{path} {why}: move it away, or name another file with --out")
@@ -70,6 +72,12 @@ def write_card_beside(model_dir: Path) -> None:
         return
     write_card(model_dir, path)
     print(f"{path}: the model card; fill in what only you know")
+
+
+def renew_card_beside(model_dir: Path) -> None:
+    """The card of an artifact whose manifest has changed, where one lies beside it."""
+    if card_path(model_dir).exists():
+        write_card_beside(model_dir)
 
 
 def render_card(model_dir: Path, metrics_path: Path | None = None) -> str:

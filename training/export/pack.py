@@ -23,11 +23,20 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def refuse_inside(model: Path, path: Path) -> None:
+    """Raises AcouslicError for a file in the artifact's own folder, which may hold nothing else."""
+    if path.resolve().is_relative_to(model.resolve()):
+        raise AcouslicError(
+            f"{path} lies in the model's own folder, which holds the artifact alone: name another place"
+        )
+
+
 def write_archive(model: Path, archive: Path) -> None:
     """Pack the artifact in `model`, and say how large the archive is and what its hash is.
 
     Raises AcouslicError where the artifact is not sound or the archive cannot be written.
     """
+    refuse_inside(model, archive)
     try:
         archive.parent.mkdir(parents=True, exist_ok=True)
         pack_artifact(model, archive)

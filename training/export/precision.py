@@ -43,6 +43,7 @@ from algorithm.model.artifact import Artifact, load_artifact
 from algorithm.model.manifest import MANIFEST_FILE, HalfPrecision, Manifest, manifest_to_json, read_manifest
 from algorithm.process.memory import is_out_of_memory
 from training.export.consequence import CONSEQUENCES, case_of_sweep, measure_whole_cases
+from training.export.model_card import renew_card_beside
 
 FRAMES = 128
 _BATCH = 8
@@ -182,4 +183,5 @@ def main(arguments: Sequence[str]) -> int:
     path = options.model / MANIFEST_FILE
     write_text(path, manifest_to_json(dataclasses.replace(manifest, half_precision=measured)))
     print(f"written into {path}: pack the model again")
+    renew_card_beside(options.model)
     return 0

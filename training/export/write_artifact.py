@@ -28,7 +28,7 @@ from algorithm.model.tower import linear_shapes
 from algorithm.model.typed_json import check_bounds
 from training.export.consequence import case_of_cache, measure_whole_cases
 from training.export.model_card import write_card_beside
-from training.export.pack import write_archive
+from training.export.pack import refuse_inside, write_archive
 from training.export.precision import FRAMES, describe, measure_half_precision, refused_types
 from training.export.read_back import refuse_unless_equal
 from training.export.trained_member import MovedTower, TrainedMember, read_member, shared_tower
@@ -38,8 +38,8 @@ from training.judge.mask_threshold import choose_mask_threshold
 from training.judge.reading import choose_thresholds, describe_reading, read_cases
 from training.judge.unseen_cases import uncertain_frames
 from training.learn.out_of_fold import OutOfFold
-from training.learn.run_folder import RunFolder, find_runs, made_with
-from training.network.tower_source import rounded_state
+from training.learn.run_folder import RunFolder, find_all_runs, made_with
+from training.network.tower_source import LoadedTower, rounded_state
 from training.recipe.command_line import command_parser, parse_with
 from training.release.cache import Cache
 from training.release.split import sha256_of_members
@@ -107,6 +107,37 @@ def export_runs(
     AcouslicError where the runs do not share one tower, one of them is not finished, none has a decoder, or the
     artifact does not say what its members said.
     """
+    _check(settings, len(runs))
+    refuse_target(out)
+    device, _ = choose_device(settings.device)
+    members = [read_member(run) for run in runs]
+    if not any(member.config.decoder for member in members):
+        raise AcouslicError("none of the runs has a mask decoder, so no mask could be drawn: add a run that has one")
+    cache = cache or Cache(Path(members[0].record["cache"]))
+    loaded = shared_tower(members, cache, moved or MovedTower())
+    manifest = _manifest(members, loaded, cache, settings, command)
+    state = rounded_state(loaded.state, _DTYPES[settings.tower_dtype], "store it by --tower_dtype bfloat16 or float32")
+    shapes = linear_shapes(loaded.config)
+    states = [
+        MemberState(read_adapter(m.folder.member, shapes) if m.config.adapter else None, m.heads) for m in members
+    ]
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.parity-", dir=out.parent) as folder:
+        candidate = Path(folder) / "artifact"
+        write_artifact(candidate, manifest, state, states)
+        table = table_of(cache, members[0].record["validation_cases"])
+        refuse_unless_equal(candidate, members, loaded, table, settings.tower_dtype)
+        if settings.precision_frames:
+            scored = [member.scored for member in members]
+            manifest = replace(manifest, half_precision=_measure(candidate, scored, cache, settings, device))
+        shutil.rmtree(candidate)
+    manifest = write_artifact(out, manifest, state, states)
+    size_mib = sum(record.size_bytes for record in manifest.files.values()) / 2**20
+    print(f"wrote {out}: {len(members)} members, {size_mib:.1f} MiB", flush=True)
+    return manifest
+
+
+def _check(settings: ExportSettings, runs: int) -> None:
+    """Raises AcouslicError for settings that no artifact of so many runs can have."""
     for name in ("precision_frames", "whole_cases"):
         if (getattr(settings, name) or 0) < 0:
             raise AcouslicError(f"{name} must not be negative: {getattr(settings, name)}")
@@ -119,66 +150,56 @@ def export_runs(
             check_bounds(getattr(settings, section))
         except ValueError as error:
             raise AcouslicError(f"{section}.{error}") from None
-    if settings.scoring.gate_member >= len(runs):
-        raise AcouslicError(f"scoring.gate_member {settings.scoring.gate_member} is not one of {len(runs)} members")
-    refuse_target(out)
-    device, _ = choose_device(settings.device)
-    members = [read_member(run) for run in runs]
-    if not any(member.config.decoder for member in members):
-        raise AcouslicError("none of the runs has a mask decoder, so no mask could be drawn: add a run that has one")
-    cache = cache or Cache(Path(members[0].record["cache"]))
-    loaded = shared_tower(members, cache, moved or MovedTower())
+    if settings.scoring.gate_member >= runs:
+        raise AcouslicError(f"scoring.gate_member {settings.scoring.gate_member} is not one of {runs} members")
+
+
+def _manifest(
+    members: Sequence[TrainedMember], loaded: LoadedTower, cache: Cache, settings: ExportSettings, command: str
+) -> Manifest:
+    """The manifest but for its files and half precision. Reading, thresholds and interval are fitted on what the
+    members said of their own validation cases, which is told to people too."""
     scored = [member.scored for member in members]
     mask_threshold = choose_mask_threshold(scored, cache)
-    selection = settings.selection
-    cases = judge_cases(scored, [member.calibration for member in members], selection)
+    cases = judge_cases(scored, [member.calibration for member in members], settings.selection)
     selection, cases = read_cases(
         cases,
-        selection,
+        settings.selection,
         half_way=settings.fit_half_way,
         one_run=settings.fit_one_run,
         most=settings.fit_most_frames,
     )
     if selection.circumference_error is None:
         selection = replace(selection, circumference_error=mask_threshold.nine_in_ten)
-    manifest = Manifest(
+    thresholds = choose_thresholds(cases, mask_threshold.value)
+    print(describe_reading(selection, thresholds, len(cases)), flush=True)
+    print(mask_threshold.describe(), flush=True)
+    return Manifest(
         schema_version=SCHEMA_VERSION,
         name=settings.name,
         tower=loaded.config,
         preprocessing=loaded.preprocessing,
         members=tuple(_calibrated_config(member) for member in members),
-        thresholds=choose_thresholds(cases, mask_threshold.value),
+        thresholds=thresholds,
         scoring=settings.scoring,
         selection=selection,
         provenance=_provenance(members, settings, command),
     )
-    print(describe_reading(manifest.selection, manifest.thresholds, len(cases)), flush=True)
-    print(mask_threshold.describe(), flush=True)
-    state = rounded_state(loaded.state, _DTYPES[settings.tower_dtype], "store it by --tower_dtype bfloat16 or float32")
-    shapes = linear_shapes(loaded.config)
-    states = [
-        MemberState(read_adapter(m.folder.member, shapes) if m.config.adapter else None, m.heads) for m in members
-    ]
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.parity-", dir=out.parent) as folder:
-        candidate = Path(folder) / "artifact"
-        write_artifact(candidate, manifest, state, states)
-        table = table_of(cache, members[0].record["validation_cases"])
-        refuse_unless_equal(candidate, members, loaded, table, settings.tower_dtype)
-        if settings.precision_frames:
-            print(f"half precision on {device} ...", flush=True)
-            frames = uncertain_frames(scored, cache, settings.precision_frames)
-            measured = measure_half_precision(candidate, frames, device)
-            print(describe(measured), flush=True)
-            count = _whole_cases(settings, measured, device)
-            if count:
-                whole = [case_of_cache(cache.case(uuid)) for uuid in _spread_cases(scored, count)]
-                measured = measure_whole_cases(measured, load_artifact(candidate), whole, device)
-            manifest = replace(manifest, half_precision=measured)
-        shutil.rmtree(candidate)
-    manifest = write_artifact(out, manifest, state, states)
-    size_mib = sum(record.size_bytes for record in manifest.files.values()) / 2**20
-    print(f"wrote {out}: {len(members)} members, {size_mib:.1f} MiB", flush=True)
-    return manifest
+
+
+def _measure(
+    candidate: Path, scored: Sequence[OutOfFold], cache: Cache, settings: ExportSettings, device: torch.device
+) -> HalfPrecision:
+    """What half precision moves in the artifact at `candidate`, which is told to people too."""
+    print(f"half precision on {device} ...", flush=True)
+    frames = uncertain_frames(scored, cache, settings.precision_frames)
+    measured = measure_half_precision(candidate, frames, device)
+    print(describe(measured), flush=True)
+    count = _whole_cases(settings, measured, device)
+    if count:
+        whole = [case_of_cache(cache.case(uuid)) for uuid in _spread_cases(scored, count)]
+        measured = measure_whole_cases(measured, load_artifact(candidate), whole, device)
+    return measured
 
 
 def _calibrated_config(member: TrainedMember) -> MemberConfig:
@@ -240,7 +261,9 @@ def main(arguments: list[str]) -> int:
     options = parse_with(parser, "export", arguments)
     names = ExportSettings.__dataclass_fields__
     settings = ExportSettings(**{name: getattr(options, name) for name in names})
-    runs = [run for path in options.runs for run in find_runs(Path(path))]
+    runs = find_all_runs(map(Path, options.runs))
+    if options.pack is not None:
+        refuse_inside(Path(options.out), Path(options.pack))
     cache = None if options.cache is None else Cache(Path(options.cache))
     command = shlex.join(["python", "-m", "training", "export", *arguments])
     moved = MovedTower(options.tower_weights, options.tower_config)

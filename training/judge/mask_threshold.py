@@ -138,22 +138,24 @@ class _Frame:
 
 def _frames(scored: Sequence[OutOfFold], cache: Cache) -> Iterator[_Frame]:
     """Of each member the likeliest annotated frames of every sweep, in all at most about `_MOST_MASKS`."""
-    chosen = [(member, at, rank) for member in scored for at, rank in _likeliest(member, cache)]
-    for member, at, rank in chosen[:: max(1, -(-len(chosen) // _MOST_MASKS))]:
-        case, frame_index = _place(member, int(member.mask_rows[at]), cache)
-        sweep_ac_mm = case.sweep_ac_mm[case.sweep_of_frame[frame_index]]
-        yield _Frame(member.mask_probability[at], case.mask(frame_index) > 0, case.record, sweep_ac_mm, rank == 0)
+    sweeps = [(member, found) for member in scored for found in _likeliest(member, cache)]
+    masks = sum(len(found) for _, found in sweeps)
+    # Whole sweeps are left out: every n-th mask would be of one rank alone.
+    for member, found in sweeps[:: max(1, -(-masks // _MOST_MASKS))]:
+        for rank, at in enumerate(found):
+            case, frame_index = _place(member, int(member.mask_rows[at]), cache)
+            sweep_ac_mm = case.sweep_ac_mm[case.sweep_of_frame[frame_index]]
+            yield _Frame(member.mask_probability[at], case.mask(frame_index) > 0, case.record, sweep_ac_mm, rank == 0)
 
 
-def _likeliest(member: OutOfFold, cache: Cache) -> list[tuple[int, int]]:
-    """Indices into the member's masks, each with its rank in its sweep."""
+def _likeliest(member: OutOfFold, cache: Cache) -> list[list[int]]:
+    """For each sweep with masks, indices into the member's masks, the likeliest frame's first."""
     of_sweep: dict[tuple[str, int], list[int]] = {}
     for at, row in enumerate(member.mask_rows):
         case, frame_index = _place(member, int(row), cache)
         of_sweep.setdefault((case.uuid, int(case.sweep_of_frame[frame_index])), []).append(at)
     logit = member.presence_logit[member.mask_rows]
-    ranked = [sorted(found, key=lambda at: -logit[at])[:_CHOSEN] for found in of_sweep.values()]
-    return [(at, rank) for found in ranked for rank, at in enumerate(found)]
+    return [sorted(found, key=lambda at: -logit[at])[:_CHOSEN] for found in of_sweep.values()]
 
 
 def _place(member: OutOfFold, row: int, cache: Cache) -> tuple[CachedCase, int]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from algorithm.frames.preprocess import normalise
 from algorithm.judgement.select_frame import Values
@@ -70,11 +69,6 @@ def ask_student(
         if found[1] is not None:
             optimality.append(_probability(found[1]))
     return FrameOpinions(np.concatenate(presence), np.concatenate(optimality) if optimality else None)
-
-
-def black_frames(case: CachedCase) -> NDArray[np.bool_]:
-    """(F,): frames without a single pixel above zero, as inference finds them."""
-    return case.black
 
 
 def _probability(logit: torch.Tensor) -> Values:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from acouslic.frame_labels import frame_worth
+
 
 @dataclass(frozen=True)
 class FrameCounts:
@@ -75,8 +77,7 @@ def best_f1(
 
 
 def frame_selection_score(probability: NDArray[np.float32], case: NDArray[np.int64], label: NDArray[np.uint8]) -> float:
-    """The challenge's WFSS if each case's most probable frame were chosen: 1 for the best kind of frame that it has,
-    0.6 for a suboptimal one where it has an optimal one, 0 for a frame without annotation; the mean over cases.
+    """The challenge's WFSS (`frame_worth`) if each case's most probable frame were chosen; the mean over cases.
 
     All are (frames,); `label` is 0, 1 optimal, 2 suboptimal. Every annotated frame of a case must be among them. Cases
     without one are left out; without any case 0.
@@ -84,9 +85,7 @@ def frame_selection_score(probability: NDArray[np.float32], case: NDArray[np.int
     scores = []
     for number in np.unique(case[label > 0]):
         rows = np.flatnonzero(case == number)
-        chosen = label[rows[np.argmax(probability[rows])]]
-        suboptimal = 0.6 if (label[rows] == 1).any() else 1.0
-        scores.append({0: 0.0, 1: 1.0, 2: suboptimal}[int(chosen)])
+        scores.append(frame_worth(label[rows], int(np.argmax(probability[rows]))))
     return float(np.mean(scores)) if scores else 0.0
 
 

@@ -78,6 +78,7 @@ class FrameLearner(lightning.LightningModule):
         self.step_figures: dict[str, Tensor] = {}
         """Losses of the last step, on the device."""
         self.identity: dict[str, Any] | None = None
+        self.tower_sha256: str | None = None
         """Of the run, for its checkpoints."""
         self.seconds_before = 0.0
         """What the processes before this one took until the run's last checkpoint."""
@@ -308,6 +309,7 @@ class FrameLearner(lightning.LightningModule):
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
         checkpoint["steps_of_epoch"] = 0 if progress.is_last_batch else int(progress.current.ready)
         checkpoint["run"] = self.identity
+        checkpoint["tower_sha256"] = self.tower_sha256
         checkpoint["seconds"] = self.seconds_before + time.monotonic() - self._began
         checkpoint["last_seen"] = torch.from_numpy(self.hard.last_seen.copy())
         checkpoint["noted"] = self._noted_by_all().cpu()

@@ -16,6 +16,7 @@ import hashlib
 import json
 import re
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,11 @@ class RunFolder:
         text = json.dumps(cases, sort_keys=True)
         return {"fold": cases.get("fold"), "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
+    def identity_of_split(self) -> str | None:
+        """The sha256 of the split that the run's cases are of."""
+        found: str | None = self._read_cases().get("split_sha256")
+        return found
+
     def _read_cases(self) -> Any:
         try:
             return json.loads(self.cases_path.read_text(encoding="utf-8"))
@@ -189,6 +195,17 @@ def _same_result(first: TrainSettings, second: TrainSettings) -> bool:
 
 
 _FOLD = re.compile(r"fold_\d+")
+
+
+def find_all_runs(paths: Iterable[Path]) -> list[RunFolder]:
+    """The runs of several paths, in their order. Raises AcouslicError for one that is there twice."""
+    runs = [run for path in paths for run in find_runs(path)]
+    seen: set[Path] = set()
+    for run in runs:
+        if run.root.resolve() in seen:
+            raise AcouslicError(f"{run.root} is given twice: name each run, or the folder of all folds, once")
+        seen.add(run.root.resolve())
+    return runs
 
 
 def find_runs(path: Path) -> list[RunFolder]:

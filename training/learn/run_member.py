@@ -84,6 +84,7 @@ def _train_member(
     described = describe_run(cache, cases, settings, command)
     loaded = load_tower_for(cache, settings)
     learner = build_learner(cache, cases, settings, loaded)
+    learner.tower_sha256 = loaded.sha256
     facts = train(learner, folder, check=check)
     if facts is None:
         return
@@ -173,7 +174,7 @@ def train(learner: FrameLearner, folder: RunFolder, *, check: bool = False) -> d
         flush=True,
     )
     last = folder.checkpoints / "last.ckpt"
-    checkpoint = read_own_checkpoint(last, folder) if last.is_file() and not check else None
+    checkpoint = read_own_checkpoint(last, folder, learner.tower_sha256) if last.is_file() and not check else None
     from_step = 0 if checkpoint is None else int(checkpoint["global_step"])
     # Of an earlier version's checkpoint nobody knows.
     learner.seconds_before = 0.0 if checkpoint is None else float(checkpoint.get("seconds", 0.0))
@@ -207,8 +208,9 @@ def train(learner: FrameLearner, folder: RunFolder, *, check: bool = False) -> d
     return facts
 
 
-def read_own_checkpoint(path: Path, folder: RunFolder) -> dict[str, Any]:
-    """A checkpoint of this run. Raises AcouslicError where it is of another, which learned from other cases."""
+def read_own_checkpoint(path: Path, folder: RunFolder, tower_sha256: str | None) -> dict[str, Any]:
+    """A checkpoint of this run. Raises AcouslicError where it is of another, which learned from other cases or on
+    another tower."""
     content = read_checkpoint(path)
     own, found = folder.identity(), content.get("run")
     if found is not None and found != own:
@@ -216,6 +218,12 @@ def read_own_checkpoint(path: Path, folder: RunFolder) -> dict[str, Any]:
         raise AcouslicError(
             f"{path} is a checkpoint of another run (its {differing} differ: fold {found.get('fold')}, this is fold "
             f"{own['fold']}): remove it, or choose another --out"
+        )
+    # An earlier version's checkpoint does not say.
+    if content.get("tower_sha256") not in (None, tower_sha256):
+        raise AcouslicError(
+            f"{path} was trained on another tower: the file of weights has changed since; put the earlier one back, or "
+            "choose another --out"
         )
     return content
 

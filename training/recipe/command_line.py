@@ -57,10 +57,10 @@ def _in_words(found: re.Match[str]) -> str:
 
 def parse_with(parser: ArgumentParser, command: str, arguments: list[str]) -> Namespace:
     """The options with settings as dataclasses: those of `--config` files, later ones over earlier ones, then those of
-    the command line, wherever `--config` stands. Raises AcouslicError in place of jsonargparse's own, and for a file
-    that is not UTF-8."""
+    the command line, wherever `--config` stands; hyphens in their names count as underscores. Raises AcouslicError in
+    place of jsonargparse's own, and for a file that is not UTF-8."""
     try:
-        return parser.instantiate(parser.parse_args(_config_first(arguments)))
+        return parser.instantiate(parser.parse_args(_config_first([_with_underscores(word) for word in arguments])))
     except UnicodeDecodeError as error:
         raise AcouslicError(f"{command}: a --config file is not UTF-8: {error}") from None
     except (argparse.ArgumentError, ValueError) as error:  # settings that contradict each other are the latter
@@ -78,6 +78,14 @@ def refuse_other_than_utf8(command: str, arguments: list[str]) -> None:
                 f"{command}: {printable(word)} is not UTF-8, which the record of a run cannot hold: rename it, or make "
                 "a link with another name"
             ) from None
+
+
+def _with_underscores(word: str) -> str:
+    """An option in the one spelling that settings have: `--whole-cases` is `--whole_cases`."""
+    name, equals, value = word.partition("=")
+    if not name.startswith("--") or name == "--":
+        return word
+    return "--" + name.removeprefix("--").replace("-", "_") + equals + value
 
 
 def _config_first(arguments: list[str]) -> list[str]:

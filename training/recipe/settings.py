@@ -1,7 +1,8 @@
 """Every setting of a training run, as frozen dataclasses whose defaults are our recipe.
 
-`faithful_cls` and `faithful_seg` are the published recipes (docs of FetalCLIP-IQA, commit fbcbdd2), spelled as
-differences from ours, so that each difference can be ablated alone: start from one preset and name one setting.
+`FAITHFUL_CLS` and `FAITHFUL_SEG` (`--faithful cls`, `--faithful seg`) are the published recipes (docs of
+FetalCLIP-IQA, commit fbcbdd2), spelled as differences from ours, so that each difference can be ablated alone: start
+from one preset and name one setting.
 """
 
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ class TowerSource:
     Args:
         weights: a file (`.pt`, `.bin`, `.safetensors`; a whole CLIP or its visual part) or an open_clip hub id such
             as `hf-hub:owner/name`. Never a pickle with code in it.
-        config: open_clip's model configuration (JSON file); nothing means FetalCLIP's ViT-L/14.
+        config: open_clip's model configuration (JSON file); null means FetalCLIP's ViT-L/14.
         random_init: start from random weights on purpose; without it, missing weights are an error.
         random_seed: decides the random weights; apart from the run's seed, so that members share one tower.
         kept_patches: `fan` drops the patches that hold no pixel of the field of view, in training and inference.
@@ -41,7 +42,7 @@ class AdapterSettings:
         alpha: the product is scaled by alpha / rank.
         dropout: on the adapter's input, in training only.
         targets: names of the linear layers that are adapted.
-        last_blocks: adapt only this many blocks at the end of the tower; nothing means all of them.
+        last_blocks: adapt only this many blocks at the end of the tower; null means all of them.
         dead_out_proj: as in the published code, an adapter named on `out_proj` is never applied and never learns.
     """
 
@@ -92,7 +93,7 @@ class SamplingSettings:
 
     Args:
         sweeps: `all` six, or only `annotated` ones, those with a circumference (the published code).
-        negatives_per_positive: frames without a label for each annotated one; nothing means all there are.
+        negatives_per_positive: frames without a label for each annotated one; null means all there are.
         hard_share: of these negatives, the share drawn from the hardest: first the neighbours of annotated runs,
             later those with the highest probability when last seen.
         near_frames: how far from an annotated frame a neighbour may be.
@@ -186,7 +187,7 @@ class OptimiserSettings:
 
     Args:
         learning_rate: for adapters and heads.
-        decoder_learning_rate: for the decoder; nothing means the same.
+        decoder_learning_rate: for the decoder; null means the same.
         weight_decay: on weights with two or more dimensions.
         schedule: `cosine` falls to zero after the warm-up, `constant` stays.
         warmup_share: share of all steps over which the rate rises.
@@ -195,7 +196,7 @@ class OptimiserSettings:
         clip_norm: largest gradient norm; 0 is no clipping.
         ema_decay: exponential moving average of what is trained, used for validation and kept; 0 is none.
         keep: the epoch that is kept: highest validation F1, lowest validation loss, or the last.
-        patience_epochs: stop when the kept quantity has not improved for this many epochs; nothing means never.
+        patience_epochs: stop when the kept quantity has not improved for this many epochs; null means never.
     """
 
     learning_rate: float = 3e-4
@@ -221,10 +222,10 @@ class MachineSettings:
         nodes: how many machines.
         strategy: `auto`, `ddp`, ...
         precision: `auto` is autocast to bfloat16 where the device is fast in it, or to float16, else float32.
-        workers: processes that read frames and change what is changed by OpenCV; nothing means two beside a GPU, none
+        workers: processes that read frames and change what is changed by OpenCV; null means two beside a GPU, none
             beside a CPU.
         checkpoint_blocks: recompute adapted blocks in the backward pass instead of keeping them (less memory).
-        threads: CPU threads of torch; nothing means what the machine allows.
+        threads: CPU threads of torch; null means what the machine allows.
     """
 
     accelerator: str = "auto"

@@ -54,10 +54,13 @@ def prepare(config: PrepareConfig) -> Cache:
     print(f"{len(tasks)} cases, {len(tasks) - len(waiting)} of them done already", flush=True)
     frame_count = _check_headers(waiting)
     _check_space(config, frame_count)
-    write_json(config.out / INDEX_FILE, index_to_json(index))
+    if not (config.out / INDEX_FILE).exists():
+        write_json(config.out / INDEX_FILE, index_to_json(index))
     with map_over(config.jobs if waiting else 1, _use_one_thread) as map_cases:
         problems = [problem for found in _show(map_cases(check_masks, waiting), waiting, "masks") for problem in found]
         _stop_at(problems)
+        # Not before: a cache that is whole stays so where a further case is refused.
+        write_json(config.out / INDEX_FILE, index_to_json(index))
         for _ in _show(map_cases(prepare_frames, waiting), waiting, "frames"):
             pass
     cache = Cache(config.out)

@@ -230,6 +230,15 @@ def count_parts(
     return result
 
 
+def split_cache(csv: Path, cache: Path, *, folds: int, seed: int) -> Split:
+    """The cases of a release's table in folds by subject, by the frames of a prepared cache."""
+    rows = read_circumferences(csv)
+    labels = labels_of_cache(cache, rows)
+    return split_by_subject(
+        list(rows.values()), [bool(labels[uuid].optimal_frames) for uuid in rows], folds=folds, seed=seed
+    )
+
+
 def main(arguments: list[str]) -> int:
     """The command `python -m training split`."""
     parser = argparse.ArgumentParser(prog="acouslic train split", description=(__doc__ or "").splitlines()[0])
