@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--split_seed", type=int, default=1, help="seed of the folds")
     parser.add_argument("--jobs", type=int, default=1, help="processes that prepare")
     parser.add_argument("--antialias", type=bool, default=False, help="resize with antialiasing")
-    parser.add_argument("--allow-unannotated", action="store_true", help="accept cases without an annotated frame")
+    parser.add_argument("--allow_unannotated", action="store_true", help="accept cases without an annotated frame")
     parser.add_argument("--parallel", type=int, default=1, help="folds trained at the same time; 0 trains none")
     options = parse_settings(parser, "ensemble", arguments)
     if options.parallel < 0:
