@@ -195,9 +195,9 @@ def _planes_of_ome(text: str, path: Path) -> int:
     planes = 0
     try:
         for pixels in ElementTree.fromstring(text).iterfind("{*}Image/{*}Pixels"):
-            channels = [int(channel.get("SamplesPerPixel", 1)) for channel in pixels.iterfind("{*}Channel")]
-            of_colours = len(channels) or int(pixels.get("SizeC", 1))
-            planes += int(pixels.get("SizeZ", 1)) * int(pixels.get("SizeT", 1)) * of_colours
+            # SizeC counts the colours of a pixel one by one, a Channel has all that share a plane.
+            channels = len(pixels.findall("{*}Channel")) or 1
+            planes += int(pixels.get("SizeZ", 1)) * int(pixels.get("SizeT", 1)) * channels
     except (ElementTree.ParseError, ValueError):
         raise AcouslicError(f"{path} is damaged: its OME description cannot be read") from None
     return max(1, planes)
