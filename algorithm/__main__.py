@@ -98,7 +98,7 @@ def _run(arguments: Sequence[str] | None, interrupts: Interrupts, program: str) 
         return serve(
             input_dir, output_dir, model_dir, port=parsed.port, device=parsed.device, batch_frames=parsed.batch_frames
         )
-    assert parsed.command == "exec", "a command without a branch of its own"
+    assert parsed.command in (None, "exec"), "a command without a branch of its own"
     _run_one_case(input_dir, output_dir, model_dir, parsed, interrupts)
     return 0
 

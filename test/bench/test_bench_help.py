@@ -106,9 +106,17 @@ def test_what_cannot_be_measured_is_refused_at_the_start(module, words, said, ca
 @pytest.mark.parametrize(
     ("module", "words", "said"),
     [
-        ("judgement", ["--runs=x", "--set=home=x", "--closed", "hom"], "--closed names hom, but --set does not"),
-        ("judgement", ["--runs=x", "--set=home"], "--set takes NAME=FOLDER, each name once, not 'home'"),
-        ("judgement", ["--runs=x", "--set=a=x", "--set=a=y"], "--set takes NAME=FOLDER, each name once, not 'a=y'"),
+        (
+            "judgement",
+            ["--runs=x", "--scores=x", "--set=home=x", "--closed", "hom"],
+            "--closed names hom, but --set does not",
+        ),
+        ("judgement", ["--runs=x", "--scores=x", "--set=home"], "--set takes NAME=FOLDER, each name once, not 'home'"),
+        (
+            "judgement",
+            ["--runs=x", "--scores=x", "--set=a=x", "--set=a=y"],
+            "--set takes NAME=FOLDER, each name once, not 'a=y'",
+        ),
         ("ablation", ["--cache=x", "--split=x", "--out=x", "--seeds", "1", "1"], "--seeds must name each number once"),
         ("evaluation_speed", ["--golden", "nowhere"], "nowhere/cases.npz is not there"),
         ("training_speed", ["--against", "nowhere"], "nowhere is not there"),
