@@ -1,6 +1,23 @@
 """What is said where a Python package is not installed: which, and what brings it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from acouslic.errors import AcouslicError
+
 _OURS = {"", "acouslic", "acouslic_cli", "algorithm", "evaluation", "training"}
+
+
+@contextmanager
+def missing_package_named(extra: str, packages: str) -> Iterator[None]:
+    """Raises AcouslicError in place of the ModuleNotFoundError for a package that is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        sentence = explain_missing(error, extra, packages)
+        if sentence is None:
+            raise
+        raise AcouslicError(sentence) from None
 
 
 def explain_missing(error: ModuleNotFoundError, extra: str, packages: str) -> str | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from acouslic import printable
 from acouslic.errors import AcouslicError
 from acouslic.interrupts import Interrupts
-from acouslic.missing_package import explain_missing
+from acouslic.missing_package import missing_package_named
 from acouslic.streams import set_up_streams
 
 # The workers start from this module too: what they do not need is imported by the commands themselves.
@@ -46,17 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     interrupts = Interrupts()
     try:
         interrupts.install()
-        code = _run(list(arguments))
+        with missing_package_named("evaluation", "evaluation"):
+            code = _run(list(arguments))
         interrupts.end()
         return code
     except AcouslicError as error:
         print(one_line(str(error)), file=sys.stderr)
-        return 1
-    except ModuleNotFoundError as error:
-        missing = explain_missing(error, "evaluation", "evaluation")
-        if missing is None:
-            raise
-        print(missing, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         interrupts.end()

@@ -12,7 +12,7 @@ import sys
 
 from acouslic.errors import AcouslicError
 from acouslic.interrupts import Interrupts
-from acouslic.missing_package import explain_missing
+from acouslic.missing_package import missing_package_named
 from acouslic.printable import one_line
 from acouslic.streams import set_up_streams
 
@@ -67,20 +67,15 @@ def main(arguments: list[str]) -> int:
     interrupts = Interrupts()
     try:
         interrupts.install()
-        with interrupts.held():
-            module = importlib.import_module(COMMANDS[command][0])
-        code: int = module.main(rest)
+        with missing_package_named("training", "training"):
+            with interrupts.held():
+                module = importlib.import_module(COMMANDS[command][0])
+            code: int = module.main(rest)
         interrupts.end()
         return code
     except AcouslicError as error:
         print(one_line(" ".join(str(error).split()), _LONGEST_MESSAGE), file=sys.stderr)
         return error.exit_code
-    except ModuleNotFoundError as error:
-        missing = explain_missing(error, "training", "training")
-        if missing is None:
-            raise
-        print(missing, file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         number = interrupts.number or signal.SIGINT
         name = signal.Signals(number).name

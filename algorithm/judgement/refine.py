@@ -1,7 +1,7 @@
 """Which of a gate's judgements the whole ensemble looks at again, round after round. Pure NumPy."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,70 +65,65 @@ def refine(
     as it allows, each by what is known by then. Frames that are `black` (F,), if it is given, are not asked about,
     unless all are.
     """
-    known = _Known(presence, optimality, sweeps, selection, config, ask)
+    nothing = np.zeros(len(presence), dtype=bool)
+    by_gate = Refined(np.array(presence), None if optimality is None else np.array(optimality), nothing)
+    asking = _Asking(by_gate, sweeps, selection, config, ask)
     shown = np.ones(len(presence), dtype=bool) if black is None or black.all() else ~black
-    known.ask_for_scale()
+    asking.ask_for_scale()
     if config.rounds > 1:
-        known.ask_for_peaks(shown)
+        asking.ask_for_peaks(shown)
     for _ in range(config.rounds):
-        if not known.ask_what_matters(shown):
+        if not asking.ask_what_matters(shown):
             break
-    return Refined(known.presence, known.optimality, known.refined)
+    return asking.known
 
 
-class _Known:
-    """What is known of a case's frames while the ensemble is asked, as `Refined`."""
+class _Asking:
+    """Asks the ensemble about frames of a case, and keeps what is known of it."""
 
     def __init__(
-        self,
-        presence: Values,
-        optimality: Values | None,
-        sweeps: Sequence[range],
-        selection: SelectionConfig,
-        config: ScoringConfig,
-        ask: Ask,
+        self, known: Refined, sweeps: Sequence[range], selection: SelectionConfig, config: ScoringConfig, ask: Ask
     ) -> None:
-        self.presence = np.array(presence)
-        self.optimality = None if optimality is None else np.array(optimality)
-        self.refined = np.zeros(len(presence), dtype=bool)
+        self.known = known
+        """Its arrays are this object's own."""
         self._sweeps, self._selection, self._config, self._ask = sweeps, selection, config, ask
-        self._share = _limit(config, len(presence)) // _SHARES
+        self._share = _limit(config, len(known.presence)) // _SHARES
 
     def ask_for_scale(self) -> None:
         """Ask about a few frames of the middle, where the case's own scale decides, and move the gate's logits of all
         others as far as the ensemble's lie from them there."""
         at = middle_frames(
-            self.presence, min(self._config.scale_frames, self._share) if self._selection.half_way else 0
+            self.known.presence, min(self._config.scale_frames, self._share) if self._selection.half_way else 0
         )
         if not len(at):
             return
-        gate = presence_logit(self.presence)
+        gate = presence_logit(self.known.presence)
         self._take(at, self._quality())
         # The median: some of them may be flanks of a run that the gate takes for the middle.
-        shift = np.median(presence_logit(self.presence[at]) - gate[at]) * len(at) / (len(at) + _OWN_WORD_FRAMES)
-        others = ~self.refined & (self.presence > 0)
-        self.presence[others] = probability_of(gate[others] + shift)
+        shift = np.median(presence_logit(self.known.presence[at]) - gate[at]) * len(at) / (len(at) + _OWN_WORD_FRAMES)
+        others = ~self.known.refined & (self.known.presence > 0)
+        self.known.presence[others] = probability_of(gate[others] + shift)
 
     def ask_for_peaks(self, shown: NDArray[np.bool_]) -> None:
         """Ask about the best frame of each sweep, of those that are `shown` (F,) and not refined yet."""
-        smoothed = smooth_in_sweeps(self.presence, self._sweeps, self._selection.smoothing_sigma_frames)
-        peaks = sweep_peaks(np.where(shown & ~self.refined, smoothed, 0.0), self._sweeps, self._share)
+        smoothed = smooth_in_sweeps(self.known.presence, self._sweeps, self._selection.smoothing_sigma_frames)
+        peaks = sweep_peaks(np.where(shown & ~self.known.refined, smoothed, 0.0), self._sweeps, self._share)
         if len(peaks):
             self._take(peaks, self._quality())
 
     def ask_what_matters(self, shown: NDArray[np.bool_]) -> bool:
         """One round by what is known now; False where no frame that is `shown` (F,) is left to ask about."""
-        judged = judge_frames(self.presence, self.optimality, self._sweeps, self._selection)
-        scale = judged.presence_alone[self.presence > 0]
+        judged = judge_frames(self.known.presence, self.known.optimality, self._sweeps, self._selection)
+        scale = judged.presence_alone[self.known.presence > 0]
         positive = read_half_way(judged.presence_alone, scale, self._selection.half_way) >= 0.5
         indices = choose_refined(
-            read_half_way(self.presence, scale, self._selection.half_way),
+            read_half_way(self.known.presence, scale, self._selection.half_way),
             self._quality(),
             judged.quality,
             self._sweeps,
             self._config,
-            confirmed=self.refined & positive,
-            refined=self.refined,
+            confirmed=self.known.refined & positive,
+            refined=self.known.refined,
             shown=shown,
         )
         if len(indices):
@@ -136,16 +131,16 @@ class _Known:
         return len(indices) > 0
 
     def _quality(self) -> Values:
-        return frame_quality(self.presence, self.optimality, self._selection.suboptimal_credit)
+        return frame_quality(self.known.presence, self.known.optimality, self._selection.suboptimal_credit)
 
     def _take(self, indices: NDArray[np.int64], quality: Values) -> None:
         """The ensemble's word on the frames at `indices` (N,) in place of what was known of them."""
-        self.presence[indices], found = self._ask(indices, quality)
+        self.known.presence[indices], found = self._ask(indices, quality)
         if found is not None:
-            if self.optimality is None:
-                self.optimality = np.zeros(len(self.presence))
-            self.optimality[indices] = found
-        self.refined[indices] = True
+            optimality = np.zeros(len(self.known.presence)) if self.known.optimality is None else self.known.optimality
+            optimality[indices] = found
+            self.known = replace(self.known, optimality=optimality)
+        self.known.refined[indices] = True
 
 
 def asks_for_scale(selection: SelectionConfig, config: ScoringConfig) -> bool:
