@@ -66,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             start = time.monotonic()
             answers[name].append(analyse(pipeline, sweep))
             seconds[name].append(time.monotonic() - start)
+    consequence = {name: compare_answers(answers[EXACT], found) for name, found in answers.items() if name != EXACT}
     result = {
         "date": today(),
         "machine": machine,
@@ -74,11 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "cases": len(args.sweeps),
         "seconds": seconds,
         "times": times_of_half(seconds),
-        "consequence": {
-            name: dataclasses.asdict(compare_answers(answers[EXACT], found))
-            for name, found in answers.items()
-            if name != EXACT
-        },
+        "consequence": {name: dataclasses.asdict(found) for name, found in consequence.items()},
     }
     if warning := warn_if_busy(machine["load_before"], machine["cores"]):
         print(warning)
@@ -86,8 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         line = f"{name}: {sum(taken):.1f} s"
         if name in result["times"]:
             line += f", {result['times'][name]:.2f} times as long as without decisions in float32"
-        if name != EXACT:
-            line += f"; it {describe_consequence(compare_answers(answers[EXACT], answers[name]))}"
+        if name in consequence:
+            line += f"; it {describe_consequence(consequence[name])}"
         print(line)
     print(json.dumps(result))
     return 0

@@ -8,13 +8,13 @@ split, for a model that was trained on no other, or all folds of the split that 
 each case by the member that validated on it; without --split all cases of the cache, which none of the members may have
 learned from.
 
-It is judged nested: five groups of subjects, each judged by a head that learned from the other four, and by a half-way
-reading fitted without the case's patient. What that reading is fitted on was said by heads that had seen the patient,
-and how many frames are likely is the model's own: both move it little. Where F1 over all frames rises, and the lower
-end of the rise's interval is not below -0.01, NEW is the model with a head that learned from all groups, and with the
-reading fitted for it. Else nothing is written. With --trials Optuna searches how large a head should be and how it
-should learn, anew for each of them, on the cases that it learns from. The frame is chosen as before. A model with a
-head scores every frame by all members: it cannot be gated.
+It is judged nested: five groups of subjects, each judged by a head that learned from the other four, and by a
+half-way reading fitted without the case's patient. What that reading is fitted on was said by heads that had seen the
+patient, and how many frames are likely is the model's own: so far it is not nested. Where F1 over all frames rises,
+and the lower end of the rise's interval is not below -0.01, NEW is the model with a head that learned from all
+groups, and with the reading fitted for it. Else nothing is written. With --trials Optuna searches how large a head
+should be and how it should learn, anew for each of them, on the cases that it learns from. The frame is chosen as
+before. A model with a head scores every frame by all members: it cannot be gated.
 """
 
 import argparse
