@@ -42,7 +42,7 @@ class FoldProcesses:
     at_once: int
     gpus: Sequence[str] = ()
     """Names for CUDA_VISIBLE_DEVICES; none is no GPU."""
-    failed: list[str] = field(default_factory=list)
+    failed: dict[int, str] = field(default_factory=dict)
     """What is said of each fold that failed."""
     _running: list[_Running] = field(default_factory=list)
     _stopped_by: int | None = None
@@ -71,7 +71,9 @@ class FoldProcesses:
             text = f"stopped by {name}: each fold kept what it says in its log.txt under {self.out}, and the same "
             raise StoppedError(self._stopped_by, text + "command goes on from there")
         if self.failed:
-            raise AcouslicError(f"{len(self.failed)} of {self.folds} folds failed: {'; '.join(self.failed)}")
+            # By fold, whichever ended first.
+            reasons = "; ".join(f"fold {fold}: {reason}" for fold, reason in sorted(self.failed.items()))
+            raise AcouslicError(f"{len(self.failed)} of {self.folds} folds failed: {reasons}")
 
     def _try_to_start(self, fold: int) -> None:
         """Where there is no room for a log, or for a process, the fold has failed and those that run go on."""
@@ -79,8 +81,8 @@ class FoldProcesses:
         try:
             self._running.append(self._start(fold, free))
         except OSError as error:
-            self.failed.append(f"fold {fold}: it could not be started: {error}")
-            print(self.failed[-1], flush=True)
+            self.failed[fold] = f"it could not be started: {error}"
+            print(f"fold {fold}: {self.failed[fold]}", flush=True)
             return
         if self._stopped_by is not None:  # a signal that came while it was started has not reached it
             self._running[-1].process.send_signal(self._stopped_by)
@@ -110,7 +112,7 @@ class FoldProcesses:
     def _note_end(self, one: _Running) -> None:
         code = one.process.returncode
         if code and self._stopped_by is None:
-            self.failed.append(f"fold {one.fold}: {_last_line(one.log)} ({one.log})")
+            self.failed[one.fold] = f"{_last_line(one.log)} ({one.log})"
         print(f"fold {one.fold} {'is done' if code == 0 else f'ended with {code}'}: {_last_line(one.log)}", flush=True)
 
     def _pass_on(self, number: int, _: FrameType | None) -> None:
