@@ -109,7 +109,7 @@ class Pipeline:
         import_s: float = 0.0,
     ) -> "Pipeline":
         """An artifact that is read already, in a precision that is chosen already; see `load`."""
-        ensemble = _merge(artifact, device, precision.dtype, exact_student=precision.recheck_margin is not None)
+        ensemble = _merge(artifact, device, precision.dtype)
         again = None
         if precision.recheck_margin is not None:
             members = functools.cache(lambda: _merge(_without_gate(artifact), device, torch.float32))
@@ -343,10 +343,10 @@ class Pipeline:
         )
 
 
-def _merge(artifact: Artifact, device: torch.device, dtype: torch.dtype, *, exact_student: bool = False) -> Ensemble:
+def _merge(artifact: Artifact, device: torch.device, dtype: torch.dtype) -> Ensemble:
     """The artifact's members on the device; AcouslicError where its memory does not hold them."""
     try:
-        return Ensemble.from_artifact(artifact, device, dtype, exact_student=exact_student)
+        return Ensemble.from_artifact(artifact, device, dtype)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

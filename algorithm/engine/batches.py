@@ -65,11 +65,7 @@ class Scorer(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the images that the members take."""
-
-    @property
-    def gate_dtypes(self) -> tuple[torch.dtype, ...]:
-        """Of those that the gate takes: of all frames in the first, of those near a decision in the next."""
+        """Of the images that members and gate take."""
 
     def trunk(self, images: Tensor) -> Tensor | None:
         """What `score` and `gate` begin with on (batch, 3, S, S), a tensor (batch, ...); None: nothing."""
@@ -164,13 +160,11 @@ class Batches:
         indices: NDArray[np.int64],
         progress: Callable[[float], None],
         *,
-        dtype: torch.dtype | None = None,
         on_trunk: bool = True,
     ) -> BatchScores:
-        """The gate as an ensemble of one, in the first of its types or in `dtype`; see `score`. One that works
-        `on_trunk` leaves the frames' trunks behind."""
+        """The gate as an ensemble of one; see `score`. One that works `on_trunk` leaves the frames' trunks behind."""
         network = self._gate_and_keep if on_trunk else self._gate_alone
-        return self._run(network, dtype or self.ensemble.gate_dtypes[0], indices, progress)
+        return self._run(network, indices, progress)
 
     def score(
         self, indices: NDArray[np.int64], progress: Callable[[float], None], *, outlined: Collection[int] = ()
@@ -179,7 +173,7 @@ class Batches:
         `outlined`, for whom the gate has left no trunk."""
         self._outlined = outlined
         self._trunks.keep_only(set(indices.tolist()))
-        return self._run(self._score_from_trunks, self.ensemble.dtype, indices, progress)
+        return self._run(self._score_from_trunks, indices, progress)
 
     def _gate_and_keep(self, indices: Sequence[int], images: Tensor) -> MemberScores:
         trunk = self.ensemble.trunk(images)
@@ -209,7 +203,6 @@ class Batches:
     def _run(
         self,
         network: Callable[[Sequence[int], Tensor], MemberScores],
-        dtype: torch.dtype,
         indices: NDArray[np.int64],
         progress: Callable[[float], None],
     ) -> BatchScores:
@@ -219,7 +212,7 @@ class Batches:
         while start < len(indices):
             count = self._batch_frames if self._first_batch else min(self._batch_frames, FIRST_BATCH_FRAMES)
             stop = min(start + count, len(indices))
-            scores = self._try(network, dtype, indices[start:stop].tolist(), at[start:stop])
+            scores = self._try(network, indices[start:stop].tolist(), at[start:stop])
             if scores is None:
                 self._halve()
                 continue
@@ -237,7 +230,7 @@ class Batches:
             self.first_batch_at = self._clock.passed_at(self._first_batch)
         if not all(np.isfinite(values).all() for values in found):
             raise NotNumbersError(
-                f"the model gives probabilities that are not numbers in {dtype}: its weights are damaged "
+                f"the model gives probabilities that are not numbers in {self.ensemble.dtype}: its weights are damaged "
                 "or overflow; if they overflow, `acouslic train precision` makes the algorithm use another type"
             )
         return BatchScores(found[0], found[1], found[2] if embedding else None)
@@ -245,17 +238,15 @@ class Batches:
     def _try(
         self,
         network: Callable[[Sequence[int], Tensor], MemberScores],
-        dtype: torch.dtype,
         indices: Sequence[int],
         at: Tensor,
     ) -> MemberScores | None:
-        """One batch, its images in `dtype`, or None where memory ran out. The failed batch's tensors are free once this
-        has returned."""
+        """One batch, or None where memory ran out. The failed batch's tensors are free once this has returned."""
 
         def judge(part: slice) -> MemberScores:
             with torch.inference_mode():
                 frames = self.frames.index_select(0, at[part])
-                images = normalise(frames, self.ensemble.manifest.preprocessing, dtype)
+                images = normalise(frames, self.ensemble.manifest.preprocessing, self.ensemble.dtype)
                 return network(indices[part], images)
 
         try:

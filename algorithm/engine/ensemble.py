@@ -5,7 +5,7 @@ precision. Nothing here waits for the device: results are tensors on it.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -86,13 +86,11 @@ class Ensemble:
         dtype: torch.dtype,
         *,
         batched_below: int = 0,
-        students: Sequence[Student] = (),
+        student: Student | None = None,
     ) -> None:
         self.manifest, self.heads = manifest, heads
         self.device, self.dtype = device, dtype
-        self._students = {student.dtype: student for student in students}
-        self.gate_dtypes = tuple(self._students) or (dtype,)
-        """Of the images that the gate takes: of all frames in the first, of those near a decision in the next."""
+        self._student = student
         self._merged = tower
         self.batched_below = batched_below
         """Batches of fewer frames run through all members at once after the first adapter, others one after another."""
@@ -112,7 +110,6 @@ class Ensemble:
         dtype: torch.dtype,
         *,
         order: Literal["auto", "batched", "sequential"] = "auto",
-        exact_student: bool = False,
     ) -> "Ensemble":
         """Merge the members of `artifact` and put them on `device` in `dtype`.
 
@@ -120,8 +117,6 @@ class Ensemble:
         idle in between, and else `sequential` (bench/LOG.md). It is counted, not timed, for the same results every
         time, unless memory runs out. A gate is made only where the manifest asks for it; the average one is one more
         row. Where a student is the gate, on a CPU, members are merged in a thread, while it looks at the first frames.
-        `exact_student` keeps it in float32, too, beside `dtype`: where rounding could decide which frames the members
-        see, it is asked again.
         """
         manifest = artifact.manifest
         rows: list[Row] = [[(1.0, member.adapter)] for member in artifact.members]
@@ -149,18 +144,17 @@ class Ensemble:
             if head.decoder is not None:
                 fold_normalisation(head.decoder)
             heads.append(head)
-        students = []
+        student = None
         if scoring.mode == "gated" and scoring.gate == "student":
             assert manifest.student is not None
             assert artifact.student is not None
-            dtypes = [dtype, torch.float32] if exact_student else [dtype]
-            students = [student_from_state(manifest.student, artifact.student, device, each) for each in dtypes]
-        tower = _begin(merge) if students and device.type == "cpu" else _done(merge())
+            student = student_from_state(manifest.student, artifact.student, device, dtype)
+        tower = _begin(merge) if student is not None and device.type == "cpu" else _done(merge())
         below = {"batched": sys.maxsize, "sequential": 0, "auto": 0}[order]
         if order == "auto" and device.type == "cuda":
             multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
             below = multiprocessors * _TOKENS_A_MULTIPROCESSOR // tower().tokens
-        return cls(manifest, tower, heads, device, dtype, batched_below=below, students=students)
+        return cls(manifest, tower, heads, device, dtype, batched_below=below, student=student)
 
     @property
     def tower(self) -> StackedTower:
@@ -207,13 +201,14 @@ class Ensemble:
     def gate(self, images: Tensor, trunk: Tensor | None = None) -> GateScores:
         """The gate's judgement, as `manifest.scoring` sets it: averaged adapters and heads, one member, or the student.
 
-        `trunk` as for `score`; a student has no use for it, and judges in the type of the images, one of `gate_dtypes`.
+        `trunk` as for `score`; a student has no use for it.
         """
         scoring = self.manifest.scoring
         if scoring.mode != "gated":
             raise AcouslicError("the manifest's scoring.mode is not 'gated', so this ensemble has no gate")
         if scoring.gate == "student":
-            presence, optimality = self._students[images.dtype](images)
+            assert self._student is not None
+            presence, optimality = self._student(images)
             return GateScores(presence.sigmoid(), None if optimality is None else optimality.sigmoid())
         if scoring.gate == "average":
             assert self.presence is not None

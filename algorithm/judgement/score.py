@@ -1,6 +1,5 @@
 """Every frame gets a probability: from the whole ensemble, or from a gate and the ensemble where it matters."""
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,10 +14,6 @@ from algorithm.engine.outline_start import OutlineStart
 from algorithm.judgement.refine import asks_for_scale, refine
 from algorithm.judgement.select_frame import Values
 from algorithm.model.manifest import ScoringConfig
-
-_EXACT_TIMES = 1.25
-"""A gate of two types judges the likeliest frames again in the more exact one: so many times as many as the members may
-see, so that no rounding decides which of them they do."""
 
 OUTLINED_FRAMES = 16
 """Whose outlines are begun while they are scored, of which about five are outlined: two batches on a CPU, 130 MB with
@@ -121,7 +116,9 @@ def _score_gated(
 ) -> FrameScores:
     start = time.monotonic()
     at = gate_frames(sweeps, config.stride)
-    gate_presence, gate_optimality = _ask_gate(run, at, config, progress)
+    gate_presence, gate_optimality, _ = run.gate(
+        at, lambda share: progress(share / 3), on_trunk=config.gate != "student"
+    )
     presence = interpolate_in_sweeps(gate_presence.mean(0, dtype=np.float64), at, sweeps)
     optimality = None
     if len(gate_optimality):
@@ -145,20 +142,6 @@ def _score_gated(
         first_batch_at=run.first_batch_at,
         outline_starts=run.starts,
     )
-
-
-def _ask_gate(
-    run: Batches, at: NDArray[np.int64], config: ScoringConfig, progress: Callable[[float], None]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The gate's presence (1, N) and optimality (1 or 0, N) of the frames `at` (N,), the likeliest in the most exact
-    of its types."""
-    student = config.gate == "student"
-    presence, optimality, _ = run.gate(at, lambda share: progress(share / 3), on_trunk=not student)
-    for dtype in run.ensemble.gate_dtypes[1:]:
-        count = math.ceil(_EXACT_TIMES * config.max_refined_fraction * len(at))
-        near = np.sort(np.argsort(-presence[0], kind="stable")[:count])
-        presence[:, near], optimality[:, near], _ = run.gate(at[near], _nothing, dtype=dtype, on_trunk=not student)
-    return presence, optimality
 
 
 class _Members:

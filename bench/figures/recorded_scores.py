@@ -148,7 +148,6 @@ class RecordedEnsemble:
     """Answers `score_case` from a record, for frames that spell their number (`spelled_frames`)."""
 
     dtype = torch.float32
-    gate_dtypes = (torch.float32,)
 
     def __init__(self, record: Record, manifest: Manifest, scoring: ScoringConfig) -> None:
         self.manifest = dataclasses.replace(manifest, preprocessing=_IDENTITY, scoring=scoring)

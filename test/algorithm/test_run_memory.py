@@ -28,7 +28,6 @@ class BrightEnsemble:
     """An image is an abdomen as far as it is bright, and so is each of its pixels."""
 
     dtype = torch.float32
-    gate_dtypes = (torch.float32,)
 
     def __init__(self, model):
         self.manifest = dataclasses.replace(read_manifest(model), preprocessing=CONFIG)

@@ -33,7 +33,6 @@ class DrawnEnsemble:
     """Presence is the median of what is brighter than 0.2, the mask what is brighter than 0.4 (member 1: than 0.2)."""
 
     dtype = torch.float32
-    gate_dtypes = (torch.float32,)
     device = torch.device("cpu")
     members = 2
 

@@ -33,7 +33,6 @@ class GreyEnsemble:
     """Member 0 says the grey level (0..1), member 1 half of it; the gate says the grey level minus 0.1."""
 
     dtype = torch.float32
-    gate_dtypes = (torch.float32,)
 
     def __init__(self, manifest=MANIFEST, most_frames=10**9, optimality=True, out_of_memory=None):
         self.manifest = manifest
