@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import itertools
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +32,9 @@ from algorithm.engine.batches import choose_batch_frames
 from algorithm.engine.device import choose_device, choose_precision, set_cpu_threads
 from algorithm.engine.ensemble import Ensemble
 from algorithm.judgement.score import gate_frames
-from algorithm.model.artifact import load_artifact
+from algorithm.model.artifact import Artifact, load_artifact
 from algorithm.model.manifest import Manifest, ScoringConfig
-from algorithm.model.student import student_from_state
+from algorithm.model.student import Student, student_from_state
 from bench.figures.frame_choice import choose_frame
 from bench.figures.recorded_scores import Record, record_release, replay
 from bench.figures.table import table
@@ -184,48 +183,42 @@ def best(losses: Sequence[Loss]) -> list[Loss]:
     return kept
 
 
+@dataclass(frozen=True)
+class Asked:
+    """All that is asked about every frame."""
+
+    ensemble: Ensemble
+    with_gate: bool
+    """Whether the ensemble has an averaged gate, which is asked too."""
+    student: Student | None
+    batch_frames: int
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Record, replay, print."""
     args = _parser().parse_args(arguments)
-    try:
-        set_cpu_threads()
-        device, _ = choose_device(args.device)
-        artifact = load_artifact(args.model)
-        manifest = artifact.manifest
-        dtype = choose_precision(device, manifest.half_precision).dtype
-        if args.precision is not None:
-            dtype = getattr(torch, args.precision)
-        base = manifest.scoring
-        has_gate = any(member.presence for member in manifest.members)
-        with_gate = has_gate and not (args.own_settings and base.gate == "student")
-        # Scored by everything that any setting could ask for: the averaged gate is merged only for a gated manifest.
-        mode = ScoringConfig(mode="gated", gate="average") if with_gate else ScoringConfig()
-        asking = dataclasses.replace(artifact, manifest=dataclasses.replace(manifest, scoring=mode))
-        ensemble = Ensemble.from_artifact(asking, device, dtype)
-        batch_frames = choose_batch_frames(manifest.tower, ensemble.members, device, dtype)
-        cases = [
-            (uuid, release.image_path(uuid), release.mask_path(uuid))
-            for release in map(Release, args.release)
-            for uuid in release.cases()[: args.cases]
-        ]
-        if len({uuid for uuid, *_ in cases}) < len(cases):
-            raise AcouslicError("two of the releases hold a case of the same name: measure them one by one")
-        student = None
-        if manifest.student is not None and artifact.student is not None:
-            student = student_from_state(manifest.student, artifact.student, device, dtype)
-        records = record_release(
-            ensemble, cases, args.cache, with_gate=with_gate, batch_frames=batch_frames, student=student
-        )
-    except AcouslicError as error:
-        print(error, file=sys.stderr)
-        return 1
-    grid = GRID if has_gate else GRID | {"gate": ("member",)}
-    exhaustive = outcome(records, manifest, ScoringConfig())
+    cases = cases_of(args.release, args.cases)
+    set_cpu_threads()
+    artifact = load_artifact(args.model)
+    asked = all_that_judges(artifact, args)
+    records = record_release(
+        asked.ensemble,
+        cases,
+        args.cache,
+        with_gate=asked.with_gate,
+        batch_frames=asked.batch_frames,
+        student=asked.student,
+    )
+    manifest = artifact.manifest
+    base = manifest.scoring
     named = {"as in the manifest": dataclasses.replace(base, mode="gated")}
+    tried = []
     if not args.own_settings:
         named["defaults"] = ScoringConfig(mode="gated")
-    tried = [*settings(grid, base), *(settings(STUDENT_GRID, base) if student is not None else [])]
-    tried = [] if args.own_settings else tried
+        averaged = any(member.presence for member in manifest.members)
+        tried = settings(GRID if averaged else GRID | {"gate": ("member",)}, base)
+        tried += settings(STUDENT_GRID, base) if asked.student is not None else []
+    exhaustive = outcome(records, manifest, ScoringConfig())
     losses = [loss(records, manifest, scoring, exhaustive) for scoring in tried]
     shown = {name: loss(records, manifest, scoring, exhaustive) for name, scoring in named.items()}
     within = [item for item in losses if item.within_bounds]
@@ -240,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "model": manifest.name,
                 "cases": len(records),
                 "frames": sum(len(record.labels) for record in records),
-                "precision": str(dtype).removeprefix("torch."),
+                "precision": str(asked.ensemble.dtype).removeprefix("torch."),
                 "exhaustive": {"worth": float(np.mean(exhaustive.worth)), "f1": exhaustive.f1},
                 **{name.replace(" ", "_"): dataclasses.asdict(item) for name, item in shown.items()},
                 "settings_tried": len(losses),
@@ -251,6 +244,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     )
     return 0
+
+
+def all_that_judges(artifact: Artifact, args: argparse.Namespace) -> Asked:
+    """The artifact's members, its averaged gate and its student, so far as it has them and they are to be tried, where
+    and in the type that the command line says."""
+    manifest = artifact.manifest
+    device, _ = choose_device(args.device)
+    dtype = choose_precision(device, manifest.half_precision).dtype
+    if args.precision is not None:
+        dtype = getattr(torch, args.precision)
+    with_gate = any(member.presence for member in manifest.members)
+    with_gate = with_gate and not (args.own_settings and manifest.scoring.gate == "student")
+    # The averaged gate is merged only for a gated manifest.
+    mode = ScoringConfig(mode="gated", gate="average") if with_gate else ScoringConfig()
+    asking = dataclasses.replace(artifact, manifest=dataclasses.replace(manifest, scoring=mode))
+    ensemble = Ensemble.from_artifact(asking, device, dtype)
+    student = None
+    if manifest.student is not None and artifact.student is not None:
+        student = student_from_state(manifest.student, artifact.student, device, dtype)
+    return Asked(ensemble, with_gate, student, choose_batch_frames(manifest.tower, ensemble.members, device, dtype))
+
+
+def cases_of(releases: Sequence[Path], count: int | None) -> list[tuple[str, Path, Path]]:
+    """Name, image and mask of the first `count` cases, None is all, of each release. Raises AcouslicError where two
+    have the same name."""
+    cases = [
+        (uuid, release.image_path(uuid), release.mask_path(uuid))
+        for release in map(Release, releases)
+        for uuid in release.cases()[:count]
+    ]
+    if len({uuid for uuid, *_ in cases}) < len(cases):
+        raise AcouslicError("two of the releases hold a case of the same name: measure them one by one")
+    return cases
 
 
 def text(
