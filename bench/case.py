@@ -18,7 +18,6 @@ float32: the chosen frame, the frames called positive and the millimetres. The l
 import argparse
 import contextlib
 import json
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -90,37 +89,33 @@ class Runs:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prepare, measure, print."""
     args = _parser().parse_args(arguments)
-    try:
-        with workspace(args.work) as work:
-            setting = prepare(args, work)
-            if args.ours_only:
-                result = measure_modes(setting.model, setting.sweep, work, setting.device)
-                print(json.dumps(result))
-                return 0
-            before = describe_machine()
-            runs = measure(setting, args)
-            report = CaseReport(
-                manifest=setting.manifest,
-                model=setting.model,
-                random=args.model is None,
-                header=setting.header,
-                float32=runs.float32,
-                autocast=AutocastSide(half_type(runs.ours), runs.autocast),
-                ours=runs.ours,
-                exhaustive=runs.exhaustive,
-                kept=runs.kept,
-                cold_float32=runs.cold_float32,
-                cold_ours=runs.cold_ours,
-                agreement=agreement(setting, runs.float32[0], args.frames),
-                consequence=consequence(setting, args.frames),
-                peak_flop_per_s=matrix_peaks(runs.ours[0]),
-                machine=before,
-            )
-            print(report.text())
-            print(json.dumps(report.to_json()))
-    except AcouslicError as error:
-        print(error, file=sys.stderr)
-        return 1
+    with workspace(args.work) as work:
+        setting = prepare(args, work)
+        if args.ours_only:
+            result = measure_modes(setting.model, setting.sweep, work, setting.device)
+            print(json.dumps(result))
+            return 0
+        before = describe_machine()
+        runs = measure(setting, args)
+        report = CaseReport(
+            manifest=setting.manifest,
+            model=setting.model,
+            random=args.model is None,
+            header=setting.header,
+            float32=runs.float32,
+            autocast=AutocastSide(half_type(runs.ours), runs.autocast),
+            ours=runs.ours,
+            exhaustive=runs.exhaustive,
+            kept=runs.kept,
+            cold_float32=runs.cold_float32,
+            cold_ours=runs.cold_ours,
+            agreement=agreement(setting, runs.float32[0], args.frames),
+            consequence=consequence(setting, args.frames),
+            peak_flop_per_s=matrix_peaks(runs.ours[0]),
+            machine=before,
+        )
+        print(report.text())
+        print(json.dumps(report.to_json()))
     return 0
 
 

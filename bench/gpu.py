@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import json
 import logging
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -331,12 +330,8 @@ def text(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
     args = _parser().parse_args(arguments)
-    try:
-        with workspace(args.work) as work:
-            result, report = measure(args, work)
-    except AcouslicError as error:
-        print(error, file=sys.stderr)
-        return 1
+    with workspace(args.work) as work:
+        result, report = measure(args, work)
     print(report)
     print(json.dumps(result))
     kept = result["parity"]["within_bounds"] and result["against_cpu"]["within_bounds"] and result["repeatable"]

@@ -10,7 +10,6 @@ Members and batches: scoring alone, in this process, of the same frames. The las
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from acouslic.errors import AcouslicError
 from acouslic.geometry import ROWS
 from algorithm.engine.device import choose_device, choose_precision, set_cpu_threads
 from algorithm.engine.ensemble import Ensemble
@@ -118,24 +116,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     config = {**TOWERS, "small": SMALL}[args.config]
     machine = describe_machine()
-    try:
-        with workspace(args.work) as work:
-            models = {count: _model(work, args.config, config, count) for count in {*args.members, args.ensemble}}
-            sizes = measure_frames(models[args.ensemble], work, args.frames, args.rows, args.device)
-            set_cpu_threads()
-            device, _ = choose_device(args.device)
-            members_s = {}
-            for count in args.members:
-                members_s[count] = measure_scoring(load(models[count], device), args.scored_frames, args.batch_frames)
-            ensemble = load(models[args.ensemble], device)
-            batches_s = {
-                size: measure_scoring(ensemble, args.scored_frames, size) / args.scored_frames for size in args.batches
-            }
-            manifest = ensemble.manifest
-            flop = shared_flop(config, adapted_layers(models[args.ensemble], manifest))
-    except AcouslicError as error:
-        print(error, file=sys.stderr)
-        return 1
+    with workspace(args.work) as work:
+        models = {count: _model(work, args.config, config, count) for count in {*args.members, args.ensemble}}
+        sizes = measure_frames(models[args.ensemble], work, args.frames, args.rows, args.device)
+        set_cpu_threads()
+        device, _ = choose_device(args.device)
+        members_s = {}
+        for count in args.members:
+            members_s[count] = measure_scoring(load(models[count], device), args.scored_frames, args.batch_frames)
+        ensemble = load(models[args.ensemble], device)
+        batches_s = {
+            size: measure_scoring(ensemble, args.scored_frames, size) / args.scored_frames for size in args.batches
+        }
+        manifest = ensemble.manifest
+        flop = shared_flop(config, adapted_layers(models[args.ensemble], manifest))
     result = {
         "date": today(),
         "machine": machine,
