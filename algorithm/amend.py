@@ -12,15 +12,27 @@ import numpy as np
 from acouslic.ellipse import circumference_mm, draw_ellipse
 from acouslic.errors import AcouslicError
 from acouslic.fov import field_of_view
+from acouslic.locks import locked
 from acouslic.sockets import CIRCUMFERENCE_FILE, FRAME_NUMBER_FILE, SCORES_FILE, SEGMENTATION_FILE
 from acouslic.stack import StackHeader, open_stack
 from acouslic.write import check_outputs, write_bytes, write_json, write_mask_stack
 from algorithm.result.correction import Correction, ellipse_of, read_correction
 from algorithm.result.growth import judge_growth, parse_age
 from algorithm.result.outputs import AMENDMENT_FILE, SCHEMA_VERSION, ellipse_json, growth_json
-from algorithm.result.segment import as_measured
+from algorithm.result.segment import Mask, as_measured
 
 _AMENDED = re.compile(r"amended-([0-9]{1,9})")
+_CHANGING = (
+    "frame_number",
+    "sweep",
+    "circumference_mm",
+    "interval_mm",
+    "circumference_error",
+    "ellipse",
+    "suitable",
+    "growth",
+)
+"""Fields of the result that a correction may change."""
 _SAME_MM = 0.01
 """Between the browser's circumference and ours: the same formula on numbers of three decimals."""
 
@@ -40,20 +52,24 @@ def amend(case_dir: Path, correction_path: Path) -> Path:
     header = open_stack(case_dir / SEGMENTATION_FILE, spacing_mm=(row_mm, column_mm)).header
     if correction.frame_number >= header.frames:
         raise AcouslicError(f"{correction_path} names frame {correction.frame_number}; the last is {header.frames - 1}")
-    amended = _amended(original, correction, _sweep_number(case_dir, correction.frame_number))
-    folder = _next_folder(case_dir)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        _write(partial, case_dir, amended, correction, header)
-        amendment = _amendment(original, amended, correction, correction_path)
-        write_json(partial / AMENDMENT_FILE, amendment)
-        check_outputs(partial, header)
-        partial.rename(folder)
-    except OSError as error:
-        raise AcouslicError(f"{folder} could not be written: {error.strerror}") from None
-    finally:
+    sweep = _sweep_number(case_dir, correction.frame_number)
+    mask, is_measured_so = _draw(correction, header)
+    amended = _amended(original, correction, sweep, is_measured_so=is_measured_so)
+    # Another reader may correct the same case now: each gets a folder of its own, one after the other.
+    with locked(case_dir, wait=True):
+        folder = _next_folder(case_dir)
+        partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
+        try:
+            _write(partial, case_dir, amended, mask, header)
+            amendment = _amendment(original, amended, correction, correction_path)
+            write_json(partial / AMENDMENT_FILE, amendment)
+            check_outputs(partial, header)
+            partial.rename(folder)
+        except OSError as error:
+            raise AcouslicError(f"{folder} could not be written: {error.strerror}") from None
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
@@ -75,8 +91,9 @@ def _read_original(case_dir: Path, correction: Correction) -> dict[str, Any]:
     return original
 
 
-def _amended(original: dict[str, Any], correction: Correction, sweep: int) -> dict[str, Any]:
-    """The amended content of `fetal-abdominal-circumference.json`."""
+def _amended(original: dict[str, Any], correction: Correction, sweep: int, *, is_measured_so: bool) -> dict[str, Any]:
+    """The amended content of `fetal-abdominal-circumference.json`; `is_measured_so` says whether the official evaluator
+    measures the mask as the ellipse is."""
     ellipse = ellipse_of(correction)
     row_mm, column_mm = original["spacing_mm"]
     measured_mm = circumference_mm(ellipse, (row_mm, column_mm))
@@ -85,9 +102,13 @@ def _amended(original: dict[str, Any], correction: Correction, sweep: int) -> di
             f"the correction says {correction.circumference_mm:.2f} mm, but its ellipse measures {measured_mm:.2f} mm: "
             "save it again from the page"
         )
+    notes = [f"measured by hand by {correction.reader}, see {AMENDMENT_FILE}"]
+    if not is_measured_so:
+        notes.append("the challenge's evaluator measures another circumference on this mask: the field of view cuts it")
     growth = original.get("growth")
     if growth is not None:
-        growth = growth_json(judge_growth(measured_mm, None, parse_age(growth["gestational_age"])))
+        judged = judge_growth(measured_mm, None, parse_age(growth["gestational_age"]))
+        growth, notes = growth_json(judged), [*notes, *judged.notes]
     return {
         **original,
         "schema_version": SCHEMA_VERSION,
@@ -97,12 +118,10 @@ def _amended(original: dict[str, Any], correction: Correction, sweep: int) -> di
         "sweep": sweep,
         "circumference_mm": measured_mm,
         "interval_mm": None,
+        "circumference_error": None,
         "ellipse": ellipse_json(ellipse),
         "growth": growth,
-        "notes": [
-            f"measured by hand by {correction.reader}, see {AMENDMENT_FILE}",
-            *(f"of the model's result: {note}" for note in original["notes"]),
-        ],
+        "notes": [*notes, *(f"of the model's result: {note}" for note in original["notes"])],
     }
 
 
@@ -116,31 +135,38 @@ def _sweep_number(case_dir: Path, frame_index: int) -> int:
         raise AcouslicError(f"{path} is missing or damaged: analyse the case again") from None
 
 
-def _write(folder: Path, case_dir: Path, amended: dict[str, Any], correction: Correction, header: StackHeader) -> None:
-    ellipse = ellipse_of(correction)
+def _draw(correction: Correction, header: StackHeader) -> tuple[Mask, bool]:
+    """The corrected ellipse as a mask (rows, columns), and whether the official evaluator measures it so. Raises
+    AcouslicError where none of it lies in the field of view."""
+    ellipse, fov = ellipse_of(correction), field_of_view(header.rows, header.columns)
     drawn = draw_ellipse(ellipse, header.rows, header.columns)
-    if not np.any(drawn):
-        raise AcouslicError("the correction's ellipse lies outside the frame: measure the abdomen again")
-    mask, _ = as_measured(drawn, ellipse, field_of_view(header.rows, header.columns))
+    inside = drawn & fov
+    if not np.any(inside):
+        raise AcouslicError("the correction's ellipse lies outside the field of view: measure the abdomen again")
+    mask, official = as_measured(inside, ellipse, fov)
+    return mask, official is not None
+
+
+def _write(folder: Path, case_dir: Path, amended: dict[str, Any], mask: Mask, header: StackHeader) -> None:
     write_mask_stack(
         folder / SEGMENTATION_FILE,
         mask,
-        correction.frame_number,
+        amended["frame_number"],
         header.frames,
         header.spacing_mm,
         header.frame_spacing,
     )
     write_json(folder / CIRCUMFERENCE_FILE, amended)
     write_bytes(folder / SCORES_FILE, (case_dir / SCORES_FILE).read_bytes())
-    write_json(folder / FRAME_NUMBER_FILE, correction.frame_number)
+    write_json(folder / FRAME_NUMBER_FILE, amended["frame_number"])
 
 
 def _amendment(original: dict[str, Any], amended: dict[str, Any], correction: Correction, path: Path) -> dict[str, Any]:
     """Who changed what, when and why."""
     changed = {
-        name: {"from": original[name], "to": amended[name]}
-        for name in ("frame_number", "circumference_mm", "ellipse", "suitable")
-        if original[name] != amended[name]
+        name: {"from": original.get(name), "to": amended.get(name)}
+        for name in _CHANGING
+        if original.get(name) != amended.get(name)
     }
     return {
         "schema_version": 1,

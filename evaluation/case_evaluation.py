@@ -94,7 +94,9 @@ def _result(
     exec_duration_s: float | None,
 ) -> CaseResult:
     official = score_case(truth, frame_number, mask)
-    outline_frame = _reference_outline_frame(truth, frame_number)
+    outline_frame = int(official.values["NearestAnnotatedFrame"])  # where an overlap borrows another frame's reference
+    if outline_frame == frame_number:
+        outline_frame = _reference_outline_frame(truth, frame_number)
     reference = () if outline_frame == NO_FRAME else outlines_px(truth.mask(outline_frame))
     return CaseResult(
         case=truth.case,
@@ -154,6 +156,8 @@ def _simplified(contour: np.ndarray) -> Polygon:
 
 
 def _reference_outline_frame(truth: CaseTruth, frame_number: int) -> int:
+    """The annotated frame nearest to the chosen one, in its sweep where that has any; the first where none is chosen,
+    -1 where there is none."""
     annotated = truth.annotated_frames
     if not len(annotated):
         return NO_FRAME

@@ -64,6 +64,10 @@ class RunCases:
         """The subject of a case; None where the ground truth had none."""
         return self._cell(case, "subject_id") or None
 
+    def labels(self, case: str) -> str | None:
+        """What tells the annotated frames of its reference from others; None in a run of an earlier version."""
+        return self.rows[case].get("labels_sha256") or None
+
     def _cell(self, case: str, column: str) -> str:
         row = self.rows[case]
         if column not in row:
@@ -166,7 +170,8 @@ def _common_cases(run_a: RunCases, run_b: RunCases) -> list[str]:
             )
     for case in run_a.rows:
         same = run_a.subject(case) == run_b.subject(case) and _reference(run_a, case) == _reference(run_b, case)
-        if not same or _measured_otherwise(run_a, run_b, case):
+        labels = {run_a.labels(case), run_b.labels(case)} - {None}
+        if not same or len(labels) > 1 or _measured_otherwise(run_a, run_b, case):
             raise AcouslicError(f"case {shown(case)} was scored against different references in the two runs")
     return list(run_a.rows)
 

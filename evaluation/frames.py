@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     for name in ("threshold", "optimality_threshold"):
         if not 0 <= getattr(options, name) <= 1:
             parser.error(f"--{name} must be in 0..1")
-    remove_outputs(options.output)
+    remove_outputs(options.output, inputs=[options.scores])
     results = [
         replace(
             case_result(table),

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from acouslic.errors import AcouslicError
+from acouslic.printable import printable
 from evaluation.case_evaluation import CaseTask
 from evaluation.inputs.ground_truth import find_release
 from evaluation.inputs.predictions import (
@@ -58,19 +59,19 @@ def main(arguments: Sequence[str]) -> int:
 def score_local(options: argparse.Namespace) -> None:
     """Find the cases, score them, write the results."""
     # A run that fails must not leave the figures of another one.
-    remove_outputs(options.output)
+    remove_outputs(options.output, inputs=[] if options.sets is None else [options.sets])
     sources = find_release(options.raw)
     cache_dir = options.cache or options.output / "ground_truth_index"
     predicted, empty = _case_folders(options.predictions, sources, (options.output, cache_dir))
-    left_out = {case: f"case {case}: its folder is empty" for case in empty}
-    unknown = [case for case in predicted if case not in sources]
+    left_out = {case: f"case {case}: its folder is empty" for case in empty if case in sources}
+    unknown = sorted(name for name in (*predicted, *empty) if name not in sources)
     if options.complete:
         submissions, incomplete = _complete(options.predictions, [case for case in predicted if case in sources])
         left_out |= incomplete | {
             case: f"case {case} has no prediction" for case in sources if case not in predicted and case not in left_out
         }
     else:
-        left_out = {case: reason for case, reason in left_out.items() if options.subset or case not in sources}
+        left_out = left_out if options.subset else {}
         submissions = {}
     if options.complete or options.subset:
         cases = [case for case in sources if case in predicted and case not in left_out]
@@ -78,6 +79,8 @@ def score_local(options: argparse.Namespace) -> None:
         cases = list(sources)
     if not options.lenient:
         check_cases([case for case in predicted if case not in left_out], cases)
+    for name in unknown:
+        print(f"ignored: {printable(name)} is no case of {options.raw}")
     if not cases:
         more = f": {next(iter(left_out.values()))}" if left_out else ""
         raise AcouslicError(f"{options.predictions} holds no complete prediction of a case of {options.raw}{more}")

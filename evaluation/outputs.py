@@ -10,6 +10,7 @@ from typing import Any
 
 from acouslic.errors import AcouslicError
 from acouslic.printable import printable
+from acouslic.sockets import CIRCUMFERENCE_FILE
 from acouslic.table import csv_text
 from acouslic.write import write_text
 from evaluation.metrics.case_result import CaseResult
@@ -54,9 +55,16 @@ def write_files(output_dir: Path, results: Sequence[CaseResult], metrics: Mappin
         raise
 
 
-def remove_outputs(output_dir: Path) -> None:
-    """Take away what an earlier run left. Raises AcouslicError where it cannot be removed, or a file is in the way."""
-    for name in (METRICS_FILE, PER_CASE_FILE, REPORT_FILE):
+def remove_outputs(output_dir: Path, *, inputs: Sequence[Path] = ()) -> None:
+    """Take away what an earlier run left. Raises AcouslicError where it cannot be removed, a file is in the way, one of
+    `inputs` would go, or the report there is the page of an analysed case."""
+    names = (METRICS_FILE, PER_CASE_FILE, REPORT_FILE)
+    for path in inputs:
+        if path.resolve() in [(output_dir / name).resolve() for name in names]:
+            raise AcouslicError(f"{path} would be replaced by this run's own {path.name}: name another --output")
+    if (output_dir / CIRCUMFERENCE_FILE).exists():
+        raise AcouslicError(f"{output_dir} holds an analysed case, whose page has the same name: name another --output")
+    for name in names:
         try:
             (output_dir / name).unlink(missing_ok=True)
         except NotADirectoryError:
@@ -71,7 +79,8 @@ def submission_metrics(results: Sequence[CaseResult]) -> dict[str, Any]:
     """The content of `metrics.json`: the official aggregates under their names at the top, so that `score.mean` is a
     path for a leaderboard, then what is ours, then the cases.
 
-    The cases carry no reference value: whoever may see a submission's metrics need not be who may see the reference.
+    Who may see them can tell parts of the reference from them: an official metric of a case beside what was predicted
+    gives its circumference away.
     """
     return {
         **aggregate([result.official for result in results]),

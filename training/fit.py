@@ -47,7 +47,9 @@ def fit_fold(
     cache: Cache, split: Split, member: int, settings: TrainSettings, out: Path, *, command: str, check: bool = False
 ) -> RunFolder:
     """Train the member (0, 1, ...) of a split into `out`; with `check` into a folder that is gone afterwards."""
-    cases = FoldCases(split.training_cases(member), split.validation_cases(member), split.sha256(), member + 1)
+    cases = FoldCases(
+        split.training_cases(member), split.validation_cases(member), split.sha256(), member + 1, split.members
+    )
     if not check:
         return run_member(cache, cases, settings, out, command=command)
     with tempfile.TemporaryDirectory(prefix="check-") as folder:

@@ -26,6 +26,8 @@ class _Running:
     fold: int
     process: subprocess.Popen[bytes]
     log: Path
+    log_start: int
+    """Byte of its log where its own words begin: an earlier process of the run may have written to it."""
     place: int
     """Its number among the processes that run at once, from 0; decides its GPU."""
 
@@ -99,6 +101,7 @@ class FoldProcesses:
             cores = max(1, usable_cores()[0] // min(self.at_once, self.folds))
             where, share = f"{cores} CPU core{'s' if cores > 1 else ''}", {"OMP_NUM_THREADS": str(cores)}
         with log.open("ab") as file:
+            log_start = file.tell()
             process = subprocess.Popen(
                 [*self.command, f"--fold={fold}", f"--out={folder}"],
                 stdout=file,
@@ -107,13 +110,18 @@ class FoldProcesses:
                 start_new_session=True,  # Ctrl-C reaches it once, through this process
             )
         print(f"fold {fold} of {self.folds} on {where}, in {folder}; its words go to {log.name}", flush=True)
-        return _Running(fold, process, log, place)
+        return _Running(fold, process, log, log_start, place)
 
     def _note_end(self, one: _Running) -> None:
-        code = one.process.returncode
+        code, said = one.process.returncode, _last_line(one.log, one.log_start)
+        if code < 0:
+            killed = f"it was ended by {signal.Signals(-code).name}"
+            if -code == signal.SIGKILL:
+                killed += ", as the system does where memory runs out"
+            said = f"{killed}; its last words: {said}"
         if code and self._stopped_by is None:
-            self.failed[one.fold] = f"{_last_line(one.log)} ({one.log})"
-        print(f"fold {one.fold} {'is done' if code == 0 else f'ended with {code}'}: {_last_line(one.log)}", flush=True)
+            self.failed[one.fold] = f"{said} ({one.log})"
+        print(f"fold {one.fold} {'is done' if code == 0 else f'ended with {code}'}: {said}", flush=True)
 
     def _pass_on(self, number: int, _: FrameType | None) -> None:
         self._stopped_by = number
@@ -136,9 +144,10 @@ def visible_gpus() -> list[str]:
     return [name.strip() for name in named.split(",")][: len(names)] if named and names else names
 
 
-def _last_line(log: Path) -> str:
+def _last_line(log: Path, start: int) -> str:
+    """The last line that is not empty, from the byte `start` on."""
     try:
-        text = log.read_text(encoding="utf-8", errors="replace")
+        text = log.read_bytes()[start:].decode("utf-8", errors="replace")
     except OSError as error:
         return f"its log cannot be read: {error}"
     lines = [line for line in text.splitlines() if line.strip()]

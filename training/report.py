@@ -40,9 +40,10 @@ def write_scores(path: Path, members: Sequence[TrainedMember], cases: Sequence[C
     """Write the table that `acouslic evaluate frames` reads: one row a frame, the runs' names as sets; optimality where
     every case has a member that judges it."""
     runs: dict[str, list[str]] = {}
-    for member in members:
+    names = set_names([member.folder.root for member in members])
+    for member, name in zip(members, names, strict=True):
         for uuid in member.scored.uuid.tolist():
-            runs.setdefault(uuid, []).append(member.folder.root.name)
+            runs.setdefault(uuid, []).append(name)
     columns: dict[str, list[Any]] = {}
     for case in cases:
         cached, count = cache.case(case.uuid), len(case.label)
@@ -70,6 +71,17 @@ def write_scores(path: Path, members: Sequence[TrainedMember], cases: Sequence[C
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **table)
     write_bytes(path, buffer.getvalue())
+
+
+def set_names(folders: Sequence[Path]) -> list[str]:
+    """A name for each run: its folder's, or as much of the path before it too as tells all apart."""
+    paths = [folder.resolve() for folder in folders]
+    longest = max((len(path.parts) for path in paths), default=1)
+    for parts in range(1, longest + 1):
+        names = ["/".join(path.parts[-parts:]) for path in paths]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def main(arguments: list[str]) -> int:

@@ -56,6 +56,7 @@ class _Settings:
 # Fields that change nothing at inference: origin, initialisation that leaves the base weights alone, training.
 _INERT = {"peft_version", "auto_mapping", "base_model_name_or_path", "revision", "task_type", "inference_mode"}
 _INERT |= {"lora_dropout", "megatron_core", "qalora_group_size", "ensure_weight_tying", "runtime_config"}
+_INERT |= {"eva_config"}  # of init_lora_weights="eva"
 _READ = {item.name for item in dataclasses.fields(_Settings)}
 # Fields of which only these values mean plain LoRA. Any other field must be null, false or empty: every variant that
 # PEFT knows or will know is off that way.

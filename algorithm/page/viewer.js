@@ -15,11 +15,21 @@ const sweepOf = (index) => state.sweeps.findIndex(([first, last]) => index >= fi
 const fullSize = (index) => index in state.full;
 const urlOf = (index) => `data:image/jpeg;base64,${fullSize(index) ? state.full[index] : state.reduced[index / state.step]}`;
 
-// Of a very long stack only every so many frames have a picture.
-const nearest = (index) => (fullSize(index) ? index : index - (index % state.step));
+// Of a very long stack only every so many frames have a picture, and the full-size ones.
+const pictured = (index) => fullSize(index) || index % state.step === 0;
+
+function before(index) {
+  while (!pictured(index)) index -= 1;
+  return index;
+}
+
+function after(index) {
+  while (index < state.frames && !pictured(index)) index += 1;
+  return index < state.frames ? index : before(state.frames - 1);
+}
 
 function show(index) {
-  frame = nearest(clamp(Math.round(index), 0, state.frames - 1));
+  frame = before(clamp(Math.round(index), 0, state.frames - 1));
   picture.src = urlOf(frame);
   const sweep = sweepOf(frame) + 1, presence = state.presence[frame].toFixed(2);
   const chosen = frame === state.chosen ? ", the chosen frame" : "";
@@ -38,8 +48,14 @@ function show(index) {
 
 function step(by) {
   stop();
-  const to = nearest(clamp(frame + by, 0, state.frames - 1));
-  show(to === frame ? frame + Math.sign(by) * state.step : to);
+  const to = clamp(frame + by, 0, state.frames - 1);
+  show(by > 0 ? after(to) : before(to));
+}
+
+// The first of a sweep that has a picture: the one before it belongs to another sweep.
+function goTo(first) {
+  stop();
+  show(after(first));
 }
 
 function stop() {
@@ -52,7 +68,7 @@ function stop() {
 function play() {
   if (playing) return stop();
   const [first, last] = state.sweeps[sweepOf(frame)];
-  if (frame + state.step > last) show(first);
+  if (frame + state.step > last) show(after(first));
   byId("play").setAttribute("aria-pressed", "true");
   byId("play").textContent = "Pause";
   playing = setInterval(() => (frame + state.step <= last ? show(frame + state.step) : stop()), 40);
@@ -78,11 +94,11 @@ function key(event) {
   const [first, last] = state.sweeps[sweepOf(frame)];
   const actions = {
     ArrowLeft: () => step(-many), ArrowRight: () => step(many), ArrowDown: () => step(-many), ArrowUp: () => step(many),
-    PageDown: () => step(-10), PageUp: () => step(10), Home: () => step(first - frame), End: () => step(last - frame),
+    PageDown: () => step(-10), PageUp: () => step(10), Home: () => goTo(first), End: () => step(last - frame),
     " ": play, c: goHome, C: goHome,
   };
   const sweep = state.sweeps[Number(event.key) - 1];
-  const action = sweep ? () => step(sweep[0] - frame) : actions[event.key];
+  const action = sweep ? () => goTo(sweep[0]) : actions[event.key];
   if (!action) return;
   event.preventDefault();
   action();

@@ -65,10 +65,16 @@ def read_frame_table(path: Path) -> list[FrameTable]:
     checked = {name: _checked_column(path, name, values) for name, values in columns.items()}
     if not len(checked["case"]):
         raise AcouslicError(f"{path} has no rows")
-    return [
+    tables = [
         _case_table(path, str(case), {name: values[checked["case"] == case] for name, values in checked.items()})
         for case in np.unique(checked["case"])
     ]
+    without = [table.case for table in tables if table.set_name is None]
+    if 0 < len(without) < len(tables):
+        raise AcouslicError(
+            f"{path}: case {shown(without[0])} has no set, others have: fill the column, or leave it out"
+        )
+    return tables
 
 
 def _read_csv(path: Path) -> dict[str, np.ndarray]:

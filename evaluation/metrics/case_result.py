@@ -22,7 +22,7 @@ class CaseResult:
     """The official metrics of the case by their official names, in the official order; infinite values made 0."""
     undefined_overlap: bool
     """An official overlap measure was infinite or 1.797e308, and is 0 here: nothing was predicted (inside the field
-    of view), or both images are empty."""
+    of view), all of it was, or both images are empty."""
     both_empty: bool
     """Neither the reference nor the prediction has a pixel in the chosen frame, so that Dice itself is undefined."""
     reference_ac_mm: float | None

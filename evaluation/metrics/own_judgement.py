@@ -60,7 +60,7 @@ def set_figures(results: Sequence[CaseResult]) -> list[dict[str, Any]]:
     """One entry a named set, sorted by name: its cases, its mean score, and how its frames are judged in all sweeps.
 
     `f1`, `average_precision`, `brier_score` and `expected_calibration_error` are of presence, over the cases with
-    scores. Empty where no case belongs to a set.
+    scores, which `cases_with_scores` counts. Empty where no case belongs to a set.
     """
     names = sorted({result.set_name for result in results if result.set_name is not None})
     return [_set_figures(name, [result for result in results if result.set_name == name]) for name in names]
@@ -76,6 +76,7 @@ def _set_figures(name: str, results: Sequence[CaseResult]) -> dict[str, Any]:
         figures["share_suitable"] = float(np.mean(judged))
     scored = [result for result in results if has_scores(result, "presence")]
     if scored:
+        figures["cases_with_scores"] = len(scored)
         f1 = pooled_counts(scored, "presence", "own_threshold", "all_frames").f1
         ranking = score_metrics(scored, "presence", "all_frames")
         probabilities = calibration(*pooled(scored, "presence", "all_frames"))

@@ -1,5 +1,6 @@
 """All that our evaluation adds to the official metrics: nested for `metrics.json`, flat for `per_case.csv`."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -159,6 +160,7 @@ def per_case_columns(result: CaseResult) -> dict[str, str | int | float | None]:
         "undefined_overlap": int(result.undefined_overlap),
         "exec_duration_s": result.exec_duration_s,
         "failure": result.failure,
+        "labels_sha256": labels_sha256(result),
     }
     for target in TARGETS:
         for protocol in PROTOCOLS:
@@ -168,6 +170,12 @@ def per_case_columns(result: CaseResult) -> dict[str, str | int | float | None]:
                 for cell in ("tp", "fp", "fn", "tn"):
                     columns[f"{prefix}_{cell}"] = None if counts is None else getattr(counts, cell)
     return columns
+
+
+def labels_sha256(result: CaseResult) -> str:
+    """What tells the annotated frames and sweeps of a case's reference from those of another."""
+    labels = np.asarray(result.frame_labels, dtype=np.uint8).tobytes()
+    return hashlib.sha256(labels + bytes(result.annotated_sweeps)).hexdigest()
 
 
 def counts_prefix(target: Target, rule: Rule, protocol: str) -> str:

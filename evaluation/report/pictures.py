@@ -49,12 +49,20 @@ def caption(result: CaseResult) -> list[str]:
         lines.append(f"Circumference: reference {measured[0]}, prediction {measured[1]}{difference}")
     if reference_frame == NO_FRAME:
         lines.append("The reference has no annotated frame.")
+    elif reference_frame == official["NearestAnnotatedFrame"] != result.frame_number:
+        away = plural(abs(reference_frame - result.frame_number), "frame")
+        lines.append(f"Soft Dice borrows the reference of frame {reference_frame}, {away} away, which is drawn.")
     elif reference_frame != result.frame_number:
         lines.append(f"The reference drawn is that of frame {reference_frame}.")
     if result.both_empty:
         lines.append("Reference and prediction are both empty here: every overlap is undefined and counts as 0.")
     elif result.undefined_overlap:
-        lines.append("Nothing is predicted in the field of view: some overlap measures are undefined and count as 0.")
+        how = (
+            "Nothing is predicted in the field of view"
+            if result.predicted_ac_mm is None
+            else "The whole field of view is predicted"
+        )
+        lines.append(f"{how}: some overlap measures are undefined and count as 0.")
     return lines
 
 

@@ -286,7 +286,8 @@ def test_an_empty_folder_is_no_prediction(
     """As a stopped run leaves it: of a case, that case is missing; of none, it is named and does not stop the run."""
     (predictions / "stranger").mkdir()
     assert local(predictions, release, tmp_path / "results") == 0
-    assert "left out: case stranger: its folder is empty" in capsys.readouterr().out
+    assert "ignored: stranger is no case of" in capsys.readouterr().out
+    assert read_metrics(tmp_path / "results")["ignored_predictions"] == ["stranger"]
     shutil.rmtree(predictions / "b")
     (predictions / "b").mkdir()
     assert local(predictions, release, tmp_path / "results") == 1

@@ -492,14 +492,19 @@ def test_the_mask_threshold_goes_by_the_tables_circumference(tiny_training: Any)
 
 
 def test_the_error_of_nine_in_ten_sweeps_needs_nine(tiny_training: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seven or eight annotated sweeps are too few to say; of twice as many, one of the largest errors is meant."""
+    """Seven or eight annotated sweeps are too few to say, however many members have drawn each; of twice as many, one
+    of the largest errors is meant."""
     monkeypatch.setattr(mask_threshold, "_CHOSEN", 1)
     cache = Cache(tiny_training.cache)
     scored = draw_masks(cache, 1.0)
     alone = choose_mask_threshold([scored], cache)
     assert alone.nine_in_ten is None
     assert "the interval" not in alone.describe()
-    twice = choose_mask_threshold([scored, scored], cache)
+    assert choose_mask_threshold([scored, scored], cache).nine_in_ten is None
+    frames = list(mask_threshold._frames([scored], cache))
+    others = [replace(frame, sweep=(f"another {frame.sweep[0]}", frame.sweep[1])) for frame in frames]
+    monkeypatch.setattr(mask_threshold, "_frames", lambda *_: iter([*frames, *others]))
+    twice = choose_mask_threshold([scored], cache)
     assert twice.nine_in_ten is not None
     assert twice.nine_in_ten >= twice.error
     assert f"reaches at least {twice.nine_in_ten:.1%} either way" in twice.describe()

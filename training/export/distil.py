@@ -54,10 +54,13 @@ MOST_FLOP = 3_000_000_000
 """Of a student, for a frame: a gate that costs more is no longer next to nothing beside the ensemble."""
 _OF_MEMBERS = (
     ("optimiser", "decoder_learning_rate"),
+    ("optimiser", "keep"),
+    ("optimiser", "patience_epochs"),
     ("sampling", "min_positive_pixels"),
     ("machine", "checkpoint_blocks"),
 )
-"""Settings of a member's run that a student, which has no decoder, sees no mask and is all trained, has no use for."""
+"""Settings of a member's run that a student has no use for: it has no decoder, sees no mask, is all trained, and is
+kept as it is at the end, since validation judges it by labels, not by what it learns."""
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,13 @@ Each checkpoint becomes a member: a classifier judges presence, a decoder draws 
 judges presence by 1 % of its pixels, as published). The frozen tower is the checkpoints' own, or that of `--weights`
 where they hold adapters alone; all must agree on it. What the published model never used (adapters that were never
 trained, as those on out_proj) is left out; an out_proj adapter that is not zero was trained by a later open_clip, and
-is used unless `--drop-out-proj`; log and manifest say so. Preprocessing is the published one:
-CLIP's mean and deviation, cubic resize without antialiasing, a decoder on blocks n/4, n/3, n/2 and n on a 14 x 14 grid.
+is used unless `--drop-out-proj`; log and manifest say so. Preprocessing is the published one: CLIP's mean and
+deviation, unless `--config` states others, cubic resize without antialiasing, a decoder on blocks n/4, n/3, n/2 and n
+on a 14 x 14 grid.
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,8 +21,10 @@ from torch import Tensor
 
 from acouslic.errors import AcouslicError
 from algorithm.model.artifact import MemberState, refuse_target, write_artifact
+from algorithm.model.heads import Heads
 from algorithm.model.manifest import Manifest, Provenance, untuned_manifest
 from algorithm.model.networks import MemberConfig, PreprocessingConfig, TowerConfig
+from algorithm.model.tower import check_state, without_weights
 from training.export.model_card import write_card_beside
 from training.export.published_checkpoint import (
     LORA_ALPHA,
@@ -33,7 +37,7 @@ from training.export.published_checkpoint import (
 )
 from training.learn.run_folder import made_with
 from training.network.open_clip_weights import tower_config_from_open_clip, visual_state
-from training.network.tower_source import read_open_clip_config, read_weights, rounded_state
+from training.network.tower_source import preprocessing_of, read_open_clip_config, read_weights, rounded_state
 
 
 def import_published(
@@ -50,11 +54,13 @@ def import_published(
     """Write the artifact of `checkpoints`, one member each in their order, and return its manifest.
 
     `weights` is an open_clip file of the tower, `config_path` its open_clip configuration (by default told from the
-    weights), `alpha` LoRA's. With `half` the tower is stored in float16; with `drop_out_proj` adapters of out_proj are
-    left out even where they were trained. Raises AcouslicError, naming file and tensor, for a checkpoint that holds
-    code, is of another kind or tower, or where no member could draw a mask.
+    weights), `alpha` LoRA's, above 0. With `half` the tower is stored in float16; with `drop_out_proj` adapters of
+    out_proj are left out even where they were trained. Raises AcouslicError, naming file and tensor, for a checkpoint
+    that holds code, is of another kind or tower, or where no member could draw a mask.
     """
     refuse_target(out)
+    if not (alpha > 0 and math.isfinite(alpha)):
+        raise AcouslicError(f"--lora-alpha must be above 0, not {alpha:g}: give alpha as the checkpoints were trained")
     base: dict[str, Tensor] = {}
     if weights is not None:
         base = visual_state(read_weights(weights), str(weights))
@@ -66,7 +72,7 @@ def import_published(
         read.append(checkpoint)
         if checkpoint.ignored:
             print(f"{path.name}: left out {', '.join(checkpoint.ignored)}")
-    config = _tower_config(base, config_path, str(checkpoints[0]))
+    config, preprocessing = _tower_and_input(base, config_path, str(checkpoints[0]))
     members: list[MemberConfig] = []
     states: list[MemberState] = []
     notes: list[str] = []
@@ -74,23 +80,31 @@ def import_published(
         imported = import_adapter(checkpoint, config, alpha, drop_out_proj=drop_out_proj)
         notes += [f"{checkpoint.path.name}: {note}" for note in imported.notes]
         members.append(member_config(checkpoint, config, imported.adapter is not None))
+        with without_weights():
+            expected = Heads(members[-1], config).state_dict()
+        check_state(checkpoint.heads, expected, str(checkpoint.path))
         states.append(MemberState(imported.adapter, checkpoint.heads))
     for note in notes:
         print(note)
     if not any(member.decoder for member in members):
         raise AcouslicError("none of the checkpoints has a decoder, so no mask could be drawn: add a segmentation one")
     provenance = _provenance(checkpoints, weights, notes)
-    manifest = untuned_manifest(name, config, members, provenance, PreprocessingConfig(antialias=False))
+    manifest = untuned_manifest(name, config, members, provenance, preprocessing)
     tower = rounded_state(tower_state(base, config), torch.float16 if half else torch.float32, "leave --half out")
     return write_artifact(out, manifest, tower, states)
 
 
-def _tower_config(base: dict[str, Tensor], config_path: Path | None, where: str) -> TowerConfig:
+def _tower_and_input(
+    base: dict[str, Tensor], config_path: Path | None, where: str
+) -> tuple[TowerConfig, PreprocessingConfig]:
+    """The tower's sizes and what it takes."""
     if not base:
         raise AcouslicError(f"{where} holds no tower, only what was trained: give the base weights with --weights")
     if config_path is None:
-        return config_of_weights(base, where)
-    return tower_config_from_open_clip(read_open_clip_config(config_path), str(config_path))
+        return config_of_weights(base, where), PreprocessingConfig(antialias=False)
+    stated = read_open_clip_config(config_path)
+    config = tower_config_from_open_clip(stated, str(config_path))
+    return config, preprocessing_of(stated, config_path, antialias=False)
 
 
 def _provenance(checkpoints: Sequence[Path], weights: Path | None, notes: list[str]) -> Provenance:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from acouslic.errors import AcouslicError
+from algorithm.model.attention_adapter import LAST_DOUBLING_VERSION
 from algorithm.model.lora import PREFIX, LoraAdapter, build_adapter
 from algorithm.model.networks import DecoderConfig, MemberConfig, TowerConfig
 from algorithm.model.tower import linear_shapes
@@ -25,8 +26,10 @@ LORA_ALPHA = 16
 """Of the published recipe; a checkpoint's tensors do not tell."""
 DEAD_TARGET = "attn.out_proj"
 """open_clip up to 3.3.0 reads this layer's weight past its adapter, whose factor B then stays zero."""
+_OF_ATTENTION = ".attn.base_layer.out_proj."
 _ANCHOR = "class_embedding"
 _LORA_NAME = re.compile(r"(?P<target>.+)\.lora_(?P<part>[AB])\.(?P<adapter>[^.]+)\.weight")
+_NOT_PLAIN = re.compile(r"\.(lora_[^.]+|modules_to_save|original_module)(?:\.|$)")
 _HEAD_WIDTH = 64
 
 
@@ -63,6 +66,11 @@ def read_published(path: Path) -> PublishedCheckpoint:
     lora: dict[str, Tensor] = {}
     for name, tensor in _strip_prefix(encoder, path).items():
         found = _LORA_NAME.fullmatch(name)
+        if found is None and (other := _NOT_PLAIN.search(name)):
+            raise AcouslicError(
+                f"{path}: tensor {name!r} is of an adapter that cannot be imported ({other[1]}): only plain LoRA can, "
+                "without DoRA, biases and modules_to_save"
+            )
         if found is None:
             base[name.replace(".base_layer.", ".")] = tensor
         elif found["adapter"] != "default":
@@ -153,14 +161,25 @@ def import_adapter(
     """The live part of a checkpoint's adapter in PEFT's format.
 
     An out_proj adapter whose factors B are all zero was never applied, and is left out. Where one is not, a later
-    open_clip trained it, and it is used, unless `drop_out_proj`. Raises AcouslicError where the tensors are no plain
-    LoRA on linear layers of the tower.
+    open_clip trained it, and it is used, unless `drop_out_proj`. An adapter on whole `nn.MultiheadAttention` modules
+    has another out_proj, which is always used, twice over: so the peft that it was most likely trained with does.
+    Raises AcouslicError where the tensors are no plain LoRA on linear layers of the tower, and for `drop_out_proj` with
+    such an adapter.
     """
+    whole_attention = any(_OF_ATTENTION in name for name in checkpoint.lora)
+    if whole_attention and drop_out_proj:
+        raise AcouslicError(
+            f"{checkpoint.path} adapts whole attention modules, which no open_clip runs without their out_proj: leave "
+            "--drop-out-proj out"
+        )
     of_out_proj = {name: tensor for name, tensor in checkpoint.lora.items() if f".{DEAD_TARGET}." in name}
     moved = sum(bool(tensor.any()) for name, tensor in of_out_proj.items() if ".lora_B." in name)
     is_used = moved > 0 and not drop_out_proj
     live = dict(checkpoint.lora) if is_used else {k: v for k, v in checkpoint.lora.items() if k not in of_out_proj}
     notes = []
+    if whole_attention:
+        last = ".".join(map(str, LAST_DOUBLING_VERSION))
+        notes.append(f"counted out_proj's update twice, as peft up to {last} does where it adapts whole attentions")
     layers_of_out_proj = f"the factors of {len(of_out_proj) // 2} out_proj layers ({moved} of them not zero)"
     if of_out_proj and is_used:
         notes.append(f"used {layers_of_out_proj}: open_clip up to 3.3.0 cannot train them, so a later one did")

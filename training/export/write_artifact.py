@@ -11,10 +11,10 @@ them from there is measured on the least certain validation frames and goes into
 import shlex
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -111,6 +111,7 @@ def export_runs(
     refuse_target(out)
     device, _ = choose_device(settings.device)
     members = [read_member(run) for run in runs]
+    _say_missing_folds([member.record for member in members])
     if not any(member.config.decoder for member in members):
         raise AcouslicError("none of the runs has a mask decoder, so no mask could be drawn: add a run that has one")
     cache = cache or Cache(Path(members[0].record["cache"]))
@@ -134,6 +135,19 @@ def export_runs(
     size_mib = sum(record.size_bytes for record in manifest.files.values()) / 2**20
     print(f"wrote {out}: {len(members)} members, {size_mib:.1f} MiB", flush=True)
     return manifest
+
+
+def _say_missing_folds(records: Sequence[Mapping[str, Any]]) -> None:
+    """Say which folds of their split the runs, by what `run.json` has of each, leave out."""
+    # A run of an earlier version does not say how many there are.
+    splits = {(record["split_sha256"], record.get("folds")) for record in records}
+    folds = {record["fold"] for record in records}
+    if len(splits) != 1 or None in folds:
+        return
+    ((_, count),) = splits
+    missing = [str(fold) for fold in range(1, (count or 0) + 1) if fold not in folds]
+    if missing:
+        print(f"note: no run of fold {' and '.join(missing)} of {count} is among them", flush=True)
 
 
 def _check(settings: ExportSettings, runs: int) -> None:

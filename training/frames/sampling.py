@@ -82,10 +82,15 @@ def validation_rows(table: FrameTable, stride: int, *, annotated_sweeps_only: bo
     """Every annotated frame and every `stride`-th of the others: their rows (R,), ascending, and their weights (R,).
 
     An annotated frame weighs 1; the others share the weight of all frames without a label, skipped ones included.
+    Raises AcouslicError where there are others and none is one of them: every network would be right.
     """
     usable = table.in_annotated_sweep if annotated_sweeps_only else np.ones(len(table), bool)
     rows = np.flatnonzero(usable & ((table.label > 0) | (table.frame_index % stride == 0)))
     others = table.label[rows] == 0
+    if not others.any() and (usable & (table.label == 0)).any():
+        raise AcouslicError(
+            f"sampling.validation_stride {stride} shows no frame without a label in validation: give a smaller one"
+        )
     skipped = int(np.count_nonzero(usable & (table.label == 0))) / max(1, int(np.count_nonzero(others)))
     return rows, np.where(others, skipped, 1.0).astype(np.float32)
 

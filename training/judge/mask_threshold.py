@@ -47,8 +47,9 @@ class MaskThreshold:
     background: float
     """Mean probability outside the annotation; NaN likewise."""
     nine_in_ten: float | None
-    """The same error of each sweep's likeliest frame: a further sweep of such cases lies within it with a probability
-    of nine in ten. None where there are fewer than nine sweeps."""
+    """The same error of each sweep's likeliest frame, the mean of its members where several have drawn it: a further
+    sweep of such cases lies within it with a probability of nine in ten. None where there are fewer than nine sweeps.
+    """
 
     def describe(self) -> str:
         """What `export` and `calibrate` say of it: one line, and a second where something is odd."""
@@ -121,6 +122,8 @@ class _Frame:
     reference: NDArray[np.bool_]
     """(S, S)."""
     record: CaseRecord
+    sweep: tuple[str, int]
+    """Its case and the number of its sweep there."""
     sweep_ac_mm: float | None
     is_likeliest: bool
     """Of its sweep."""
@@ -144,8 +147,15 @@ def _frames(scored: Sequence[OutOfFold], cache: Cache) -> Iterator[_Frame]:
     for member, found in sweeps[:: max(1, -(-masks // _MOST_MASKS))]:
         for rank, at in enumerate(found):
             case, frame_index = _place(member, int(member.mask_rows[at]), cache)
-            sweep_ac_mm = case.sweep_ac_mm[case.sweep_of_frame[frame_index]]
-            yield _Frame(member.mask_probability[at], case.mask(frame_index) > 0, case.record, sweep_ac_mm, rank == 0)
+            number = int(case.sweep_of_frame[frame_index])
+            yield _Frame(
+                mask=member.mask_probability[at],
+                reference=case.mask(frame_index) > 0,
+                record=case.record,
+                sweep=(case.uuid, number),
+                sweep_ac_mm=case.sweep_ac_mm[number],
+                is_likeliest=rank == 0,
+            )
 
 
 def _likeliest(member: OutOfFold, cache: Cache) -> list[list[int]]:
@@ -193,8 +203,12 @@ def _judge_frame(frame: _Frame, steps: range) -> list[tuple[float, float]] | Non
 def _nine_in_ten(frames: Sequence[_Frame], step: int) -> float | None:
     """The error within which one more sweep lies with a probability of nine in ten: of n errors that of rank
     0.9 (n + 1), the split conformal quantile (Lei et al. 2018). An error of 1 makes no interval."""
-    judged = [_judge_frame(frame, range(step, step + 1)) for frame in frames if frame.is_likeliest]
-    errors = sorted(found[0][0] for found in judged if found is not None)
+    of_sweep: dict[tuple[str, int], list[float]] = {}
+    for frame in frames:
+        if frame.is_likeliest and (found := _judge_frame(frame, range(step, step + 1))) is not None:
+            of_sweep.setdefault(frame.sweep, []).append(found[0][0])
+    # A sweep counts once, however many members have drawn it.
+    errors = sorted(float(np.mean(of_members)) for of_members in of_sweep.values())
     rank = math.ceil(0.9 * (len(errors) + 1))
     return errors[rank - 1] if rank <= len(errors) and errors[rank - 1] < 1 else None
 

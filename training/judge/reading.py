@@ -55,10 +55,10 @@ def has_one_run_a_sweep(cases: Sequence[CaseJudgement]) -> bool:
 
 
 def fit_most_frames(cases: Sequence[CaseJudgement]) -> int | None:
-    """Twice as many frames as the case with most annotated ones has, in sweeps of 140; None where fewer than
-    `FEWEST_CASES` cases have any."""
+    """Twice as many frames as the case with most annotated ones has, in sweeps of 140, by its longest as `most_frames`
+    has it; None where fewer than `FEWEST_CASES` cases have any."""
     counts = [
-        np.count_nonzero(case.label) * FRAMES_PER_SWEEP / np.mean([len(sweep) for sweep in case.sweeps])
+        np.count_nonzero(case.label) * FRAMES_PER_SWEEP / max(len(sweep) for sweep in case.sweeps)
         for case in cases
         if (case.label > 0).any()
     ]

@@ -109,6 +109,11 @@ class RunFolder:
         text = json.dumps(cases, sort_keys=True)
         return {"fold": cases.get("fold"), "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
+    def train_cases(self) -> list[str]:
+        """What the run learns from."""
+        found: list[str] = self._read_cases()["train_cases"]
+        return found
+
     def identity_of_split(self) -> str | None:
         """The sha256 of the split that the run's cases are of."""
         found: str | None = self._read_cases().get("split_sha256")

@@ -45,6 +45,8 @@ class FoldCases:
     validation: tuple[str, ...]
     split_sha256: str | None = None
     fold: int | None = None
+    folds: int | None = None
+    """Of the split."""
 
     def described(self, cache: Cache) -> dict[str, Any]:
         """What a run with these cases of this cache may go on with."""
@@ -67,6 +69,7 @@ def run_member(
     process trains it.
     """
     folder = RunFolder(out)
+    _refuse_seen(settings, cases)
     if folder.start(settings, cases.described(cache)):
         print(f"{out} is finished already", flush=True)
         return folder
@@ -74,6 +77,21 @@ def run_member(
     with alone_in(folder.root):
         _train_member(folder, cache, cases, settings, command=command, check=check)
     return folder
+
+
+def _refuse_seen(settings: TrainSettings, cases: FoldCases) -> None:
+    """Raises AcouslicError for weights to start from that have learned from validation cases of this run."""
+    for name, weights in (("heads.weights", settings.heads.weights), ("tower.weights", settings.tower.weights)):
+        if weights is None:
+            continue
+        # In a run's folder they lie one folder down; a file from elsewhere has no cases beside it.
+        of_run = RunFolder(Path(weights).absolute().parent.parent)
+        seen = set(of_run.train_cases() if of_run.cases_path.is_file() else ()) & set(cases.validation)
+        if seen:
+            raise AcouslicError(
+                f"{name}: {weights} has learned from {len(seen)} of the {len(cases.validation)} cases that this run is "
+                f"judged by ({of_run.cases_path}): start from weights of the same fold, or of other cases"
+            )
 
 
 def _train_member(
@@ -115,6 +133,7 @@ def describe_run(cache: Cache, cases: FoldCases, settings: TrainSettings, comman
         "command": command,
         "seed": settings.seed,
         "fold": cases.fold,
+        "folds": cases.folds,
         "split_sha256": cases.split_sha256,
         "cache": str(cache.folder.absolute()),
         "train_cases": list(cases.train),

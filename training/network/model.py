@@ -16,7 +16,7 @@ from acouslic.errors import AcouslicError
 from algorithm.model.decoder import Decoder
 from algorithm.model.heads import Heads, presence_from_mask
 from algorithm.model.networks import DecoderConfig, MemberConfig, TowerConfig
-from algorithm.model.tower import Tower, check_state, tower_from_state
+from algorithm.model.tower import Tower, check_state, linear_shapes, tower_from_state
 from training.network.fast_layers import speed_up
 from training.network.tower_source import LoadedTower, read_weights
 from training.recipe.settings import AdapterSettings, HeadSettings
@@ -205,8 +205,14 @@ def first_adapted_block(tower: TowerConfig, adapter: AdapterSettings) -> int:
 
 
 def attach_adapter(tower: Tower, adapter: AdapterSettings) -> peft.PeftModel:
-    """The tower with peft's LoRA on the live targets of the adapted blocks; everything else of it stays frozen."""
+    """The tower with peft's LoRA on the live targets of the adapted blocks; everything else of it stays frozen. Raises
+    AcouslicError for a target that is no layer: peft passes over one beside another that is."""
     first = first_adapted_block(tower.config, adapter)
+    layers = list(linear_shapes(tower.config))
+    for target in adapter.targets:
+        if not any(f".{layer}".endswith(f".{target}") for layer in layers):
+            known = ", ".join(sorted({layer.rpartition(".")[2] for layer in layers}))
+            raise AcouslicError(f"adapter.targets: the tower has no layer {target!r}, but {known}")
     settings = peft.LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha,

@@ -75,9 +75,7 @@ def load_tower(source: TowerSource, frame_shape: tuple[int, int], antialias: boo
     config = tower_config_from_open_clip(model_config)
     if source.kept_patches == "fan":
         config = replace(config, kept_patches=fan_patches(config, *frame_shape))
-    # Fields that are not there are CLIP's, as open_clip has it; the hub's form has others, which nothing here reads.
-    stated = convert(model_config.get("preprocess") or {}, PreprocessingConfig, Path(source.config or "preprocess_cfg"))
-    preprocessing = replace(stated, antialias=antialias)
+    preprocessing = preprocessing_of(model_config, Path(source.config or "preprocess_cfg"), antialias)
     state = _random_state(config, source.random_seed) if source.random_init else _read_state(source, config)
     return LoadedTower(config, preprocessing, state, hash_state(state))
 
@@ -101,6 +99,15 @@ def read_open_clip_config(path: Path) -> dict[str, Any]:
     if content.get("model_type") in ("clip", "clip_vision_model"):
         return model_config_of_transformers(content, str(path))
     return content
+
+
+def preprocessing_of(model_config: dict[str, Any], path: Path, antialias: bool) -> PreprocessingConfig:
+    """Mean and deviation as an open_clip configuration states them, by channel in 0..1; `path` is for messages.
+
+    Fields that are not there are CLIP's, as open_clip has it; the hub's form has others, which nothing here reads.
+    """
+    stated = convert(model_config.get("preprocess") or {}, PreprocessingConfig, path)
+    return replace(stated, antialias=antialias)
 
 
 def tower_of_record(record: dict[str, Any], state: dict[str, Tensor]) -> LoadedTower:

@@ -55,7 +55,9 @@ class AdapterSettings:
 
     def live_targets(self) -> tuple[str, ...]:
         """The layers whose adapters have an effect: a dead one is not built, which changes no output."""
-        return tuple(name for name in self.targets if not (self.dead_out_proj and name == "out_proj"))
+        return tuple(
+            name for name in self.targets if not (self.dead_out_proj and name.rpartition(".")[2] == "out_proj")
+        )
 
 
 @dataclass(frozen=True)
