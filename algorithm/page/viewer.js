@@ -52,10 +52,9 @@ function step(by) {
   show(by > 0 ? after(to) : before(to));
 }
 
-// The first of a sweep that has a picture: the one before it belongs to another sweep.
-function goTo(first) {
+function goTo(index) {
   stop();
-  show(after(first));
+  show(index);
 }
 
 function stop() {
@@ -94,11 +93,11 @@ function key(event) {
   const [first, last] = state.sweeps[sweepOf(frame)];
   const actions = {
     ArrowLeft: () => step(-many), ArrowRight: () => step(many), ArrowDown: () => step(-many), ArrowUp: () => step(many),
-    PageDown: () => step(-10), PageUp: () => step(10), Home: () => goTo(first), End: () => step(last - frame),
+    PageDown: () => step(-10), PageUp: () => step(10), Home: () => goTo(after(first)), End: () => goTo(last),
     " ": play, c: goHome, C: goHome,
   };
   const sweep = state.sweeps[Number(event.key) - 1];
-  const action = sweep ? () => goTo(sweep[0]) : actions[event.key];
+  const action = sweep ? () => goTo(after(sweep[0])) : actions[event.key];
   if (!action) return;
   event.preventDefault();
   action();

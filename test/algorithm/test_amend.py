@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from acouslic.sockets import SEGMENTATION_FILE
 from acouslic.stack import read_stack
 from acouslic.write import write_mask_stack
 from algorithm.amend import amend
+from algorithm.result.growth import judge_growth, parse_age
 
 ENDS = [[[12.0, 22.0], [48.0, 22.0]], [[30.0, 12.0], [30.0, 32.0]]]
 """An upright ellipse of semi-axes 18 and 10 pixels around (30, 22)."""
@@ -109,6 +111,38 @@ def test_a_second_correction_keeps_the_first(case_dir, tmp_path):
     assert json.loads((second / "fetal-abdomen-frame-number.json").read_text()) == 7
 
 
+def test_two_corrections_at_once_both_land(case_dir, tmp_path):
+    """Of two readers, each with a folder of its own in which everything is that reader's."""
+    readers = ["A.B-1", "C.D-2", "E.F-3"]
+    paths = []
+    for number, reader in enumerate(readers):
+        paths.append(tmp_path / f"{reader}.json")
+        paths[-1].write_text(json.dumps(correction(case_dir, reader=reader, frame_number=140 + number)))
+    with ThreadPoolExecutor(len(paths)) as pool:
+        folders = list(pool.map(lambda path: amend(case_dir, path), paths))
+    assert sorted(folder.name for folder in folders) == ["amended-1", "amended-2", "amended-3"]
+    for number, folder in enumerate(folders):
+        assert json.loads((folder / "amendment.json").read_text())["reader"] == readers[number]
+        assert json.loads((folder / "fetal-abdomen-frame-number.json").read_text()) == 140 + number
+        assert read_stack(folder / SEGMENTATION_FILE).frames[140 + number].any()
+
+
+def test_what_the_correction_makes_void_goes(case_dir, tmp_path):
+    """The model's error says nothing of a measurement by hand; a note of the centile is of the new one."""
+    path = case_dir / "fetal-abdominal-circumference.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"circumference_error": 0.08}))
+    folder = amend(case_dir, write(tmp_path, correction(case_dir)))
+    amended = json.loads((folder / "fetal-abdominal-circumference.json").read_text())
+    assert amended["circumference_error"] is None
+    changed = json.loads((folder / "amendment.json").read_text())["changed"]
+    assert changed["circumference_error"] == {"from": 0.08, "to": None}
+    assert {"frame_number", "sweep", "ellipse", "growth"} <= set(changed)
+    age = parse_age(amended["growth"]["gestational_age"])
+    assert amended["notes"][1:][: len(judge_growth(amended["circumference_mm"], None, age).notes)] == list(
+        judge_growth(amended["circumference_mm"], None, age).notes
+    )
+
+
 def test_the_newest_amendment_has_the_highest_number(case_dir, tmp_path):
     """Also where somebody has removed an earlier one: the gap is not filled, since the highest number counts."""
     path = write(tmp_path, correction(case_dir))
@@ -172,7 +206,7 @@ OUTSIDE = [[[512.0, 522.0], [548.0, 522.0]], [[530.0, 512.0], [530.0, 532.0]]]
         ({"axis_ends_px": TILTED}, "do not cross at right angles"),
         ({"axis_ends_px": APART}, "do not cross at right angles"),
         ({"axis_ends_px": TINY}, "shorter axis has 4.0 pixels"),
-        ({"axis_ends_px": OUTSIDE}, "lies outside the frame"),
+        ({"axis_ends_px": OUTSIDE}, "lies outside the field of view"),
         ({"circumference_mm": 45.0}, "but its ellipse measures"),
         ({"circumference_mm": True}, "Expected `float`"),
         ({"reader": "Jane Doe"}, "matching regex"),

@@ -267,6 +267,16 @@ def saved(tmp_path):
     return config, load_file(tmp_path / "adapter_model.safetensors")
 
 
+def test_how_an_adapter_began_does_not_matter(tmp_path):
+    """What peft writes of a start from the data's own directions (EVA) changes nothing of what was trained."""
+    config, tensors = saved(tmp_path)
+    settings = peft.LoraConfig(r=4, target_modules=["c_fc"], init_lora_weights="eva").to_dict()
+    assert settings["eva_config"]
+    started = {"init_lora_weights": "eva", "eva_config": settings["eva_config"]}
+    began, plain = (build_adapter({**config, **more}, tensors, linear_shapes(CONFIG)) for more in (started, {}))
+    assert began.factors.keys() == plain.factors.keys()
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

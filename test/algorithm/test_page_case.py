@@ -139,6 +139,24 @@ def test_keys_move_through_the_frames(page):
     assert page.run("getComputedStyle(document.getElementById('model-overlay')).display") == "none"
 
 
+def test_keys_move_through_a_stack_of_which_few_frames_have_a_picture(browser, tmp_path):
+    """Every third, and some in full size between them, where nothing sticks; a sweep begins with its own first one."""
+    result = result_of(write_stack(tmp_path / "x.mha"))
+    pictures = read_pictures(result.header, [CHOSEN, 46, 47])
+    few = dataclasses.replace(pictures, reduced=pictures.reduced[::3], step=3)
+    (tmp_path / "report.html").write_text(case_page(result, few, [], "0" * 64))
+    browser.look(1400, 900)
+    browser.open(tmp_path / "report.html")
+    browser.run("document.getElementById('viewer').focus()")
+    for key, frame in [
+        ("ArrowRight", 46), ("ArrowRight", 47), ("ArrowRight", 48), ("ArrowRight", 51), ("ArrowLeft", 48),
+        ("ArrowLeft", 47), ("End", 138), ("ArrowRight", 141), ("Home", 141), ("1", 0), ("2", 141), ("3", 282),
+        ("End", 297), ("ArrowRight", 297),
+    ]:  # fmt: skip
+        browser.press(key)
+        assert shown(browser) == frame, key
+
+
 def test_the_slider_is_a_slider_to_keyboard_and_screen_reader(page):
     """It takes the focus, moves by keys, and says frame, sweep and presence."""
     page.run("document.getElementById('position').focus()")

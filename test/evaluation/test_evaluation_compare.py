@@ -150,7 +150,9 @@ def test_other_references_are_an_error(make_case_result: Build, tmp_path: Path) 
     run = read_run(write_run(tmp_path / "a", results))
     labels = results[3].frame_labels.copy()
     labels[800] = 2
+    moved = np.roll(results[3].frame_labels, 1)
     for name, changed in (
+        ("moved", replace(results[3], frame_labels=moved)),
         ("labels", replace(results[3], frame_labels=labels)),
         ("sweeps", replace(results[3], annotated_sweeps=(True, True) + (False,) * 4)),
         ("subject", replace(results[3], subject_id="somebody else")),

@@ -78,6 +78,30 @@ def test_f1_of_a_single_case_is_said(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "F1 over all frames of 1 cases: 0.6667" in capsys.readouterr().out
 
 
+def test_nothing_of_another_kind_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither the table itself, where it has the name of an output, nor the page of an analysed case."""
+    scores = write_csv(tmp_path / "per_case.csv", columns_of())
+    before = scores.read_bytes()
+    assert main(["frames", str(scores), "--output", str(tmp_path)]) == 1
+    assert "per_case.csv would be replaced by this run's own" in capsys.readouterr().err.splitlines()[-1]
+    assert scores.read_bytes() == before
+    case = tmp_path / "case"
+    case.mkdir()
+    for name in ("fetal-abdominal-circumference.json", "report.html"):
+        (case / name).write_text("of predict")
+    assert main(["frames", str(scores), "--output", str(case)]) == 1
+    assert "holds an analysed case" in capsys.readouterr().err.splitlines()[-1]
+    assert (case / "report.html").read_text() == "of predict"
+
+
+def test_a_set_belongs_to_every_case_or_to_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A case without one would be in no figure of the sets."""
+    columns = columns_of()
+    columns["set"] = np.where(columns["case"] == "case 2", "", columns["set"])
+    assert main(["frames", str(write_csv(tmp_path / "s.csv", columns)), "--output", str(tmp_path / "out")]) == 1
+    assert "case 'case 2' has no set, others have" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_csv_and_npz_say_the_same(tmp_path: Path) -> None:
     """Row order does not count: the frames are sorted by case and number."""
     columns = columns_of(2)

@@ -236,6 +236,7 @@ def test_what_is_refused(
     refused("runs know their own cases", f"--runs={runs}", f"--split={tiny_training.subject_split}")
     refused(r"student.width must be an integer <= 128, not 129", "--student.width=129")
     refused("optimiser.decoder_learning_rate has no effect on a student", "--optimiser.decoder_learning_rate=1e-3")
+    refused("optimiser.keep has no effect on a student", "--optimiser.keep=loss")
     refused("machine.checkpoint_blocks has no effect on a student", "--machine.checkpoint_blocks=true")
     monkeypatch.setattr("training.export.distil.MOST_FLOP", 1_000)
     refused("GFLOP a frame, more than", f"--runs={runs}")

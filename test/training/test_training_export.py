@@ -26,7 +26,7 @@ from training.export.consequence import case_of_cache
 from training.export.pack import main as pack
 from training.export.precision import main as precision
 from training.export.trained_member import MovedTower, read_member, rebuild_network, shared_tower
-from training.export.write_artifact import ExportSettings, _provenance, _whole_cases, main
+from training.export.write_artifact import ExportSettings, _provenance, _say_missing_folds, _whole_cases, main
 from training.fit import main as fit
 from training.frames.dataset import table_of
 from training.judge.unseen_cases import cases_of_members
@@ -121,8 +121,21 @@ def test_members_that_are_not_the_folds_in_their_order_are_judged_by_no_split(ti
         for split in (paper, subjects):
             with pytest.raises(AcouslicError, match="were not trained on"):
                 cases(split, *trained)
+    assert cases(subjects, *folds[:2]) == [subjects.validation_cases(k) for k in range(2)]
     for fold in (1, None):
         assert cases(paper, *[(paper, fold)] * 3) == [paper.validation_cases()] * 3
+
+
+@pytest.mark.parametrize(
+    ("folds", "told"),
+    [([1, 2, 3], ""), ([2], "note: no run of fold 1 and 3 of 3 is among them\n"), ([None, 1], "")],
+)
+def test_folds_that_are_missing_are_told(
+    folds: list[int | None], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A fold whose run has not begun leaves no folder; a run of the paper's split has no fold."""
+    _say_missing_folds([{"split_sha256": "a", "fold": fold, "folds": 3} for fold in folds])
+    assert capsys.readouterr().out == told
 
 
 def test_what_half_precision_changes_in_whole_cases(

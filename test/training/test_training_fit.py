@@ -29,7 +29,15 @@ from training.frames.dataset import table_of
 from training.judge.ask_members import ask_members
 from training.learn.learner import FrameLearner
 from training.learn.run_folder import RunFolder, made_by, read_settings, settings_to_yaml
-from training.learn.run_member import FoldCases, build_learner, load_tower_for, say_where_unfinished, train
+from training.learn.run_member import (
+    FoldCases,
+    _refuse_seen,
+    build_learner,
+    load_tower_for,
+    run_member,
+    say_where_unfinished,
+    train,
+)
 from training.network.model import FrameNetwork
 from training.recipe.settings import FAITHFUL_CLS, FAITHFUL_SEG, TrainSettings
 from training.release.cache import Cache
@@ -433,6 +441,20 @@ def test_every_fold_without_a_word(tiny_training: Any, tmp_path: Path) -> None:
     for fold in (1, 2, 3):
         record = RunFolder(tmp_path / f"fold_{fold}").read_record()
         assert record["validation_cases"] == parts[f"fold_{fold}"]
+
+
+def test_weights_that_have_seen_the_validation_cases_are_refused(
+    finished_run: Path, tiny_training: Any, tmp_path: Path
+) -> None:
+    """Heads of one fold's run as the start of another's: its cases would no longer be unseen."""
+    heads = finished_run / "member" / "heads.safetensors"
+    own = json.loads((finished_run / "cases.json").read_text())
+    other = FoldCases(tuple(own["validation_cases"]), tuple(own["train_cases"][:2]))
+    settings = replace(TrainSettings(), heads=replace(TrainSettings().heads, weights=str(heads)))
+    with pytest.raises(AcouslicError, match=r"heads\.weights: .* has learned from 2 of the 2 cases"):
+        run_member(Cache(tiny_training.cache), other, settings, tmp_path / "run", command="")
+    assert not (tmp_path / "run").exists()
+    _refuse_seen(settings, FoldCases(other.validation, tuple(own["validation_cases"])))
 
 
 def test_masks_start_at_the_share_of_the_training_frames(tiny_training: Any) -> None:

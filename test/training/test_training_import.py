@@ -1,5 +1,6 @@
 """Checkpoints of the published code, made up in its shape, against an open_clip and peft rebuild of its models."""
 
+import json
 import pickle
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from acouslic.errors import AcouslicError
 from algorithm.engine.ensemble import Ensemble
 from algorithm.model.artifact import load_artifact
+from algorithm.model.networks import PreprocessingConfig
 from training.__main__ import main as training_main
 from training.export.import_published import import_published
 
@@ -256,6 +258,49 @@ def test_base_weights_come_from_a_clip_file_where_the_checkpoint_has_none(tmp_pa
     torch.testing.assert_close(presence, model.presence(images()), atol=1e-5, rtol=0)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("stated", [{}, {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.25, 0.5]}])
+def test_a_configuration_says_what_the_tower_takes(stated: dict[str, list[float]], tmp_path: Path) -> None:
+    """Mean and deviation of the hub's form; where it names none, CLIP's."""
+    path = save(make_published("decoder", 3), tmp_path / "seg.ckpt")
+    config = tmp_path / "open_clip_config.json"
+    config.write_text(json.dumps({"model_cfg": CONFIG, "preprocess_cfg": stated}))
+    found = import_published([path], tmp_path / "model", config_path=config).preprocessing
+    usual = PreprocessingConfig()
+    assert found.mean == pytest.approx(stated.get("mean", usual.mean))
+    assert found.std == pytest.approx(stated.get("std", usual.std))
+    assert not found.antialias
+
+
+@torch.no_grad()
+def test_an_adapter_on_whole_attentions_keeps_its_out_proj(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It acts as peft has it, and a note says how; to leave its out_proj out is refused."""
+    model = make_published("decoder", 3)
+    settings = peft.LoraConfig(r=8, lora_alpha=16, target_modules=["attn", "c_fc"], bias="none")
+    visual = make_visual()
+    model.visual = [visual]
+    model.encoder = peft.get_peft_model(Wrapped("transformer", Wrapped("visual_encoder", visual)), settings).eval()
+    for name, tensor in model.state_dict().items():
+        if "lora_B" in name:
+            tensor.normal_(std=0.1)
+    path = save(model, tmp_path / "attention.ckpt")
+    with pytest.raises(
+        AcouslicError, match=r"attention\.ckpt adapts whole attention modules.* leave --drop-out-proj out"
+    ):
+        import_published([path], tmp_path / "model", drop_out_proj=True)
+    import_published([path], tmp_path / "model")
+    assert "attention.ckpt: counted out_proj's update twice" in capsys.readouterr().out
+    masks = load(tmp_path / "model").segment(images())
+    torch.testing.assert_close(masks[0], model.mask(images()), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("alpha", [0.0, -3.0, float("nan"), float("inf")])
+def test_an_alpha_that_none_trains_with_is_refused(alpha: float, tmp_path: Path) -> None:
+    """0 would leave every adapter without effect."""
+    with pytest.raises(AcouslicError, match="--lora-alpha must be above 0"):
+        import_published([save(make_published("decoder", 3), tmp_path / "seg.ckpt")], tmp_path / "model", alpha=alpha)
+
+
 def test_a_half_precision_tower_is_half_the_size(tmp_path: Path) -> None:
     """`half` stores the tower in float16 and nothing else."""
     path = save(make_published("decoder", 3), tmp_path / "seg.ckpt")
@@ -323,7 +368,12 @@ SEG_PREFIX = "encoder.base_model.model.transformer.visual_encoder."
         (SEG_PREFIX + "transformer.resblocks.0.mlp.c_fc.lora_B.default.weight", None, "c_fc.lora_B.weight"),
         (SEG_PREFIX + "transformer.resblocks.0.mlp.c_fc.lora_A.default.weight", torch.zeros(3, 64), "one rank"),
         (SEG_PREFIX + "transformer.resblocks.0.mlp.c_fc.lora_A.second.weight", torch.zeros(8, 64), "'second'"),
-        (SEG_PREFIX + "transformer.resblocks.0.mlp.c_fc.lora_magnitude_vector", torch.zeros(8), "magnitude"),
+        (
+            SEG_PREFIX + "transformer.resblocks.0.mlp.c_fc.lora_magnitude_vector",
+            torch.zeros(8),
+            r"seg.*magnitude_vector\)",
+        ),
+        ("decoder.decoder0_header.2.block.weight", torch.zeros(2, 32, 1, 1), r"seg\.ckpt: tensor .*decoder0_header"),
         (SEG_PREFIX + "transformer.resblocks.11.ln_2.bias", None, r"resblocks\.11\.ln_2\.bias"),
     ],
 )

@@ -94,6 +94,8 @@ def test_the_dead_projection_learns_nothing() -> None:
     dead = replace(FAITHFUL_CLS.adapter, rank=2, dropout=0.0)
     named = draw_network(dead, FAITHFUL_CLS.heads)
     unnamed = draw_network(replace(dead, targets=("c_fc", "c_proj")), FAITHFUL_CLS.heads)
+    longer = draw_network(replace(dead, targets=("c_fc", "c_proj", "attn.out_proj")), FAITHFUL_CLS.heads)
+    assert count_trained(longer) == count_trained(named)
     live = draw_network(replace(dead, dead_out_proj=False), FAITHFUL_CLS.heads)
     assert count_trained(named) == count_trained(unnamed) < count_trained(live)
     assert torch.equal(named(draw_images()).presence, unnamed(draw_images()).presence)
@@ -181,6 +183,10 @@ def test_unknown_target_is_an_error() -> None:
     """A layer that the tower does not have cannot be adapted, and the message names the setting."""
     with pytest.raises(AcouslicError, match=r"adapter\.targets"):
         draw_network(replace(ADAPTER, targets=("in_proj",)))
+    with pytest.raises(
+        AcouslicError, match=r"adapter\.targets: the tower has no layer 'c_prj', but c_fc, c_proj, k_proj"
+    ):
+        draw_network(replace(ADAPTER, targets=("c_fc", "c_prj")))
 
 
 def test_fan_patches_hold_the_fan() -> None:

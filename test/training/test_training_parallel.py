@@ -82,6 +82,18 @@ def test_a_fold_that_fails_is_named_once_the_others_are_done(tmp_path: Path) -> 
     assert (tmp_path / "work" / "fold_4" / "ended").is_file()
 
 
+def test_a_fold_that_was_killed_is_told_apart_from_what_it_said(tmp_path: Path) -> None:
+    """By its signal; what an earlier process wrote to its log is not its word."""
+    log = tmp_path / "fold_2" / "log.txt"
+    log.parent.mkdir()
+    log.write_text("the words of yesterday\n")
+    running = FoldProcesses(["sh", "-c", "kill -9 $$"], tmp_path, 2, 2)
+    with pytest.raises(
+        AcouslicError, match=r"2 of 2 folds failed: .*2: it was ended by SIGKILL, .* it said nothing \("
+    ):
+        running.run()
+
+
 def test_a_fold_that_cannot_be_started_ends_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The third finds a full disk, the fourth no process, and the log of the second is gone: all of them are told of
     once the others are done, and none trains on with nobody waiting for it."""

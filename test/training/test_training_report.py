@@ -12,11 +12,11 @@ from algorithm.judgement.select_frame import FrameJudgement
 from algorithm.model.manifest import SelectionConfig
 from training.judge.calibrate import CaseJudgement
 from training.judge.nested_reading import read_nested
-from training.judge.reading import fit_half_way, has_one_run_a_sweep
+from training.judge.reading import fit_half_way, fit_most_frames, has_one_run_a_sweep
 from training.judge.worst_frames import COLUMNS, draw_worst_frames, find_worst_frames
 from training.learn.out_of_fold import OutOfFold
 from training.release.cache import Cache
-from training.report import write_scores
+from training.report import set_names, write_scores
 
 
 def judged(uuid: str, label: list[int], presence: list[float]) -> CaseJudgement:
@@ -75,6 +75,26 @@ def test_few_cases_are_read_plainly() -> None:
         cases, read_nested(cases, {c.uuid: c.uuid for c in cases}, SelectionConfig()), strict=True
     ):
         np.testing.assert_array_equal(before.frames.presence, after.frames.presence)
+
+
+def test_a_remainder_is_no_sweep_of_its_own() -> None:
+    """Of a stack of 150 frames with 10 annotated ones twice as many are likely in 140, as where it is read."""
+    case = judged("a", [1] * 10 + [0] * 140, [0.5] * 150)
+    cases = [replace(case, sweeps=[range(140), range(140, 150)])] * 5
+    assert fit_most_frames(cases) == 20
+
+
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        (["w/fold_1", "w/fold_2"], ["fold_1", "fold_2"]),
+        (["a/fold_1", "b/fold_1", "b/fold_2"], ["a/fold_1", "b/fold_1", "b/fold_2"]),
+        (["."], None),
+    ],
+)
+def test_runs_are_told_apart_by_name(folders: list[str], names: list[str] | None, tmp_path: Path) -> None:
+    """As short as tells all apart; a folder given as `.` has its own name."""
+    assert set_names([tmp_path / folder for folder in folders]) == (names or [tmp_path.name])
 
 
 @pytest.mark.parametrize("judging", [0, 1, 2])

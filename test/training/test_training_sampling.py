@@ -164,6 +164,13 @@ def test_validation_weighs_the_frames_it_skips(table: FrameTable) -> None:
     assert weight.sum() == pytest.approx(60)
 
 
+def test_validation_on_annotated_frames_alone_is_refused(table: FrameTable) -> None:
+    """Every network would be right: no frame without a label is shown."""
+    table.frame_index = table.frame_index + 1  # the first, which every stride shows, is in another sweep
+    with pytest.raises(AcouslicError, match="validation_stride 100 shows no frame without a label"):
+        validation_rows(table, 100, annotated_sweeps_only=False)
+
+
 def test_no_annotated_frame_is_an_error(table: FrameTable) -> None:
     """There is nothing to learn from then, and the message says where to look."""
     with pytest.raises(AcouslicError, match="no annotated frame"):
