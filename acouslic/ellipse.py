@@ -43,8 +43,8 @@ def fit_seen_outline(mask: np.ndarray, fov: np.ndarray) -> Ellipse | None:
     """The ellipse of a body of which the field of view may show a part; arguments and None as in `fit_ellipse`.
 
     Where the field cuts the outline open, none of its pieces encloses more than a few pixels, and the largest of them
-    may be a crumb. So the ellipse goes through all pieces that have points enough. A closed outline has the official
-    ellipse.
+    may be a small piece. So the ellipse goes through all pieces that have points enough. A closed outline has the
+    official ellipse.
     """
     pieces = outline_pieces(mask, fov)
     if not pieces:

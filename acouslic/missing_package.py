@@ -1,4 +1,4 @@
-"""What is said where a Python package is not installed: which, and what brings it."""
+"""The error for a Python package that is not installed: its name, and what installs it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -47,15 +47,11 @@ def main(arguments: Sequence[str] | None = None, *, program: str = "algorithm") 
     interrupts = Interrupts()
     try:
         interrupts.install()
+        from algorithm.process.environment import prepare_for_torch
         from algorithm.process.messages import complain, explain, set_up_messages
 
         set_up_messages()
-        # torch's own C++ warnings would go to stderr, where the platform takes them for the user's error message.
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-        # Threads that spin while they wait for each other are fast alone and hopeless where they share cores, with
-        # other jobs, under a quota, or with our own decoding: 200 frames took 254 s against 0.9 s on two busy cores.
-        # OpenMP reads this when torch loads it.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        prepare_for_torch()
         code = _run(arguments, interrupts, program)
     except (KeyboardInterrupt, Exception) as error:
         interrupts.end()

@@ -5,8 +5,8 @@ not Ray Data, whose pipeline fails or drops a whole block when a case takes its 
 
 What is known of a case whose worker has died: nothing. It may have crashed the worker, or somebody may have ended the
 worker or its machine. So it is tried again at the end of the queue; and where that ends alike, it is set aside until
-all others are done. Has no other case come through after such a death, then it is the case's own doing, and it fails
-after these two tries. Has one, workers are dying here of something else, and the case is tried a few times more.
+all others are done. If no other case has succeeded after such a death, the case itself is to blame, and it fails after
+these two tries. If one has, workers are dying here of something else, and the case is tried a few times more.
 """
 
 import contextlib
@@ -29,6 +29,7 @@ from algorithm.predict import CaseStream, PredictSettings, analyse_case, row_of_
 from algorithm.process.collector import uncollected
 from algorithm.process.cores import usable_cores
 from algorithm.process.devices import Node, Share, divide, visible_gpus
+from algorithm.process.environment import prepare_for_torch
 from algorithm.result.record import Maker
 from algorithm.result.table import ResultRow
 
@@ -64,8 +65,7 @@ class CohortWorker:
             os.chdir(folder)
         # Before torch is loaded, which reads them once.
         os.environ["OMP_NUM_THREADS"] = str(cores)
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        prepare_for_torch()
         self._settings, self._maker, self._token = settings, maker, token
         self._pipeline: Pipeline | None = None
         self._ahead: tuple[SweepInput, CaseStream] | None = None

@@ -222,25 +222,15 @@ class Pipeline:
         field = see_field(resized.brightest, manifest.tower)
         notes.extend(field.notes)
         outline = self._outline(resized, header, judged, blank, field.fov, scores.outline_starts)
-        suitable = field.unseen <= MOST_UNSEEN
-        if blank.all():
-            suitable = False
-            notes.append("all frames are black")
-        elif outline.ellipse is None:
-            suitable = False
-            notes.append("none of the candidate frames has a mask that an ellipse can be fitted to")
-        elif (beyond := share_beyond(outline.ellipse, field.fov)) > WORTH_A_NOTE:
+        # Against the best of its case the best frame always looks good: here it has to stand alone.
+        presence = judged.presence_alone[outline.frame_index]
+        objections = _objections(outline, presence, manifest.thresholds.suitable, all_black=bool(blank.all()))
+        suitable = not objections and field.unseen <= MOST_UNSEEN
+        notes.extend(objections)
+        if outline.ellipse is not None and (beyond := share_beyond(outline.ellipse, field.fov)) > WORTH_A_NOTE:
             notes.append(
                 f"{beyond:.0%} of the ellipse lies beyond the field of view: its circumference is completed from the "
                 "part of the outline that is seen"
-            )
-        # Against the best of its case the best frame always looks good: here it has to stand alone.
-        presence = judged.presence_alone[outline.frame_index]
-        if presence < manifest.thresholds.suitable:
-            suitable = False
-            notes.append(
-                f"the presence probability of the best frame by itself, {presence:.3f}, does not reach "
-                f"{manifest.thresholds.suitable}"
             )
         if not suitable and manifest.selection.when_unsuitable == "no_frame":
             named, outline = None, Outline(0, np.zeros_like(outline.mask), None, None, None)
@@ -341,6 +331,21 @@ class Pipeline:
                 ensure_ascii=False,
             )
         )
+
+
+def _objections(outline: Outline, presence: float, least_presence: float, *, all_black: bool) -> list[str]:
+    """Why a chosen frame is not suitable, so far as it can be seen from itself; [] where nothing speaks against it.
+    `presence` is its probability, in 0..1, which must reach `least_presence`."""
+    found = []
+    if all_black:
+        found.append("all frames are black")
+    elif outline.ellipse is None:
+        found.append("none of the candidate frames has a mask that an ellipse can be fitted to")
+    if presence < least_presence:
+        found.append(
+            f"the presence probability of the best frame by itself, {presence:.3f}, does not reach {least_presence}"
+        )
+    return found
 
 
 def _merge(artifact: Artifact, device: torch.device, dtype: torch.dtype) -> Ensemble:

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from acouslic.frame_labels import OPTIMAL
 from acouslic.sockets import NO_FRAME
 from acouslic.table import csv_text
+from evaluation.case_evaluation import distance_in_sweep
 from evaluation.inputs.frame_table import FrameTable, read_frame_table
 from evaluation.metrics.case_result import CaseResult
 from evaluation.metrics.frame_f1 import PROTOCOLS, TARGETS, case_counts
@@ -75,8 +77,8 @@ def case_result(table: FrameTable) -> CaseResult:
         annotated_sweeps=table.annotated_sweeps,
         presence_probability=table.presence,
         optimality_probability=table.optimality,
-        annotated_distance_frames=table.distance(table.labels > 0),
-        optimal_distance_frames=table.distance(table.labels == 1),
+        annotated_distance_frames=distance_in_sweep(table.labels > 0, table.chosen),
+        optimal_distance_frames=distance_in_sweep(table.labels == OPTIMAL, table.chosen),
         set_name=table.set_name,
     )
 

@@ -7,7 +7,6 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import importlib
-import os
 import sys
 
 from acouslic.errors import AcouslicError
@@ -15,6 +14,7 @@ from acouslic.interrupts import Interrupts
 from acouslic.missing_package import missing_package_named
 from acouslic.printable import one_line
 from acouslic.streams import set_up_streams
+from algorithm.process.environment import prepare_for_torch
 
 # Module and one line of help by command. A module is imported only when its command runs: `generate` and `split` work
 # without torch.
@@ -62,8 +62,7 @@ def main(arguments: list[str]) -> int:
     if command not in COMMANDS:
         print(f"unknown command {command!r}: expected one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    # As in algorithm/__main__.py: threads that spin while they wait lose minutes where cores are shared.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    prepare_for_torch()
     interrupts = Interrupts()
     try:
         interrupts.install()

@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from acouslic.stack import StackHeader, open_stack
+from acouslic.stack import CHUNK_FRAMES, StackHeader, open_stack
 from algorithm.frames.parallel_pixels import open_pixels_on_several_cores
 
-CHUNK_FRAMES = 16
 MAX_AHEAD_BYTES = 400_000_000
 """A case of 840 x 562 x 744 fits, so that damage anywhere in it is met before much has been computed."""
 

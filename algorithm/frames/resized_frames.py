@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from acouslic.stack import CHUNK_FRAMES
 from algorithm.frames.frame_source import FrameSource
-from algorithm.frames.frame_stream import CHUNK_FRAMES
 from algorithm.frames.preprocess import resize_frames
 from algorithm.model.networks import PreprocessingConfig
 

@@ -61,9 +61,10 @@ def recheck(
     """What is known of a case's frames (F,), those that decide something in float32.
 
     `members` are the artifact's in float32, on the case's frames. `threshold` is `thresholds.presence`; `margin` is how
-    far from a decision rounding may have moved a logit, above 0. A frame that only a gate has seen is left as it is:
-    the gate's word is a rough one in any type. Of the likeliest frames `outline_starts` has what the float32 members'
-    outlines begin with; the starts that half precision has left are gone.
+    far from a decision rounding may have moved a logit, above 0. A frame that only a gate has seen is not asked about:
+    the gate's word is a rough one in any type; but it moves with the others below the threshold where rounding has
+    moved these alike, as the gate's scale follows the members'. Of the likeliest frames `outline_starts` has what the
+    float32 members' outlines begin with; the starts that half precision has left are gone.
     """
     known = replace(scores, outline_starts={})
     limit = max(_LEAST_LIMIT, int(_MOST_SHARE * len(scores.refined)))

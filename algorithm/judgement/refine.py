@@ -61,7 +61,7 @@ def refine(
 
     First come a few frames of the middle, if the case's own scale decides which frames are positive: all others of the
     gate's logits are moved as far as the ensemble's lie from them there. Then, where `config` allows more than one
-    round, the best frame of each sweep: a gate that takes a whole run for nothing is found out so. Then as many rounds
+    round, the best frame of each sweep, which shows where a gate has missed a whole run. Then as many rounds
     as it allows, each by what is known by then. Frames that are `black` (F,), if it is given, are not asked about,
     unless all are.
     """

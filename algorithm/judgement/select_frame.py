@@ -143,7 +143,7 @@ def top_and_median(logit: Values, top_frames: int) -> tuple[float, float]:
 
 def most_frames(sweeps: Sequence[range], of_140: float) -> int:
     """How many frames of these sweeps show what `of_140` do where a sweep has 140; at least 1. The longest sweep says
-    how many it has: what is left over of a stack that is cut every 140 frames is no sweep that was made so."""
+    how many it has: the short rest of a stack that is cut every 140 frames is no sweep of the probe."""
     longest = max((len(sweep) for sweep in sweeps), default=0)
     return max(1, round(of_140 * longest / FRAMES_PER_SWEEP))
 

@@ -197,8 +197,8 @@ class Consequence(FrameChanges):
 
 @dataclass(frozen=True)
 class HalfPrecision:
-    """How far half precision takes presence and optimality from float32's: the largest difference, as measured; and
-    what it changes in the answers to whole cases, where that was measured."""
+    """The largest difference between presence or optimality in half precision and in float32, as measured; and
+    what half precision changes in the answers to whole cases, where that was measured."""
 
     frames: Annotated[int, Meta(ge=0)] = 0
     """On how many frames; 0 where it was not measured."""

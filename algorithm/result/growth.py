@@ -65,7 +65,7 @@ class Growth:
 
 
 def parse_age(text: str) -> GestationalAge:
-    """An age from `28w3d`, `28w` or `28+3`. Raises AcouslicError for anything else, and for more than 45 weeks."""
+    """An age from `28w3d`, `28w` or `28+3`. Raises AcouslicError for anything else, and from 45 weeks on."""
     match = _WRITTEN.fullmatch(text.strip())
     if match is None:
         raise AcouslicError(f"{text!r} is no gestational age: write weeks and days, such as 28w3d")
@@ -94,7 +94,8 @@ def age_by_circumference(circumference_mm: float) -> tuple[float, float] | None:
 def judge_growth(
     circumference_mm: float | None, interval_mm: tuple[float, float] | None, age: GestationalAge
 ) -> Growth:
-    """What a circumference means at `age`; without one, and outside 14 to 40 weeks, a note instead of numbers."""
+    """What a circumference means at `age`; no numbers without one, and a note in place of the centile outside 14 to 40
+    weeks."""
     if circumference_mm is None:
         return Growth(age, None, None, None, None, None, None)
     notes = []

@@ -16,8 +16,8 @@ A body cut off by the fan stays well above; a fit to a stray arc, whose ellipse 
 _USUAL_CHANGE, _MOST_CHANGE = 0.01, 0.05
 """How far, as a share, the official circumference of a mask may be from that of the ellipse that it was filled from: as
 drawn, and at all. Where the fan cuts nothing off they differ by less than 0.001. Where it does, the outline is open:
-traced there and back it encloses nothing, and the official fit, which takes what encloses the most, may take a crumb
-beside it. Then the outline gets a mark."""
+traced there and back it encloses nothing, and the official fit, which takes what encloses the most, may take a small
+piece beside it. Then the outline gets a mark."""
 
 
 def clean_mask(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from acouslic.errors import AcouslicError
-from acouslic.geometry import sweep_index, sweep_ranges
+from acouslic.geometry import sweep_ranges
 from acouslic.sockets import NO_FRAME
 from acouslic.strict_json import shown
 from acouslic.table import plain_cell
@@ -39,15 +39,6 @@ class FrameTable:
     """The chosen frame; -1 for none."""
     set_name: str | None
     subject_id: str | None
-
-    def distance(self, wanted: np.ndarray) -> int | None:
-        """Frames from the chosen one to the nearest wanted one, bool (F,), of its sweep; None where there is none."""
-        if self.chosen == NO_FRAME:
-            return None
-        frames = len(self.labels)
-        sweep = sweep_ranges(frames)[sweep_index(self.chosen, frames)]
-        found = np.flatnonzero(wanted[sweep.start : sweep.stop]) + sweep.start
-        return int(np.abs(found - self.chosen).min()) if len(found) else None
 
 
 def read_frame_table(path: Path) -> list[FrameTable]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from acouslic.frame_labels import OPTIMAL
 from acouslic.geometry import SPACING_MM, sweep_index, sweep_ranges
 from acouslic.sockets import NO_FRAME
 from evaluation.metrics.case_result import CaseResult
@@ -29,7 +30,7 @@ def ac_error_mm(result: CaseResult) -> float | None:
 
 
 def ac_error_percent(result: CaseResult) -> float | None:
-    """The error as a share of the reference; None where either circumference is missing."""
+    """The error in per cent of the reference; None where either circumference is missing."""
     error_mm = ac_error_mm(result)
     return None if error_mm is None or result.reference_ac_mm is None else 100 * error_mm / result.reference_ac_mm
 
@@ -97,7 +98,7 @@ def choice_of(result: CaseResult) -> str:
         return "no_frame"
     label = int(result.frame_labels[result.frame_number])
     if label:
-        return "optimal" if label == 1 else "suboptimal"
+        return "optimal" if label == OPTIMAL else "suboptimal"
     sweep = sweep_ranges(len(result.frame_labels))[sweep_index(result.frame_number, len(result.frame_labels))]
     return "unannotated_frame" if result.frame_labels[sweep.start : sweep.stop].any() else "unannotated_sweep"
 
@@ -112,7 +113,7 @@ def frame_choices(results: Sequence[CaseResult]) -> dict[str, Any]:
     names = ("optimal", "suboptimal", "unannotated_frame", "unannotated_sweep", "no_frame")
     return {
         "cases": {name: choices.count(name) for name in names},
-        "cases_with_optimal_frame": sum(bool((result.frame_labels == 1).any()) for result in results),
+        "cases_with_optimal_frame": sum(bool((result.frame_labels == OPTIMAL).any()) for result in results),
         "to_annotated_frames": _distances([result.annotated_distance_frames for result in results]),
         "to_optimal_frames": _distances([result.optimal_distance_frames for result in results]),
     }

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from acouslic.challenge_score import challenge_score
+
 Polygon = np.ndarray
 """Corners of a closed outline, int32 (n, 2), each (x, y) = (column, row) in pixels, n at least 1."""
 
@@ -78,6 +80,4 @@ class CaseResult:
     def score(self) -> float:
         """The official score of this case alone: 0.5 (1 - NAE) + 0.25 soft Dice + 0.25 WFSS, in 0..1."""
         official = self.official
-        return (
-            0.5 * (1 - official["nae_circumference"]) + 0.25 * official["DiceCoefficientSoft"] + 0.25 * official["wfss"]
-        )
+        return challenge_score(official["nae_circumference"], official["DiceCoefficientSoft"], official["wfss"])

@@ -16,6 +16,7 @@ import numpy as np
 from grand_challenge_metrics.stats import calculate_confusion_matrix
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
+from acouslic.frame_labels import OPTIMAL
 from acouslic.geometry import sweep_ranges
 from evaluation.metrics.case_result import CaseResult
 
@@ -79,7 +80,7 @@ def protocol_frames(result: CaseResult, protocol: Protocol) -> np.ndarray:
 
 def truth_of(result: CaseResult, target: Target) -> np.ndarray:
     """Which frames are positive in the reference: bool (F,)."""
-    return result.frame_labels == 1 if target == "optimal" else result.frame_labels > 0
+    return result.frame_labels == OPTIMAL if target == "optimal" else result.frame_labels > 0
 
 
 def score_of(result: CaseResult, target: Target) -> np.ndarray | None:

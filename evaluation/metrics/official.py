@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import SimpleITK
 
+from acouslic.challenge_score import challenge_score
 from acouslic.ellipse import circumference_mm, fit_ellipse
 from acouslic.fov import field_of_view
 from acouslic.frame_labels import frame_worth
@@ -200,9 +201,11 @@ def aggregate(cases: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
         for name in AGGREGATED_METRICS
     }
     score = {
-        statistic: 0.5 * (1 - summary["nae_circumference"][statistic])
-        + 0.25 * summary["DiceCoefficientSoft"][statistic]
-        + 0.25 * summary["wfss"][statistic]
+        statistic: challenge_score(
+            summary["nae_circumference"][statistic],
+            summary["DiceCoefficientSoft"][statistic],
+            summary["wfss"][statistic],
+        )
         for statistic in ("mean", "std")
     }
     return {"score": score, **summary}

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from acouslic.fov import field_of_view
+from acouslic.frame_labels import OPTIMAL
 from acouslic.page.drawing import outline_path
 from acouslic.sockets import NO_FRAME
 from evaluation.metrics.agreement import ac_error_percent, choice_of
@@ -33,7 +34,7 @@ def caption(result: CaseResult) -> list[str]:
     chosen = CHOICES[choice]
     if result.frame_number != NO_FRAME:
         chosen = f"frame {result.frame_number} of sweep {sweep_number(result)}, {chosen}"
-    if choice == "suboptimal" and (result.frame_labels == 1).any():
+    if choice == "suboptimal" and (result.frame_labels == OPTIMAL).any():
         chosen += " though the case has an optimal one"
     if result.annotated_distance_frames:
         chosen += f", {plural(result.annotated_distance_frames, 'frame')} from the nearest annotated one"

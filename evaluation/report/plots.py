@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.collections import PolyCollection
 from sklearn.metrics import precision_recall_curve
 
+from acouslic.challenge_score import CIRCUMFERENCE_WEIGHT, OVERLAP_WEIGHT, SELECTION_WEIGHT
 from evaluation.metrics.agreement import LIMITS_SD, ac_error_mm
 from evaluation.metrics.case_result import CaseResult
 from evaluation.metrics.frame_f1 import Protocol, has_scores, pooled
@@ -19,9 +20,9 @@ from evaluation.report.text import interval, number, percent, plural
 OBSERVER_VARIABILITY = 0.09
 """Of the circumference between human observers."""
 SHARES = {
-    "half of 1 − NAE": (BLUE, lambda official: 0.5 * (1 - official["nae_circumference"])),
-    "a quarter of soft Dice": (TEAL, lambda official: 0.25 * official["DiceCoefficientSoft"]),
-    "a quarter of WFSS": (AMBER, lambda official: 0.25 * official["wfss"]),
+    "half of 1 − NAE": (BLUE, lambda official: CIRCUMFERENCE_WEIGHT * (1 - official["nae_circumference"])),
+    "a quarter of soft Dice": (TEAL, lambda official: OVERLAP_WEIGHT * official["DiceCoefficientSoft"]),
+    "a quarter of WFSS": (AMBER, lambda official: SELECTION_WEIGHT * official["wfss"]),
 }
 """What the score is the sum of: colour, share of a case (or of the means)."""
 _PROTOCOL_COLOURS: dict[Protocol, str] = {"annotated_sweeps": TEAL, "all_frames": BLUE}

@@ -136,7 +136,7 @@ def test_what_the_correction_makes_void_goes(case_dir, tmp_path):
     assert amended["circumference_error"] is None
     changed = json.loads((folder / "amendment.json").read_text())["changed"]
     assert changed["circumference_error"] == {"from": 0.08, "to": None}
-    assert {"frame_number", "sweep", "ellipse", "growth"} <= set(changed)
+    assert {"frame_number", "ellipse", "growth"} <= set(changed)
     age = parse_age(amended["growth"]["gestational_age"])
     assert amended["notes"][1:][: len(judge_growth(amended["circumference_mm"], None, age).notes)] == list(
         judge_growth(amended["circumference_mm"], None, age).notes

@@ -270,7 +270,9 @@ def saved(tmp_path):
 def test_how_an_adapter_began_does_not_matter(tmp_path):
     """What peft writes of a start from the data's own directions (EVA) changes nothing of what was trained."""
     config, tensors = saved(tmp_path)
-    settings = peft.LoraConfig(r=4, target_modules=["c_fc"], init_lora_weights="eva").to_dict()
+    settings = peft.LoraConfig(
+        r=4, target_modules=["c_fc"], init_lora_weights="eva", eva_config=peft.EvaConfig()
+    ).to_dict()
     assert settings["eva_config"]
     started = {"init_lora_weights": "eva", "eva_config": settings["eva_config"]}
     began, plain = (build_adapter({**config, **more}, tensors, linear_shapes(CONFIG)) for more in (started, {}))

@@ -33,10 +33,13 @@ from training.export.published_checkpoint import (
     member_config,
     merge_bases,
     read_published,
-    tower_state,
 )
 from training.learn.run_folder import made_with
-from training.network.open_clip_weights import tower_config_from_open_clip, visual_state
+from training.network.open_clip_weights import (
+    tower_config_from_open_clip,
+    tower_state_from_open_clip,
+    visual_state,
+)
 from training.network.tower_source import preprocessing_of, read_open_clip_config, read_weights, rounded_state
 
 
@@ -90,7 +93,9 @@ def import_published(
         raise AcouslicError("none of the checkpoints has a decoder, so no mask could be drawn: add a segmentation one")
     provenance = _provenance(checkpoints, weights, notes)
     manifest = untuned_manifest(name, config, members, provenance, preprocessing)
-    tower = rounded_state(tower_state(base, config), torch.float16 if half else torch.float32, "leave --half out")
+    tower = rounded_state(
+        tower_state_from_open_clip(base, config), torch.float16 if half else torch.float32, "leave --half out"
+    )
     return write_artifact(out, manifest, tower, states)
 
 

@@ -19,7 +19,6 @@ from algorithm.model.attention_adapter import LAST_DOUBLING_VERSION
 from algorithm.model.lora import PREFIX, LoraAdapter, build_adapter
 from algorithm.model.networks import DecoderConfig, MemberConfig, TowerConfig
 from algorithm.model.tower import linear_shapes
-from training.network.open_clip_weights import tower_state_from_open_clip
 from training.network.tower_source import read_weights
 
 LORA_ALPHA = 16
@@ -139,11 +138,6 @@ def merge_bases(first: dict[str, Tensor], second: dict[str, Tensor], where: str)
                 "of an artifact share one tower"
             )
     return second | first
-
-
-def tower_state(base: Mapping[str, Tensor], config: TowerConfig) -> dict[str, Tensor]:
-    """The frozen weights under the tower's names."""
-    return tower_state_from_open_clip(base, config)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from acouslic.frame_labels import OPTIMAL
 from acouslic.geometry import sweep_ranges
 from algorithm.judgement.select_frame import FrameJudgement, judge_frames, probability_of
 from algorithm.model.manifest import SelectionConfig
@@ -50,7 +51,9 @@ def calibrate_member(scored: OutOfFold) -> Calibration:
     if len(scored.optimality_logit) == 0:
         return Calibration(presence)
     annotated = (scored.label > 0) & ~scored.black
-    return Calibration(presence, fit_temperature(scored.optimality_logit[annotated], scored.label[annotated] == 1))
+    return Calibration(
+        presence, fit_temperature(scored.optimality_logit[annotated], scored.label[annotated] == OPTIMAL)
+    )
 
 
 def fit_temperature(logit: NDArray[np.float32], positive: NDArray[np.bool_]) -> float:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from acouslic.challenge_score import challenge_score
 from acouslic.ellipse import circumference_mm
 from acouslic.fov import field_of_view
 from algorithm.frames.preprocess import mask_to_frame
@@ -112,7 +113,7 @@ class _Outlines:
     @property
     def score(self) -> float:
         """Their part of the challenge's score; the rest is the choice of the frame."""
-        return 0.5 * (1 - self.error) + 0.25 * self.dice
+        return challenge_score(self.error, self.dice, wfss=0.0)
 
 
 @dataclass(frozen=True)

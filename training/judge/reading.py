@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from acouslic.frame_labels import OPTIMAL
 from acouslic.geometry import FRAMES_PER_SWEEP
 from algorithm.judgement.select_frame import (
     Values,
@@ -128,7 +129,7 @@ def choose_thresholds(cases: Sequence[CaseJudgement], mask_threshold: float) -> 
     if judged:
         label, probability = (np.concatenate(values) for values in zip(*judged, strict=True))
         annotated = label > 0
-        _, optimality = best_f1(probability[annotated].astype(np.float32), label[annotated] == 1)
+        _, optimality = best_f1(probability[annotated].astype(np.float32), label[annotated] == OPTIMAL)
     return Thresholds(
         presence=0.5,
         optimality=round(optimality, 4),

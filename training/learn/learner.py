@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from acouslic.frame_labels import OPTIMAL
 from algorithm.frames.preprocess import normalise
 from algorithm.model.networks import PreprocessingConfig
 from training.frames.augment import apply_changes
@@ -47,6 +48,7 @@ class FrameLearner(lightning.LightningModule):
 
     presence_target: Tensor
     case_of_row: Tensor
+    shown_rows: Tensor
 
     def __init__(
         self,
@@ -73,6 +75,7 @@ class FrameLearner(lightning.LightningModule):
         self.validation_rows, self.validation_weight = validation_rows(
             validation_table, settings.sampling.validation_stride, annotated_sweeps_only=annotated_only
         )
+        self.register_buffer("shown_rows", torch.from_numpy(self.validation_rows), persistent=False)
         self._validation: dict[str, Tensor] = {}
         self.validation_figures: dict[str, float] = {}
         self.step_figures: dict[str, Tensor] = {}
@@ -157,7 +160,7 @@ class FrameLearner(lightning.LightningModule):
                 parts["ranking"] = ranking_loss(output.presence, positive, self.case_of_row[batch.rows])
                 total = total + settings.ranking * parts["ranking"]
         if output.optimality is not None:
-            parts["optimality"] = shared_mean(optimality_loss(output.optimality, batch.label == 1), positive)
+            parts["optimality"] = shared_mean(optimality_loss(output.optimality, batch.label == OPTIMAL), positive)
             total = total + settings.optimality_factor * parts["optimality"]
         if output.mask is not None and mask_rows is not None:
             target = soft_masks(masks[mask_rows], output.mask.shape[-1])
@@ -264,7 +267,7 @@ class FrameLearner(lightning.LightningModule):
         rows = all_rows(images) if self.network.judges_by_mask else batch.annotated
         output = self.network(images, rows if self.network.has_decoder and len(rows) else None)
         presence = self.network.presence_of(output)
-        at = torch.searchsorted(torch.from_numpy(self.validation_rows).to(self.device), batch.rows)
+        at = torch.searchsorted(self.shown_rows, batch.rows)
         kept = self._validation
         kept["probability"][at] = presence.sigmoid()
         if output.presence is not None:

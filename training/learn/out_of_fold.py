@@ -33,8 +33,8 @@ class OutOfFold:
     label: NDArray[np.uint8]
     """(frames,)"""
     black: NDArray[np.bool_]
-    """(frames,): without a single pixel above zero; inference gives them presence 0. None where a run of an earlier
-    version does not say."""
+    """(frames,): without a single pixel above zero; inference gives them presence 0. All False for a run of an earlier
+    version, which did not record it."""
     presence_logit: NDArray[np.float32]
     """(frames,)"""
     optimality_logit: NDArray[np.float32]

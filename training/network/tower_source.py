@@ -20,7 +20,7 @@ from acouslic.fov import field_of_view
 from acouslic.strict_json import reason
 from algorithm.frames.preprocess import square_offsets
 from algorithm.model.networks import PreprocessingConfig, TowerConfig
-from algorithm.model.tower import Tower, check_state
+from algorithm.model.tower import Tower, check_state, without_weights
 from algorithm.model.typed_json import convert, read_object, read_typed_file
 from algorithm.model.weight_files import refuse_damaged, refuse_lfs_pointer
 from training.network.open_clip_weights import tower_config_from_open_clip, tower_state_from_open_clip
@@ -244,7 +244,7 @@ def _read_state(source: TowerSource, config: TowerConfig) -> dict[str, Tensor]:
         )
     path = _download(source.weights) if source.weights.startswith(HUB_PREFIX) else Path(source.weights)
     state = tower_state_from_open_clip(read_weights(path), config, str(path))
-    with torch.device("meta"):
+    with without_weights():
         expected = Tower(config).state_dict()
     check_state(state, expected, str(path))
     return {name: tensor.float().clone() for name, tensor in state.items()}
