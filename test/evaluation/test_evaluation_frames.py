@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from evaluation.__main__ import main
+from evaluation.frames import case_result
 from evaluation.inputs.frame_table import read_frame_table
 
 FRAMES = 280
@@ -130,7 +131,7 @@ def test_optional_columns_decide(tmp_path: Path) -> None:
     assert (first.chosen, second.chosen) == (200, -1)
     assert first.annotated_sweeps == (False, True)
     assert first.subject_id == second.subject_id == "same"
-    assert first.distance(first.labels > 0) is None
+    assert case_result(first).annotated_distance_frames is None
 
 
 @pytest.mark.parametrize("annotated", [0, 1])

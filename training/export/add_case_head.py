@@ -79,7 +79,7 @@ def add_case_head(
 
     reviewed = review_nested(examples, groups, seed, recipe_for)
     scored = of_members(answers, cache, uuids)
-    calibrations = [Calibration(one.presence_temperature, one.optimality_temperature) for one in manifest.members]
+    calibrations = [Calibration.of(member) for member in manifest.members]
     plain = replace(manifest.selection, half_way=None)
     without, with_head = (judge_cases(scored, calibrations, plain, found) for found in (None, reviewed))
     read = read_nested(without, subjects, plain)

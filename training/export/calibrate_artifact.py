@@ -72,8 +72,7 @@ def calibrate_artifact(
     manifest = replace(
         manifest,
         members=tuple(
-            replace(member, **vars(calibration))
-            for member, calibration in zip(manifest.members, calibrations, strict=True)
+            calibration.applied_to(member) for member, calibration in zip(manifest.members, calibrations, strict=True)
         ),
         selection=replace(selection, circumference_error=mask_threshold.nine_in_ten),
         thresholds=choose_thresholds(cases, mask_threshold.value),

@@ -1,6 +1,6 @@
 """Finished runs, read back: their members, the tower they share, and the networks as training had them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,11 @@ class TrainedMember:
     heads: dict[str, Tensor]
     scored: OutOfFold
     calibration: Calibration
+
+    def state(self, linear_shapes: Mapping[str, tuple[int, int]]) -> MemberState:
+        """What an artifact holds of it, for a tower with these layers (`tower.linear_shapes`)."""
+        adapter = read_adapter(self.folder.member, linear_shapes) if self.config.adapter else None
+        return MemberState(adapter, self.heads)
 
 
 def read_member(run: RunFolder) -> TrainedMember:
@@ -93,13 +98,10 @@ def artifact_of(members: Sequence[TrainedMember], loaded: LoadedTower) -> Artifa
     """The members on their tower as an artifact in memory, to be asked as inference asks; never written, so it has no
     provenance."""
     shapes = linear_shapes(loaded.config)
-    configs = (replace(member.config, **vars(member.calibration)) for member in members)
+    configs = (member.calibration.applied_to(member.config) for member in members)
     unknown = Provenance("", "", "", "", "")
     manifest = untuned_manifest("members in memory", loaded.config, configs, unknown, loaded.preprocessing)
-    states = tuple(
-        MemberState(read_adapter(member.folder.member, shapes) if member.config.adapter else None, member.heads)
-        for member in members
-    )
+    states = tuple(member.state(shapes) for member in members)
     return Artifact(members[0].folder.root, manifest, loaded.state, states)
 
 

@@ -20,10 +20,8 @@ import torch
 
 from acouslic.errors import AcouslicError
 from algorithm.engine.device import FEWEST_CASES, choose_device
-from algorithm.model.artifact import MemberState, load_artifact, refuse_target, write_artifact
-from algorithm.model.lora import read_adapter
+from algorithm.model.artifact import load_artifact, refuse_target, write_artifact
 from algorithm.model.manifest import SCHEMA_VERSION, HalfPrecision, Manifest, Provenance, ScoringConfig, SelectionConfig
-from algorithm.model.networks import MemberConfig
 from algorithm.model.tower import linear_shapes
 from algorithm.model.typed_json import check_bounds
 from training.export.consequence import case_of_cache, measure_whole_cases
@@ -119,9 +117,7 @@ def export_runs(
     manifest = _manifest(members, loaded, cache, settings, command)
     state = rounded_state(loaded.state, _DTYPES[settings.tower_dtype], "store it by --tower_dtype bfloat16 or float32")
     shapes = linear_shapes(loaded.config)
-    states = [
-        MemberState(read_adapter(m.folder.member, shapes) if m.config.adapter else None, m.heads) for m in members
-    ]
+    states = [member.state(shapes) for member in members]
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.parity-", dir=out.parent) as folder:
         candidate = Path(folder) / "artifact"
         write_artifact(candidate, manifest, state, states)
@@ -193,7 +189,7 @@ def _manifest(
         name=settings.name,
         tower=loaded.config,
         preprocessing=loaded.preprocessing,
-        members=tuple(_calibrated_config(member) for member in members),
+        members=tuple(member.calibration.applied_to(member.config) for member in members),
         thresholds=thresholds,
         scoring=settings.scoring,
         selection=selection,
@@ -214,14 +210,6 @@ def _measure(
         whole = [case_of_cache(cache.case(uuid)) for uuid in _spread_cases(scored, count)]
         measured = measure_whole_cases(measured, load_artifact(candidate), whole, device)
     return measured
-
-
-def _calibrated_config(member: TrainedMember) -> MemberConfig:
-    return replace(
-        member.config,
-        presence_temperature=member.calibration.presence_temperature,
-        optimality_temperature=member.calibration.optimality_temperature,
-    )
 
 
 def _provenance(members: Sequence[TrainedMember], settings: ExportSettings, command: str) -> Provenance:

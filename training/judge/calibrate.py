@@ -6,7 +6,7 @@ ten cases followed two or three of them (-1.0 to -2.1 where other patients wante
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from acouslic.frame_labels import OPTIMAL
 from acouslic.geometry import sweep_ranges
 from algorithm.judgement.select_frame import FrameJudgement, judge_frames, probability_of
 from algorithm.model.manifest import SelectionConfig
+from algorithm.model.networks import MemberConfig
 from training.learn.out_of_fold import OutOfFold
 
 Values = NDArray[np.float64]
@@ -30,6 +31,19 @@ class Calibration:
 
     presence_temperature: float = 1.0
     optimality_temperature: float = 1.0
+
+    @classmethod
+    def of(cls, member: MemberConfig) -> "Calibration":
+        """A finished member's."""
+        return cls(member.presence_temperature, member.optimality_temperature)
+
+    def applied_to(self, member: MemberConfig) -> MemberConfig:
+        """The member with this calibration."""
+        return replace(
+            member,
+            presence_temperature=self.presence_temperature,
+            optimality_temperature=self.optimality_temperature,
+        )
 
 
 @dataclass(frozen=True)

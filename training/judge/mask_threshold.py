@@ -21,7 +21,7 @@ from algorithm.frames.preprocess import mask_to_frame
 from algorithm.result.segment import Mask, clean_mask
 from training.frames.dataset import soft_masks
 from training.learn.out_of_fold import OutOfFold
-from training.release.cache import Cache, CachedCase, CaseRecord
+from training.release.cache import Cache, CaseRecord
 
 _STEP = 0.05
 _USUAL = (6, 14)
@@ -146,8 +146,10 @@ def _frames(scored: Sequence[OutOfFold], cache: Cache) -> Iterator[_Frame]:
     masks = sum(len(found) for _, found in sweeps)
     # Whole sweeps are left out: every n-th mask would be of one rank alone.
     for member, found in sweeps[:: max(1, -(-masks // _MOST_MASKS))]:
+        places = member.mask_places()
         for rank, at in enumerate(found):
-            case, frame_index = _place(member, int(member.mask_rows[at]), cache)
+            uuid, frame_index = places[at]
+            case = cache.case(uuid)
             number = int(case.sweep_of_frame[frame_index])
             yield _Frame(
                 mask=member.mask_probability[at],
@@ -162,18 +164,10 @@ def _frames(scored: Sequence[OutOfFold], cache: Cache) -> Iterator[_Frame]:
 def _likeliest(member: OutOfFold, cache: Cache) -> list[list[int]]:
     """For each sweep with masks, indices into the member's masks, the likeliest frame's first."""
     of_sweep: dict[tuple[str, int], list[int]] = {}
-    for at, row in enumerate(member.mask_rows):
-        case, frame_index = _place(member, int(row), cache)
-        of_sweep.setdefault((case.uuid, int(case.sweep_of_frame[frame_index])), []).append(at)
+    for at, (uuid, frame_index) in enumerate(member.mask_places()):
+        of_sweep.setdefault((uuid, int(cache.case(uuid).sweep_of_frame[frame_index])), []).append(at)
     logit = member.presence_logit[member.mask_rows]
     return [sorted(found, key=lambda at: -logit[at])[:_CHOSEN] for found in of_sweep.values()]
-
-
-def _place(member: OutOfFold, row: int, cache: Cache) -> tuple[CachedCase, int]:
-    """The case and the frame of a row."""
-    first_row = np.concatenate([[0], np.cumsum(member.frame_counts)])
-    at = int(np.searchsorted(first_row, row, side="right")) - 1
-    return cache.case(str(member.uuid[at])), row - int(first_row[at])
 
 
 def _judge(frames: Sequence[_Frame], steps: range) -> dict[int, _Outlines]:

@@ -38,7 +38,7 @@ def teach(scored: Sequence[OutOfFold], members: Sequence[MemberConfig]) -> dict[
 
     A black frame has presence 0: in inference it has that, whatever a student makes of it.
     """
-    calibrations = [Calibration(member.presence_temperature, member.optimality_temperature) for member in members]
+    calibrations = [Calibration.of(member) for member in members]
     return {
         case.uuid: FrameOpinions(case.frames.presence_alone, case.frames.optimality)
         for case in judge_cases(scored, calibrations, _UNSMOOTHED)

@@ -82,10 +82,7 @@ def draw_worst_frames(frames: Sequence[WorstFrame], cache: Cache, scored: Sequen
 def _drawn_masks(scored: Sequence[OutOfFold]) -> Iterator[tuple[tuple[str, int], NDArray[np.uint8]]]:
     """Masks (G, G), 0..255, by uuid and frame; of several members' the last."""
     for member in scored:
-        first_row = np.concatenate([[0], np.cumsum(member.frame_counts)])
-        at = np.searchsorted(first_row, member.mask_rows, side="right") - 1
-        for case, row, mask in zip(at.tolist(), member.mask_rows.tolist(), member.mask_probability, strict=True):
-            yield (str(member.uuid[case]), int(row - first_row[case])), mask
+        yield from zip(member.mask_places(), member.mask_probability, strict=True)
 
 
 def _draw(frame: WorstFrame, cache: Cache, drawn: NDArray[np.uint8] | None) -> Picture:

@@ -44,6 +44,12 @@ class OutOfFold:
     mask_probability: NDArray[np.uint8]
     """(annotated frames, G, G), 0..255 for 0..1."""
 
+    def mask_places(self) -> list[tuple[str, int]]:
+        """Case and frame of each mask, in their order; [] without any."""
+        first_row = np.concatenate([[0], np.cumsum(self.frame_counts)])
+        at = np.searchsorted(first_row, self.mask_rows, side="right") - 1
+        return list(zip(self.uuid[at].tolist(), (self.mask_rows - first_row[at]).tolist(), strict=True))
+
 
 def score_out_of_fold(
     network: Network,
