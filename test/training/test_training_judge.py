@@ -21,7 +21,7 @@ from training.fit import main as fit
 from training.frames.dataset import soft_masks, table_of
 from training.judge import mask_threshold
 from training.judge.calibrate import Calibration, CaseJudgement, calibrate_member, fit_temperature, judge_cases
-from training.judge.mask_threshold import choose_mask_threshold
+from training.judge.mask_threshold import MaskThreshold, choose_mask_threshold
 from training.judge.reading import choose_thresholds, describe_reading, fit_half_way, read_cases
 from training.judge.teacher import teach
 from training.judge.unseen_cases import cases_of_members, score_members, uncertain_frames
@@ -315,6 +315,17 @@ def test_the_depth_is_the_median_of_the_cases_own() -> None:
     assert sorted(depths)[2] == pytest.approx((4.0 - 2.5) / 4.0)
 
 
+def test_one_odd_case_does_not_move_the_depth() -> None:
+    """Four cases whose first frame alone is annotated and one that is annotated to its middle: the depth is that of the
+    four."""
+    logit = np.array([4.0, 3.0, 2.0, 1.0] + [0.0] * 5, np.float32)
+    cases = []
+    for annotated in (1, 1, 1, 1, 4):
+        label = (np.arange(9) < annotated).astype(np.uint8)
+        cases += judge_cases([draw_scores(["a"], logit, label)], [Calibration()], PLAIN)
+    assert fit_half_way(cases, top_frames=1) == HalfWay((4.0 - 3.5) / 4.0, 1)
+
+
 def test_no_half_way_without_cases_enough() -> None:
     """Five annotated cases are enough, four are not, nor are cases that nothing is annotated in; then 0.5 plainly."""
 
@@ -508,6 +519,33 @@ def test_the_error_of_nine_in_ten_sweeps_needs_nine(tiny_training: Any, monkeypa
     assert twice.nine_in_ten is not None
     assert twice.nine_in_ten >= twice.error
     assert f"reaches at least {twice.nine_in_ten:.1%} either way" in twice.describe()
+
+
+def test_the_error_of_nine_in_ten_is_that_of_likeliest_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine sweeps whose likeliest frames are off by 1 to 9 %, their others by 50 %: the ninth of nine is 9 %."""
+    monkeypatch.setattr(mask_threshold, "_judge_frame", lambda frame, _: [(frame.error, 1.0)])
+    frames: Any = [
+        SimpleNamespace(sweep=("case", number), is_likeliest=likeliest, error=error)
+        for number in range(9)
+        for likeliest, error in ((True, (number + 1) / 100), (False, 0.5))
+    ]
+    assert mask_threshold._nine_in_ten(frames, 10) == pytest.approx(0.09)
+
+
+def test_of_equally_good_mask_thresholds_the_middle_one_is_taken() -> None:
+    """The nearest to a half, whatever was tried first; a better one goes before it."""
+    alike = mask_threshold._Outlines(0.1, 0.9)
+    tried = dict.fromkeys([6, 7, 9, 12, 14], alike)
+    assert mask_threshold._best(tried) == 9
+    assert mask_threshold._best(dict(reversed(tried.items()))) == 9
+    assert mask_threshold._best(tried | {14: mask_threshold._Outlines(0.09, 0.9)}) == 14
+
+
+@pytest.mark.parametrize(("background", "warned"), [(0.02, False), (0.15, True)])
+def test_a_decoder_that_has_not_converged_is_told_of(background: float, warned: bool) -> None:
+    """One that says 0.15 everywhere is, one that says 0.02 is not."""
+    described = MaskThreshold(0.5, 0.1, background, None).describe()
+    assert ("decoders that were trained too briefly" in described) is warned
 
 
 def test_members_may_draw_on_different_grids(tiny_training: Any) -> None:
