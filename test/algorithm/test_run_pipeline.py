@@ -18,11 +18,12 @@ from acouslic.fov import field_of_view
 from acouslic.sockets import SweepInput
 from algorithm.engine.ensemble import GateScores, MemberScores
 from algorithm.frames.frame_stream import FrameStream
+from algorithm.frames.seen_field import SeenField
 from algorithm.model.manifest import HalfWay, ScoringConfig
 from algorithm.pipeline import Pipeline
 from algorithm.predict import PredictSettings, _read_ahead
 from algorithm.result.growth import parse_age
-from algorithm.result.measure import interval_around, share_beyond
+from algorithm.result.measure import interval_around, outline_best, share_beyond
 from algorithm.result.table import ResultRow
 from bench.setting.plain_manifest import drawn_manifest
 
@@ -200,6 +201,31 @@ def test_an_unlikely_frame_is_a_best_guess_or_none(platform_case):
     assert (measured["frame_number"], measured["ellipse"], measured["interval_mm"]) == (-1, None, None)
 
 
+@pytest.mark.parametrize(("unseen", "suitable"), [(0.09, True), (0.1, True), (0.11, False)])
+def test_a_case_of_which_much_is_unseen_is_not_suitable(unseen, suitable, platform_case, monkeypatch):
+    """Up to a tenth of the field of view may lie where the model does not look."""
+    monkeypatch.setattr(
+        "algorithm.pipeline.see_field", lambda shown, _: SeenField(np.ones_like(shown, bool), unseen, ())
+    )
+    platform_case.write_sweep(drawn_stack(f7=(250, 92, 70, 40, 30)))
+    result = run(platform_case)
+    assert result.frame_index == 7
+    assert result.suitable is suitable
+
+
+def test_a_frame_at_the_threshold_is_suitable(platform_case):
+    """Exactly as likely as a suitable frame must be is enough, a hair less is not."""
+    path = platform_case.write_sweep(drawn_stack(f7=(200, 92, 70, 40, 30)))
+    presence = run(platform_case).presence_alone_probability[7]
+    for least, suitable in ((presence, True), (np.nextafter(presence, 1.0), False)):
+        ensemble = DrawnEnsemble()
+        thresholds = dataclasses.replace(ensemble.manifest.thresholds, suitable=float(least))
+        ensemble.manifest = dataclasses.replace(ensemble.manifest, thresholds=thresholds)
+        result = Pipeline(ensemble, 8, 0.0, 0.0).run(path, None, "case 1")
+        assert result.frame_index == 7
+        assert result.suitable is suitable
+
+
 @pytest.mark.parametrize(("when", "number"), [("best_guess", 69), ("no_frame", -1)])
 def test_a_black_case_is_valid(when, number, platform_case):
     """840 black frames: not suitable, an empty mask, and the middle of the first sweep or no frame."""
@@ -269,6 +295,19 @@ def test_black_neighbours_do_not_enter_the_interval(platform_case):
 
     assert result.frame_index == 7
     assert result.interval_mm[0] > 0.95 * result.circumference_mm
+
+
+def test_the_interval_measures_no_frame_of_another_sweep():
+    """A much larger body lies next to the chosen frame, but beyond the end of its sweep: the interval is as if there
+    were one sweep alone."""
+    levels = drawn_stack(10, 112, 112, f4=(250, 56, 56, 30, 20), f5=(250, 56, 56, 50, 45))
+    frames, fov = torch.from_numpy(levels), np.ones((112, 112), bool)
+    for chosen, sweep in ((4, range(5)), (5, range(5, 10))):
+        found = outline_best(DrawnEnsemble(), frames, [chosen], fov, (1.0, 1.0), [range(5), range(5, 10)])
+        part = frames[sweep.start : sweep.stop]
+        alone = outline_best(DrawnEnsemble(), part, [chosen - sweep.start], fov, (1.0, 1.0), [range(5)])
+        assert found.circumference_mm == alone.circumference_mm
+        assert found.interval_mm == alone.interval_mm
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(185, 140), (150, 150), (562, 744)])
