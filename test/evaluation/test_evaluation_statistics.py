@@ -27,6 +27,7 @@ from evaluation.metrics.intervals import (
     paired_mean_interval,
     units_of,
 )
+from evaluation.metrics.own_judgement import risk_against_coverage
 from evaluation.metrics.summary import per_case_columns, summarise
 
 Build = Callable[..., CaseResult]
@@ -70,6 +71,15 @@ def test_circumference_errors_worked_by_hand(make_case_result: Build) -> None:
         "within_15_percent": 1.0,
     }
     assert found["share_of_all_cases"]["within_15_percent"] == pytest.approx(3 / 6)
+
+
+def test_an_error_of_exactly_five_per_cent_is_within(make_case_result: Build) -> None:
+    """Whatever the last digit of its float; one of 5.001 % is not."""
+    references = [100.0 + number / 10 for number in range(1000)]
+    for factor, share in ((1.05, 1.0), (1.05001, 0.0)):
+        pairs: list[tuple[float | None, float | None]] = [(value, value * factor) for value in references]
+        found = circumference_agreement(measured(make_case_result, pairs))
+        assert found["share_of_measured_cases"]["within_5_percent"] == share
 
 
 def test_one_measured_case_has_no_limits_and_none_has_only_counts(make_case_result: Build) -> None:
@@ -291,6 +301,19 @@ def test_subjects_that_are_alike_have_an_interval_of_no_width() -> None:
     assert (interval.lower, interval.upper) == (0.5, 0.5)
 
 
+def test_two_subjects_have_an_interval_that_says_something() -> None:
+    """F1 4/5, by two subjects of logits ln 4.5/0.5 and ln 4.5/2.5: their spread with Student's t at three degrees, not
+    at one, which would reach from nothing to everything."""
+    counts = [ConfusionCounts(tp=2), ConfusionCounts(tp=2, fp=1, fn=1)]
+    interval = f1_interval(counts, np.arange(2))
+    assert interval is not None
+    assert interval.estimate == pytest.approx(4 / 5)
+    middle, half = math.log(8.5 / 2.5), (math.log(4.5 / 0.5) - math.log(4.5 / 2.5)) / 2
+    margin = 3.18245 * half
+    assert interval.lower == pytest.approx(1 / (1 + math.exp(margin - middle)), abs=1e-5)
+    assert interval.upper == pytest.approx(1 / (1 + math.exp(-margin - middle)), abs=1e-5)
+
+
 def test_f1_without_its_worst_and_without_its_best_case() -> None:
     """Ten hits each; 0, 5 and 20 false alarms. Without the last 40 / 45, without the first 40 / 65."""
     counts = [ConfusionCounts(tp=10, fp=fp) for fp in (0, 5, 20)]
@@ -311,6 +334,19 @@ def test_intervals_of_f1_hold_the_truth_more_often_than_percentiles() -> None:
 
 
 # Summary
+
+
+def test_cases_of_one_confidence_are_taken_in_together(make_case_result: Build) -> None:
+    """Confidence 0.9, 0.5 and 0.5, risk 1/4, 1/2 and 1: after the first a mean of 1/4, after all three 7/12, and
+    nothing between; a case without a confidence does not count."""
+    cases = []
+    for confidence, risk in ((0.5, 0.5), (0.9, 0.25), (0.5, 1.0), (None, 1.0)):
+        official = {"nae_circumference": risk, "DiceCoefficientSoft": 1 - risk, "wfss": 1 - risk}
+        cases.append(make_case_result(confidence=confidence, official=official))
+    shares, risks = risk_against_coverage(cases)
+    assert shares.tolist() == pytest.approx([1 / 3, 1])
+    assert risks.tolist() == pytest.approx([1 / 4, 7 / 12])
+    assert [len(part) for part in risk_against_coverage(cases[3:])] == [0, 0]
 
 
 def many_cases(make_case_result: Build, count: int) -> list[CaseResult]:
