@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from training.frames.augment import Change, apply_changes, draw_changes, equalise_some, published_copy
+from acouslic.fov import field_of_view
+from training.frames.augment import (
+    Change,
+    _beam_coordinates,
+    _jitter,
+    apply_changes,
+    draw_changes,
+    equalise_some,
+    published_copy,
+)
 from training.recipe.settings import AugmentSettings
 
 NOTHING = {
@@ -152,6 +161,61 @@ def test_half_of_the_published_copies_keep_their_light(monkeypatch: pytest.Monke
         published_copy(frame, mask, 2, np.random.default_rng(number))
     assert 160 < called["jitter"] < 240
     assert 160 < called["clahe"] < 240
+
+
+def test_published_copies_are_turned_by_twenty_degrees_and_shifted_by_a_fifth() -> None:
+    """Over 150 copies a mark in the middle and one beside it go as far as the recipe says, either way, and no
+    further."""
+    size, middle, side = 120, 60, 22
+    frame = np.zeros((size, size), np.uint8)
+    angles, shifts = [], []
+    for number in range(150):
+        places = []
+        for column in (middle, middle + side):
+            mask = np.zeros_like(frame)
+            mask[middle - 2 : middle + 3, column - 2 : column + 3] = 1
+            _, moved = published_copy(frame, mask, 1, np.random.default_rng(number))
+            places.append(np.argwhere(moved).mean(0))
+        rows, columns = places[1] - places[0]
+        angles.append(np.degrees(np.arctan2(rows, columns)))
+        shifts.append((places[0] - middle) / size)
+    for values, most, slack in ((np.array(angles), 20, 2.0), (np.array(shifts), 0.2, 0.01)):
+        assert most * 0.9 < values.max() < most + slack
+        assert most * 0.9 < -values.min() < most + slack
+
+
+def test_published_copies_are_brighter_or_flatter_by_a_fifth_at_most() -> None:
+    """The mean of two grey levels says the brightness and their difference the contrast: within 20 %, which some
+    nearly reach."""
+    frame = np.full((8, 8), 75, np.uint8)
+    frame[:, 4:] = 125
+    shown = np.array([_jitter(frame, np.random.default_rng(number))[0, [0, 4]] for number in range(300)], float)
+    brightness = shown.mean(1) / 100
+    contrast = (shown[:, 1] - shown[:, 0]) / 50 / brightness
+    for factor in (brightness, contrast):
+        assert 0.78 < factor.min() < 0.83
+        assert 1.17 < factor.max() < 1.22
+
+
+def test_published_copies_keep_what_is_small_in_a_mask() -> None:
+    """Single pixels go to the nearest place: on average each stays one, as none does where neighbours are mixed."""
+    frame, mask = np.zeros((96, 96), np.uint8), np.zeros((96, 96), np.uint8)
+    mask[36:61:6, 36:61:6] = 1
+    areas = [published_copy(frame, mask, 1, np.random.default_rng(number))[1].sum() for number in range(60)]
+    assert np.mean(areas) == pytest.approx(mask.sum(), rel=0.05)
+
+
+def test_beams_fan_out_as_the_scanners_do() -> None:
+    """In the challenge's field of view, in the middle of its square, angles go from edge to edge and depth from the
+    probe to the bottom: none lies outside, and no beam is left over."""
+    depth, angle = (part[0, 0].numpy() for part in _beam_coordinates(744, torch.device("cpu")))
+    fov = np.zeros((744, 744), bool)
+    fov[91 : 91 + 562] = field_of_view()
+    assert (angle[fov].min(), angle[fov].max()) == pytest.approx((-1, 1), abs=0.01)
+    assert depth[fov].min() < 0.01
+    assert depth[fov].max() > 0.99
+    # Above the first arc and below the last depth says no more.
+    assert np.mean((depth[fov] == 0) | (depth[fov] == 1)) < 0.005
 
 
 def test_changes_undo_what_they_say() -> None:
