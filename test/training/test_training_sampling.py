@@ -137,6 +137,41 @@ def test_what_scored_high_comes_back(table: FrameTable) -> None:
     assert counts[[15, 16, 47]].min() > 3 * np.delete(counts, [15, 16, 47]).mean()
 
 
+def drawn_negatives(table: FrameTable, last_seen: dict[int, float], others: float) -> set[int]:
+    """Over twenty epochs, of three negatives each, all hard ones, when all frames were seen but where `others` is
+    below 0."""
+    hard = HardNegatives(len(table))
+    hard.last_seen[:] = others
+    hard.last_seen[list(last_seen)] = list(last_seen.values())
+    hardest = {"negatives_per_positive": 0.5, "hard_share": 1.0, "near_frames": 2, "min_positive_pixels": 1}
+    rows = np.concatenate([plan(table, epoch, hard, **hardest) for epoch in range(20)])
+    return set(rows[table.label[rows] == 0].tolist())
+
+
+def test_chance_does_not_overturn_what_was_said(table: FrameTable) -> None:
+    """Six frames that scored 0.9 are the hard ones, and none of those that scored 0.7."""
+    high = [12, 15, 18, 42, 45, 48]
+    assert drawn_negatives(table, dict.fromkeys(high, 0.9), 0.7) == set(high)
+
+
+def test_neighbours_that_were_never_seen_rank_as_if_they_had_scored_a_half(table: FrameTable) -> None:
+    """They come before frames that scored 0.3 and after those that scored 0.7."""
+    near = [1, 2, 6, 7, 31, 32, 36, 37]
+    far = [12, 15, 18, 42, 45, 48]
+    assert set(np.flatnonzero((table.distance_to_annotated <= 2) & (table.label == 0))) == set(near)
+    assert drawn_negatives(table, dict.fromkeys(near, -1.0), 0.3) == set(near)
+    assert drawn_negatives(table, dict.fromkeys(near, -1.0) | dict.fromkeys(far, 0.7), 0.3) == set(far)
+
+
+def test_a_probability_of_exactly_nothing_counts() -> None:
+    """A frame that was hard and of which the model then says 0 is no longer hard."""
+    hard = HardNegatives(2)
+    for said in (0.9, 0.0):
+        hard.note(torch.tensor([1]), torch.tensor([said]))
+        hard.learn(hard.noted.clone())
+    assert hard.last_seen.tolist() == [-1.0, 0.0]
+
+
 def test_every_batch_has_its_share_of_annotated_frames(table: FrameTable) -> None:
     """Annotated frames are spread over the epoch, not bunched by chance."""
     rows = plan(table, min_positive_pixels=1, negatives_per_positive=3.0)
