@@ -171,6 +171,66 @@ def test_the_median_is_asked_about_where_the_top_is_known():
     assert presence_logit(found.presence_probability[left]) == pytest.approx(-6.0, abs=1e-3)
 
 
+def test_only_what_lies_below_the_level_moves_with_the_median():
+    """The gate's frames do, for their scale follows the members'; those above the level, which rounding has moved as
+    well, stay as they are, and what was asked about is exact."""
+    selection = SelectionConfig(
+        smoothing_sigma_frames=0.0, choice_sigma_frames=0.0, half_way=HalfWay(0.3, top_frames=5)
+    )
+    logit = np.full(840, -6.0)
+    logit[40:60] = 4.0
+    logit[500:520] = 2.0
+    logit[320:340] = call_level(logit, SWEEPS, selection, threshold=0.5) + 0.005
+    lifted = np.where(np.abs(logit) > 1, logit + 0.04, logit)
+    exact, half = (np.stack([probability_of(values)] * 2).astype(np.float32) for values in (logit, lifted))
+    refined = np.arange(840) < 700
+    mean = half.mean(0, dtype=np.float64)
+    half[:, ~refined] = np.nan
+    members = ExactMembers(exact)
+    scores = dataclasses.replace(scores_of(half, refined), presence_probability=mean)
+    found = recheck(
+        scores,
+        members,
+        functools.partial(judge, selection=selection),
+        SWEEPS,
+        selection,
+        threshold=0.5,
+        margin=MARGIN,
+    )
+    shift = presence_logit(found.presence_probability) - lifted
+    asked = np.isin(np.arange(840), members.asked)
+    low = logit == -6.0
+    assert (asked & low).any()
+    assert not asked[700:].any()
+    assert shift[~refined] == pytest.approx(-0.04, abs=1e-3)
+    assert shift[low & refined & ~asked] == pytest.approx(-0.04, abs=1e-3)
+    assert not asked[500:520].any()
+    assert shift[500:520] == pytest.approx(0, abs=1e-3)
+    assert np.array_equal(found.presence_probability[asked], exact[:, asked].mean(0, dtype=np.float64))
+    assert np.isnan(found.member_presence[:, ~refined]).all()
+
+
+def test_what_was_asked_again_brings_other_frames_near():
+    """The top of a case turns out higher, so that a frame hangs by a hair; that asks about the median, which is higher,
+    too; so the threshold comes near a third frame, which float32 calls otherwise. Only frames that could be chosen have
+    the starts of outlines."""
+    selection = SelectionConfig(
+        smoothing_sigma_frames=0.0, choice_sigma_frames=0.0, half_way=HalfWay(0.3, top_frames=1)
+    )
+    logit = np.full(840, -6.0)
+    top, hair, third = 50, 330, 600
+    logit[[top, hair, third]] = 4.0, 0.494, 0.497
+    assert call_level(logit, SWEEPS, selection, threshold=0.5) == pytest.approx(0.5)
+    moved = logit - np.where(logit == -6.0, 0.08, 0.0)
+    moved[[top, hair, third]] = 3.96, 0.504, 0.592
+    exact, half = (np.stack([probability_of(values)] * 2).astype(np.float32) for values in (logit, moved))
+    found, members = recheck_case(half, exact, selection)
+    assert members.asked.index(top) < members.asked.index(third)
+    for scores, called in ((scores_of(half), [top, hair, third]), (found, [top]), (scores_of(exact), [top])):
+        assert np.flatnonzero(judge(scores, selection).presence >= 0.5).tolist() == called
+    assert set(found.outline_starts) == {top}
+
+
 def test_frames_that_only_a_gate_has_seen_stay():
     """The ensemble has not said anything of them that float32 could mend."""
     exact, half = drawn_case(2)

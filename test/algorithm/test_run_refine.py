@@ -68,6 +68,32 @@ def test_a_later_round_looks_beside_what_the_ensemble_has_confirmed():
     assert refined(presence, already=[*range(8, 14), 19], confirmed=[10, 11, 19], **settings) == [17, 18]
 
 
+def test_the_limit_is_never_passed():
+    """Of 40 frames 12 % are 4.8: four are looked at, not five."""
+    assert len(refined(np.linspace(0.5, 1.0, 40), max_refined_fraction=0.12)) == 4
+
+
+def test_a_frame_could_win_by_either_quality():
+    """A lone peak is the best before smoothing, the middle of a plateau after it: both are looked at."""
+    quality, smoothed = np.full(40, 0.01), np.full(40, 0.01)
+    quality[10], smoothed[30] = 1.0, 0.4
+    nothing = np.zeros(40, bool)
+    known = {"confirmed": nothing, "refined": nothing, "shown": ~nothing}
+    sweeps = [range(20), range(20, 40)]
+    assert choose_refined(np.zeros(40), quality, smoothed, sweeps, NARROW, **known).tolist() == [10, 30]
+
+
+def test_of_ambiguous_frames_the_best_choice_comes_first():
+    """Frame 5 is likelier to show the plane, frame 12 would be the better choice: room for one beside the best takes
+    the latter."""
+    presence, quality = np.zeros(40), np.zeros(40)
+    presence[[5, 12, 30]], quality[[5, 12, 30]] = [0.5, 0.4, 1.0], [0.2, 0.3, 1.0]
+    nothing = np.zeros(40, bool)
+    config = dataclasses.replace(NARROW, refine_presence=(0.3, 0.7), max_refined_fraction=0.05)
+    known = {"confirmed": nothing, "refined": nothing, "shown": ~nothing}
+    assert choose_refined(presence, quality, quality, [range(40)], config, **known).tolist() == [12, 30]
+
+
 def test_what_was_refined_counts_for_the_limit():
     """Room for 4 of 40, of which three are taken: one more, and then none."""
     presence = np.zeros(40)
@@ -134,6 +160,33 @@ def test_the_gates_frames_take_the_ensembles_scale():
     assert moved[known.refined] == pytest.approx(-3)
     assert moved[20:][~known.refined[20:]] == pytest.approx(-3 * 12 / 20)
     assert not known.presence[:20].any()
+
+
+def test_a_few_flanks_do_not_move_the_scale():
+    """Of twelve frames of the middle three belong to a run and lie 9 higher by the ensemble's word: the others are
+    moved as the nine say, 3 lower."""
+    gate = probability_of(np.linspace(-6, 2, 140))
+    config = dataclasses.replace(NARROW, scale_frames=12)
+    selection = dataclasses.replace(SELECTION, half_way=HalfWay(0.3, top_frames=1))
+    asked = middle_frames(gate, 12)
+    said = presence_logit(gate) - 3
+    said[asked[:3]] += 12
+    known = refine(gate, None, [range(140)], selection, config, Answers(probability_of(said)))
+    assert known.refined[asked].all()
+    moved = presence_logit(known.presence) - presence_logit(gate)
+    assert moved[~known.refined] == pytest.approx(-3 * 12 / 20)
+
+
+def test_the_best_of_a_sweep_is_not_asked_about_twice():
+    """The best frame of the first sweep lies in the middle of the case and has told its scale: the next best is asked
+    about instead."""
+    gate = probability_of(np.linspace(-6, 2, 60))
+    selection = dataclasses.replace(SELECTION, half_way=HalfWay(0.3, top_frames=1))
+    ensemble = Answers(gate)
+    config = dataclasses.replace(NARROW, scale_frames=15, rounds=2)
+    refine(gate, None, [range(30), range(30, 60)], selection, config, ensemble)
+    assert ensemble.asked[0] == list(range(24, 36))
+    assert ensemble.asked[1] == [23, 59]
 
 
 def test_the_padding_of_a_short_sweep_is_not_asked_about():

@@ -186,6 +186,20 @@ def test_black_frames_set_no_scale_for_the_gate():
     assert not refined[100:].any()
 
 
+def test_a_gate_has_no_say_about_black_frames():
+    """Whatever it makes of them, those that nobody refines have a presence of 0."""
+
+    class Sure(GreyEnsemble):
+        def gate(self, images, trunk=None):
+            return GateScores(torch.full((len(images),), 0.9), None)
+
+    levels = np.where(np.arange(140) < 100, 200, 0)
+    config = ScoringConfig(mode="gated", stride=1, margin_frames=0, max_refined_fraction=0.1)
+    scores = score_case(Sure(), grey_frames(levels), config, blank=lambda: levels == 0)
+    assert not scores.presence_probability[100:].any()
+    assert scores.presence_probability[:100].all()
+
+
 def test_no_room_for_one_frame_is_an_error():
     """Where not even one frame fits, the message says what to do."""
     with pytest.raises(AcouslicError, match="no memory for the model and one frame"):

@@ -139,6 +139,19 @@ def test_black_frames_do_not_set_the_scale():
     assert (judged[140:] == 0).all()
 
 
+def test_a_review_says_what_is_positive_and_not_what_is_best():
+    """Frames that it takes for nothing do not set the scale, whatever the members say of them; the quality is of the
+    members' presence alone."""
+    selection = SelectionConfig(0.0, choice_sigma_frames=0.0, half_way=HalfWay(depth=0.3))
+    presence = probability_of(np.linspace(-6.0, 3.0, 100))
+    reviewed = np.where(np.arange(100) < 60, 0.0, presence[::-1])
+    judged = judge_frames(presence, None, [range(100)], selection, reviewed)
+    alone = judge_frames(reviewed[60:], None, [range(40)], selection)
+    assert np.array_equal(judged.presence[60:], alone.presence)
+    assert not judged.presence[:60].any()
+    assert np.array_equal(judged.quality, judge_frames(presence, None, [range(100)], selection).quality)
+
+
 def test_no_frame_overtakes_another_and_nothing_stays_nothing():
     """Probabilities from 0 to 1 keep their order, without a warning, whatever the numbers; 0 stays 0."""
     presence = np.array([0.0, 1e-11, 1e-6, 0.3, 0.999, 1 - 1e-6, 1.0])
@@ -199,6 +212,7 @@ def test_no_more_frames_than_are_likely_stay_positive():
     assert keep_likeliest(presence, 3).tolist() == [0.9, 0.3, 0.95, 0.3, 0.4, 1.0]
     assert keep_likeliest(presence, 4).tolist() == [0.9, 0.6, 0.95, 0.3, 0.4, 1.0]
     assert np.array_equal(keep_likeliest(presence, 5), presence)
+    assert keep_likeliest(np.array([0.9, 0.5]), 1).tolist() == [0.9, 0.25], "0.5 is positive"
     assert most_frames([range(140), range(140, 280)], 4) == 4
     assert most_frames([range(70), range(70, 140), range(140, 140)], 4) == 2
     assert most_frames([range(140), range(140, 141)], 4) == 4, "a frame that is left over is no sweep"
