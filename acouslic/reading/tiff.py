@@ -67,7 +67,8 @@ def open_tiff(path: Path, most_pages: int = MOST_PAGES) -> TiffStack:
             tifffile.TiffFile(file, is_ndpi=False, is_lsm=False, is_scanimage=False) as tiff,
         ):
             pages, first = _read_pages(tiff, path, most_pages, file.total_bytes)
-            spacing_mm = _pixel_spacing(path, first)
+            described_mm = _described_spacing(path, first)
+            spacing_mm = described_mm or _resolution_spacing(path, first)
     except (AcouslicError, MemoryError):
         raise
     except OSError as error:
@@ -85,7 +86,7 @@ def open_tiff(path: Path, most_pages: int = MOST_PAGES) -> TiffStack:
         pixel_type="uint8" if pages[0].layout.dtype == bool else pages[0].layout.dtype.name,
         pixel_bytes=max(page.layout.dtype.itemsize * page.layout.shape[0] * page.layout.shape[4] for page in pages),
         spacing_mm=spacing_mm,
-        spacing_is_resolution=True,
+        spacing_is_resolution=described_mm is None,
         is_still=len(pages) == 1,
         notes=(colour_note(path),) if colours > 1 or pages[0].layout.palette is not None else (),
     )
@@ -275,24 +276,66 @@ def _grey(pixels: NDArray[Any], layout: Layout, path: Path, frame_index: int) ->
     return grey
 
 
+_NO_UNIT = 1
 _MM_OF_RESOLUTION_UNIT = {2: 25.4, 3: 10.0}
 """Inch and centimetre. Without a unit a resolution says how the axes relate, not how large a pixel is."""
 
 
-def _pixel_spacing(path: Path, page: "TiffPage") -> tuple[float, float]:
-    """(row, column) in mm; 1 where the first page has no resolution, a zero one or no unit for it.
+_MM_OF_UNIT = {"m": 1e3, "cm": 10.0, "mm": 1.0, "nm": 1e-6, "in": 25.4, "inch": 25.4} | dict.fromkeys(
+    ("um", "micron", "microns", "\u00b5m", "\u03bcm", "\\u00B5m"), 1e-3
+)
+"""As OME and ImageJ write them; the last as ImageJ escapes it. Pixels and what else they may name are no lengths."""
 
-    As SimpleITK has it, which keeps single precision.
+
+def _described_spacing(path: Path, page: "TiffPage") -> tuple[float, float] | None:
+    """(row, column) in mm as the description of the first page has it; None where that names no unit of length.
+
+    OME states sizes, in micrometres by default. ImageJ names the unit of a resolution whose tag says that it has none.
+    """
+    if page.is_ome:
+        pixels = ElementTree.fromstring(page.description).find("{*}Image/{*}Pixels")
+        found = {} if pixels is None else pixels.attrib
+        sizes = [_size_in_ome(path, found[name]) for name in ("PhysicalSizeY", "PhysicalSizeX") if name in found]
+        units = [found.get(f"PhysicalSize{axis}Unit", "um") for axis in "YX"]
+    elif page.imagej_description is not None and page.tags.valueof("ResolutionUnit") == _NO_UNIT:
+        described = load_tifffile().tifffile.imagej_description_metadata(page.imagej_description)
+        sizes = [1 / dots for dots in reversed(_resolution(path, page)) if dots]
+        units = [str(described.get("yunit", described.get("unit"))), str(described.get("unit"))]
+    else:
+        return None
+    sizes_mm = [size * _MM_OF_UNIT[unit] for size, unit in zip(sizes, units, strict=False) if unit in _MM_OF_UNIT]
+    return _checked_spacing(path, sizes_mm[0], sizes_mm[1]) if len(sizes_mm) == 2 else None
+
+
+def _size_in_ome(path: Path, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise AcouslicError(f"{path}: expected a pixel size that is a number, got {text!r:.60}") from None
+
+
+def _resolution_spacing(path: Path, page: "TiffPage") -> tuple[float, float] | None:
+    """(row, column) in mm; None where the first page has no resolution, a zero one or no unit for it.
+
+    As SimpleITK has it, which keeps single precision and puts 1 for none.
     """
     unit_mm = _MM_OF_RESOLUTION_UNIT.get(page.tags.valueof("ResolutionUnit", 2))
-    found = [page.tags.get(name) for name in ("XResolution", "YResolution")]
-    dots = [_dots(path, tag.value, int(tag.dtype), tag.count) for tag in found if tag is not None]
+    dots = _resolution(path, page)
     if unit_mm is None or len(dots) < 2 or 0 in dots:
-        return 1.0, 1.0
-    column_mm, row_mm = unit_mm / dots[0], unit_mm / dots[1]
+        return None
+    return _checked_spacing(path, unit_mm / dots[1], unit_mm / dots[0])
+
+
+def _checked_spacing(path: Path, row_mm: float, column_mm: float) -> tuple[float, float]:
     if not all(math.isfinite(value) and value > 0 for value in (column_mm, row_mm)):
         raise AcouslicError(f"{path}: expected a positive resolution, got pixels of {row_mm} x {column_mm} mm")
     return row_mm, column_mm
+
+
+def _resolution(path: Path, page: "TiffPage") -> list[float]:
+    """(columns, rows) per unit, as far as the page has the tags."""
+    found = [page.tags.get(name) for name in ("XResolution", "YResolution")]
+    return [_dots(path, tag.value, int(tag.dtype), tag.count) for tag in found if tag is not None]
 
 
 _RATIONAL = 5

@@ -347,13 +347,13 @@ def test_white_is_zero_is_turned(tmp_path: Path) -> None:
 def test_tiff_pixel_size_is_simpleitks(
     tmp_path: Path, resolution: tuple[float, float] | None, unit: str | None
 ) -> None:
-    """With every unit, without one, without a resolution, and with a zero one."""
+    """With every unit, without one, without a resolution, and with a zero one, where theirs is 1."""
     options = {"resolution": resolution, "resolutionunit": unit}
     path = _tiff(tmp_path / "x.tif", **{name: value for name, value in options.items() if value is not None})
 
     theirs = SimpleITK.ReadImage(str(path)).GetSpacing()
 
-    assert open_tiff(path).header.spacing_mm == pytest.approx(theirs[1::-1], rel=1e-7)
+    assert (open_tiff(path).header.spacing_mm or (1, 1)) == pytest.approx(theirs[1::-1], rel=1e-7)
 
 
 ASCII, SHORT, FLOAT = 2, 3, 11
@@ -414,6 +414,51 @@ def test_tiff_without_a_scanners_resolution_is_assumed(tmp_path: Path, options: 
     assert header.spacing_mm == (0.28, 0.28)
     assert header.spacing_note is not None
     assert header.spacing_note.startswith("x.tif states")
+
+
+@pytest.mark.parametrize("scale", [("mm", 1), ("cm", 10), ("micron", 1e-3), ("\\u00B5m", 1e-3), ("inch", 25.4)])
+def test_the_unit_of_imagej_counts(tmp_path: Path, scale: tuple[str, float]) -> None:
+    """Its resolution is per the unit that its description names, here 0.3 by 0.5 mm a pixel."""
+    unit, unit_mm = scale
+    options = {"resolution": (unit_mm / 0.3, unit_mm / 0.5), "metadata": {"unit": unit}}
+    header = open_stack(_tiff(tmp_path / "x.tif", imagej=True, **options)).header
+    assert header.spacing_mm == pytest.approx((0.5, 0.3), rel=1e-5)
+    assert header.spacing_note is None
+
+
+@pytest.mark.parametrize("sizes", [(0.5, 0.3, "mm"), (500.0, 300.0, None), (500.0, 300.0, "µm"), (0.05, 0.03, "cm")])
+def test_the_physical_size_of_ome_counts(tmp_path: Path, sizes: tuple[float, float, str | None]) -> None:
+    """In its unit, micrometres where it names none; whatever the tags say."""
+    row, column, unit = sizes
+    units = {} if unit is None else {"PhysicalSizeXUnit": unit, "PhysicalSizeYUnit": unit}
+    options = {"metadata": {"axes": "ZYX", "PhysicalSizeX": column, "PhysicalSizeY": row} | units}
+    tags = {"resolution": (72, 72), "resolutionunit": "INCH"}
+    header = open_stack(_tiff(tmp_path / "x.ome.tif", ome=True, **options, **tags)).header
+    assert header.spacing_mm == pytest.approx((0.5, 0.3))
+    assert header.spacing_note is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"imagej": True, "resolution": (2, 2), "metadata": {"unit": "pixel"}},
+        {"imagej": True, "resolution": (2, 2), "metadata": {}},
+        {"imagej": True, "metadata": {"unit": "mm"}, "resolution": (0, 2)},
+        {"ome": True, "metadata": {"axes": "ZYX", "PhysicalSizeX": 0.5, "PhysicalSizeXUnit": "mm"}},
+        {"ome": True, "metadata": {"axes": "ZYX"}, "resolution": (2, 2), "resolutionunit": "NONE"},
+    ],
+)
+def test_a_description_without_a_unit_of_length_states_no_size(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Nor does one with a size for one axis alone; the note does not call that a spacing."""
+    header = open_stack(_tiff(tmp_path / "x.tif", **options)).header
+    assert header.spacing_note == "x.tif states no pixel spacing; 0.28 mm is assumed"
+
+
+@pytest.mark.parametrize(("size", "said"), [("0", "expected a positive"), ("ab", "expected a pixel size that is a")])
+def test_a_physical_size_that_cannot_be_is_refused(tmp_path: Path, size: str, said: str) -> None:
+    """As a damaged resolution is."""
+    metadata = {"axes": "ZYX", "PhysicalSizeX": size, "PhysicalSizeY": size}
+    assert said in _refused(_tiff(tmp_path / "x.ome.tif", ome=True, metadata=metadata))
 
 
 def test_tiff_of_the_wrong_kind_is_refused(tmp_path: Path) -> None:
