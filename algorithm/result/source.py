@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from acouslic.paths import sees_folder
 from acouslic.printable import printable
 from acouslic.scanner.dicom_header import is_dicom
 from acouslic.scanner.folder import case_files
+from acouslic.sockets import stack_suffix
 
 Source = Mapping[str, Any]
 """What `source_of` says, as `case.json` holds it."""
@@ -62,9 +64,20 @@ def without_name(sentence: str, path: Path, source: Source, case: str) -> str:
     """A sentence without the name of the file or folder at `path`, where `source` hides it: it may be a patient's."""
     if path.suffix.lower() != ".dcm" and (source["size_bytes"] is None or source["path"] == printable(str(path))):
         return sentence
-    for name in (str(path), path.name):
-        sentence = sentence.replace(printable(name), f"the file of case {case}")
-    return sentence
+    # What the case is called is no secret, but what its folder lies in may be.
+    names = {str(path), path.name} - {case, case + stack_suffix(path.name)}
+    patterns = [_as_named(printable(name)) for name in sorted(names, key=len, reverse=True) if name.strip("./")]
+    if not patterns:
+        return sentence
+    # In one pass: the case's own name, once put in, may hold the file's.
+    whole = rf"(?<![\w.-])(?:{'|'.join(patterns)})(?![\w-]|\.\w)"
+    return re.sub(whole, lambda _: f"the file of case {case}", sentence)
+
+
+def _as_named(name: str) -> str:
+    """A pattern of what a sentence names so: a number by itself may be that of a frame, and is a name in a path."""
+    text = re.escape(name)
+    return rf"^{text}|(?<=/){text}|{text}(?=/)" if name.isdecimal() else text
 
 
 def stamp_of(path: Path) -> Stamp | None:

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -141,6 +142,25 @@ def test_a_sentence_does_not_name_a_dicom_file(tmp_path):
     assert without_name(f"{shown} is cut off", shown, source_of(shown), "7") == f"{shown} is cut off"
     shown.unlink()
     assert without_name(f"{shown} is gone", shown, source_of(shown), "7") == f"{shown} is gone"
+
+
+def test_a_name_is_hidden_where_it_is_named_and_nowhere_else(tmp_path):
+    """A number, a word and a letter are parts of others; what is put in is not looked at again; what the case is called
+    is no secret, but what it lies in may be."""
+    damaged = "its frame 1 (counted from 0) of 10 is damaged at 1.2.3"
+    for name, case in (("1", "1.2.3.1"), ("s", "s1"), ("DOE", "DOE.7")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "IM1").write_bytes(bytes(128) + b"DICM")
+        hidden = without_name(f"{folder}/IM1 in {name}/IM1: {damaged}", folder, source_of(folder), case)
+        assert hidden == f"the file of case {case}/IM1 in the file of case {case}/IM1: {damaged}"
+    assert without_name(f"DOE. {damaged}", folder, source_of(folder), case) == f"the file of case DOE.7. {damaged}"
+    for name in ("0", "frame", "s1"):
+        source = {"path": "hash", "size_bytes": 1}
+        sentence = "f0.png: expected one grey channel, got colour in frame 0 of case s10"
+        assert without_name(f"{name}/{sentence}", Path(name), source, name) == f"{name}/{sentence}"
+        inner = tmp_path / name
+        assert without_name(f"{inner}/{sentence}", inner, source, name) == f"the file of case {name}/{sentence}"
 
 
 def test_the_model_folder_is_the_environments_by_default(folder_of_stacks, tiny_model, run_algorithm, tmp_path):
