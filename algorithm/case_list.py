@@ -4,6 +4,7 @@ import contextlib
 import csv
 import dataclasses
 import glob
+import logging
 import os
 import re
 import stat
@@ -18,6 +19,7 @@ from acouslic.scanner.dicom import dicom_case_name
 from acouslic.scanner.dicom_header import is_dicom
 from acouslic.scanner.folder import case_files, refuse_unreadable
 from acouslic.sockets import (
+    FRAME_NUMBER_FILE,
     STACK_SUFFIXES,
     SWEEP_FOLDER,
     SweepInput,
@@ -27,6 +29,8 @@ from acouslic.sockets import (
 )
 from algorithm.result.growth import parse_age
 from algorithm.result.table import INDEX_FILE, PARQUET_FILE, RESULTS_FILE
+
+log = logging.getLogger(__name__)
 
 _RELEASE_FOLDER = "images/stacked_fetal_ultrasound"
 _STILL_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -43,8 +47,8 @@ def find_sweeps(paths: Sequence[Path]) -> list[SweepInput]:
 
     A folder is one of stacks, of stacks in the raw release's layout, a case in the platform's layout, a case of DICOM
     files or of PNG pictures, or one of such folders. A DICOM case is called by its UID, since the name of a file may be
-    a patient's. Raises AcouslicError where there is nothing in one, a stack is given twice, two cases would have the
-    same name, or one has a name that no folder can have.
+    a patient's. Raises AcouslicError where there is nothing in one, or cases lie both in it and in its folders, or
+    deeper; where a stack is given twice, two cases would have the same name, or one has a name that no folder can have.
     """
     sweeps = [sweep for path in paths for match in _matches(path) for sweep in _sweeps_at(match)]
     twice = [path for path, count in Counter(sweep.path for sweep in sweeps).items() if count > 1]
@@ -181,14 +185,54 @@ def _sweeps_at(path: Path, lists: tuple[Path, ...] = ()) -> list[SweepInput]:
         return _sweeps_of_list(path, lists)
     if not is_folder:
         return [sweep_of_file(path)]
-    if sees_folder(path / SWEEP_FOLDER):
-        return [find_sweep_input(path)]
-    release = path / _RELEASE_FOLDER
-    folder = release if sees_folder(release) else path
-    sweeps = _in_folder(folder) or [sweep for inner in _inner_folders(folder) for sweep in _in_folder(inner)]
+    sweeps = _in_layout(path) or _in_folders(path)
     if not sweeps:
-        raise AcouslicError(f"{folder} holds no sweep stack ({', '.join(STACK_SUFFIXES)})")
+        raise AcouslicError(f"{path} holds no sweep stack ({', '.join(STACK_SUFFIXES)})")
     return sweeps
+
+
+def _in_layout(folder: Path) -> list[SweepInput]:
+    """The cases of a folder in the platform's layout or the raw release's; none where it is in neither."""
+    if sees_folder(folder / SWEEP_FOLDER):
+        return [find_sweep_input(folder)]
+    release = folder / _RELEASE_FOLDER
+    return _in_folder(release) if sees_folder(release) else []
+
+
+def _in_folders(path: Path) -> list[SweepInput]:
+    """The cases in a folder, or where it has none of its own, in the folders in it.
+
+    Raises AcouslicError where a case would be left out: in a folder beside cases, or one that lies deeper.
+    """
+    own = _in_folder(path)
+    inner = {folder: _in_layout(folder) or _in_folder(folder) for folder in _inner_folders(path)}
+    for folder, sweeps in inner.items():
+        if own and sweeps:
+            raise AcouslicError(
+                f"{path} holds sweeps or pictures of its own, and so does {folder}: give each that is meant by name"
+            )
+        deeper = None if sweeps else _first_deeper(folder)
+        if deeper is not None:
+            raise AcouslicError(
+                f"{deeper} holds sweeps, but lies too deep in {path} to be looked into: give folders such as "
+                f"{deeper.parent} in its place"
+            )
+    # Not their names: this goes to the log, and they may be patients'.
+    empty = sum(not sweeps for sweeps in inner.values())
+    if empty and not own:
+        log.warning("%s: %d of the %d folders in it hold no sweep and are left out", path, empty, len(inner))
+    return own or [sweep for sweeps in inner.values() for sweep in sweeps]
+
+
+def _first_deeper(folder: Path) -> Path | None:
+    """A folder at any depth below that holds stacks or DICOM files; pictures alone may be a program's own."""
+    for root, folders, files in os.walk(folder):
+        here = Path(root)
+        is_of_results = FRAME_NUMBER_FILE in files
+        folders[:] = [] if is_of_results else sorted(name for name in folders if not name.startswith("."))
+        if here != folder and not is_of_results and (stacks_in_folder(here) or case_files(here)[0]):
+            return here
+    return None
 
 
 def sweep_of_file(path: Path) -> SweepInput:
@@ -228,7 +272,8 @@ def stacks_in_folder(folder: Path) -> list[Path]:
 
 
 def _inner_folders(folder: Path) -> list[Path]:
-    return [item for item in _visible(folder) if item.is_dir()]
+    """The folders in a folder; what an earlier run has written of a case is none."""
+    return [item for item in _visible(folder) if item.is_dir() and not sees_file(item / FRAME_NUMBER_FILE)]
 
 
 def _visible(folder: Path) -> list[Path]:

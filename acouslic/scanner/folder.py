@@ -70,7 +70,8 @@ def open_folder(path: Path) -> FrameSource:
 def case_files(path: Path) -> tuple[list[Path], list[Path]]:
     """(DICOM files, PNG pictures) in a folder, each in the order of the numbers in their names; hidden ones apart.
 
-    Raises AcouslicError where the folder or one of its items cannot be looked at, or one beside DICOM not be read.
+    Raises AcouslicError where the folder or one of its items cannot be looked at, or one may not be read that is beside
+    DICOM, or beside nothing else that is known.
     """
     try:
         files = [item for item in path.iterdir() if item.is_file() and not item.name.startswith(".")]
@@ -81,8 +82,8 @@ def case_files(path: Path) -> tuple[list[Path], list[Path]]:
     pictures = [item for item in files if item.suffix.lower() == ".png"]
     others = [item for item in files if item.suffix.lower() not in _NEVER_DICOM and item.name.upper() != _CONTENTS]
     dicom = [item for item in others if is_dicom(item)]
-    if dicom:
-        # One that may not be read may be a sweep of theirs: without it the case would be another one.
+    if dicom or len(others) == len(files):
+        # One that may not be read may be a sweep: without it the case would be another one, or none.
         for item in set(others).difference(dicom):
             refuse_unreadable(item)
     return dicom, pictures

@@ -66,7 +66,7 @@ def test_a_dicom_file_that_may_not_be_read_gives_no_case_its_name(
 
 
 def test_a_dicom_case_is_read_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file without a suffix that may not be read could be one of its sweeps; notes and pictures could not."""
+    """A file without a suffix that may not be read could be one of its sweeps, or all there is; pictures could not."""
     for number, name in enumerate(("IM1", "IM2"), start=1):
         saved(dataset(pictures(), number=number), tmp_path / name)
     (tmp_path / "notes").touch()
@@ -85,6 +85,12 @@ def test_a_dicom_case_is_read_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
     for read in (lambda: find_sweeps([tmp_path]), lambda: open_stack(tmp_path)):
         with pytest.raises(AcouslicError, match=r"IM2 could not be read: Permission denied"):
             read()
+    denied = {"IM3"}
+    (tmp_path / "p2").mkdir()
+    (tmp_path / "p2" / "IM3").touch()
+    for given in (tmp_path, tmp_path / "p2"):
+        with pytest.raises(AcouslicError, match=r"p2/IM3 could not be read: Permission denied"):
+            find_sweeps([given])
 
 
 def test_pictures_are_one_sweep_where_there_is_nothing_else(tmp_path: Path) -> None:
@@ -101,6 +107,60 @@ def test_pictures_are_one_sweep_where_there_is_nothing_else(tmp_path: Path) -> N
     (tmp_path / "c" / "one.jpg").touch()
     (tmp_path / "c" / "two.jpg").touch()
     assert _cases(tmp_path / "c") == [("one.jpg", "one"), ("two.jpg", "two")]
+
+
+@pytest.mark.parametrize("own", ["overview.png", "a.mha", "a.jpg", "IM1"])
+@pytest.mark.parametrize("inner", ["late/b.mha", "late/0.png", "late/IM2"])
+def test_cases_beside_folders_of_cases_are_refused(tmp_path: Path, own: str, inner: str) -> None:
+    """Whichever were taken, the others would be left out."""
+    (tmp_path / "late").mkdir()
+    for number, name in enumerate((own, inner), start=1):
+        (tmp_path / name).touch() if "." in name else saved(dataset(pictures(), number=number), tmp_path / name)
+    with pytest.raises(AcouslicError, match=r"holds sweeps or pictures of its own, and so does .*/late: give each"):
+        find_sweeps([tmp_path])
+
+
+@pytest.mark.parametrize("deep", ["p2/series1/b.mha", "p2/study/series1/IM1"])
+@pytest.mark.parametrize("other", ["p1/a.mha", "a.mha", "p2/notes.txt"])
+def test_a_case_that_lies_deeper_is_refused(tmp_path: Path, deep: str, other: str) -> None:
+    """Beside others as alone; the folder to give instead is named."""
+    for name in (other, deep):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    if deep.endswith("IM1"):
+        saved(dataset(pictures(), number=1), tmp_path / deep)
+    folder = (tmp_path / deep).parent
+    with pytest.raises(AcouslicError, match=f"{folder} holds sweeps, but lies too deep .* such as {folder.parent} in"):
+        find_sweeps([tmp_path])
+    assert len(_cases(folder.parent)) == 1
+
+
+def test_results_and_what_is_hidden_are_no_cases(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Results may lie in the folder of the stacks, of cases or of their folders; that no sweep is there is logged."""
+    for name in ("a.mha", "p1/b.mha"):
+        given = tmp_path / name
+        given.parent.mkdir(exist_ok=True)
+        given.touch()
+        for folder in (tmp_path / "case", tmp_path / "out" / "case"):
+            (folder / "images" / "mask").mkdir(parents=True, exist_ok=True)
+            for part in (FRAME_NUMBER_FILE, "preview.png", "segmentation.dcm", "images/mask/output.mha"):
+                (folder / part).touch()
+        (tmp_path / ".hidden").mkdir(exist_ok=True)
+        (tmp_path / ".hidden" / "c.mha").touch()
+        assert _cases(tmp_path) == [(given.name, given.stem)]
+        given.unlink()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}: 1 of the 2 folders in it hold no sweep and are left out"
+    ]
+
+
+def test_a_folder_may_hold_cases_of_every_layout(tmp_path: Path) -> None:
+    """The platform's, the raw release's, DICOM and pictures."""
+    names = ("a/images/stacked-fetal-ultrasound/1.mha", "b/images/stacked_fetal_ultrasound/2.mha", "c/0.png", "d/4.nii")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    assert [case for _, case in _cases(tmp_path)] == ["1", "2", "c", "4"]
 
 
 def test_a_path_that_may_not_be_read_is_not_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
