@@ -52,13 +52,20 @@ class Video:
 
 
 def open_video(path: Path) -> Video:
-    """Count the frames of a video; none is decoded. Raises AcouslicError where it is damaged or holds no picture."""
+    """Count the frames of a video; none is decoded.
+
+    Raises AcouslicError where it is damaged, holds no picture, or has pixels that are not square.
+    """
     av = _av()
     try:
         with av.open(_url(path)) as container:
             if not container.streams.video:
                 raise AcouslicError(f"{path} holds no video")
             stream = container.streams.video[0]
+            aspect = stream.sample_aspect_ratio
+            if aspect and aspect != 1:
+                shape = f"{aspect.numerator}:{aspect.denominator}"
+                raise AcouslicError(f"{path} has pixels of {shape}, which are not square: save it with square pixels")
             announced, rows, columns = stream.frames, stream.codec_context.height, stream.codec_context.width
             counted = cut = 0
             for packet in container.demux(stream):

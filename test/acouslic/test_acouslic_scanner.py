@@ -22,12 +22,14 @@ def pictures(count: int = 12) -> np.ndarray:
     return np.clip(np.array(frames), 0, 255).astype(np.uint8)
 
 
-def video(path: Path, frames: np.ndarray, codec: str, pixel_format: str) -> Path:
+def video(path: Path, frames: np.ndarray, codec: str, pixel_format: str, pixel_aspect: Fraction | None = None) -> Path:
     """Frames, grey (n, rows, columns) or RGB (n, rows, columns, 3), as a video."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=Fraction(25))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pixel_format
+        if pixel_aspect is not None:
+            stream.codec_context.sample_aspect_ratio = pixel_aspect
         if codec == "mpeg4":
             stream.bit_rate = 8_000_000
         for frame in frames:
@@ -91,6 +93,18 @@ def test_a_video_that_is_shown_turned_is_refused(tmp_path: Path) -> None:
     turned = struct.pack(">9i", -(1 << 16), 0, 0, 0, -(1 << 16), 0, 0, 0, 1 << 30)
     path.write_bytes(content[:at] + turned + content[at + len(turned) :])
     assert "is to be shown turned by" in _refused(path)
+
+
+@pytest.mark.parametrize("name", ["x.avi", "x.mp4"])
+def test_a_video_of_pixels_that_are_not_square_is_refused(tmp_path: Path, name: str) -> None:
+    """No single size could be given for them; 1:1, or nothing at all, is square."""
+    frames = pictures()
+    for aspect in (Fraction(16, 11), Fraction(1)):
+        path = video(tmp_path / name, frames, "mpeg4", "yuv420p", aspect)
+        if aspect == 1:
+            assert read_stack(path).header.frames == len(frames)
+        else:
+            assert _refused(path) == f"{path} has pixels of 16:11, which are not square: save it with square pixels"
 
 
 def test_a_video_may_have_a_time_as_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
