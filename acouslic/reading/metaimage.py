@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from acouslic.errors import AcouslicError
-from acouslic.reading.source import SourceHeader, colour_note
+from acouslic.reading.source import SourceHeader, colour_note, refuse_other_units
 
 PIXEL_TYPES = {
     "MET_UCHAR": "u1",
@@ -214,6 +214,7 @@ def _spacing(path: Path, fields: dict[str, str], dimensions: int) -> tuple[float
         values = tuple(map(float, fields[key].split()))
     except ValueError:
         values = ()
+    refuse_other_units(path, [fields.get("DistanceUnits", "")])
     if len(values) != dimensions or not all(math.isfinite(value) and value > 0 for value in values):
         raise AcouslicError(f"{path}: {key} must be {dimensions} positive numbers in mm, not {fields[key]!r:.80}")
     return values

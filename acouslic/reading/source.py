@@ -1,6 +1,6 @@
 """What every reader hands over: a header that has been checked, and then the frames one after another."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +15,10 @@ MAX_STACK_BYTES = 8 << 30
 """Of decoded pixels in the file's own type. No sweep comes near this; a header that asks for more is damaged."""
 MAX_FRAME_BYTES = 512 << 20
 """Likewise of one frame."""
+MM_OF_UNIT = {"m": 1e3, "cm": 10.0, "mm": 1.0, "nm": 1e-6, "in": 25.4, "inch": 25.4} | dict.fromkeys(
+    ("um", "micron", "microns", "\u00b5m", "\u03bcm", "\\u00B5m"), 1e-3
+)
+"""The units of length that headers name; the last as ImageJ escapes it."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,13 @@ def one_channel(pixels: NDArray[Any], path: Path, frame_index: int) -> NDArray[A
                 f"{path}: frame {frame_index} (counted from 0) has transparent pixels; save the frames in grey"
             )
     return pixels[..., 0]
+
+
+def refuse_other_units(path: Path, units: Iterable[str]) -> None:
+    """Raises AcouslicError where one of the units that a header names for its spacing is a length other than mm."""
+    for unit in units:
+        if MM_OF_UNIT.get(unit, 1.0) != 1.0:
+            raise AcouslicError(f"{path} states its pixel spacing in {unit}: save it in mm")
 
 
 def colour_note(path: Path) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acouslic.errors import AcouslicError
-from acouslic.reading.source import SourceHeader, colour_note, one_channel
+from acouslic.reading.source import MM_OF_UNIT, SourceHeader, colour_note, one_channel
 from acouslic.reading.tiff_pages import JPEG, NONE, WHITE_IS_ZERO, Layout, Page, Segment, checked_page, load_tifffile
 
 if TYPE_CHECKING:
@@ -281,12 +281,6 @@ _MM_OF_RESOLUTION_UNIT = {2: 25.4, 3: 10.0}
 """Inch and centimetre. Without a unit a resolution says how the axes relate, not how large a pixel is."""
 
 
-_MM_OF_UNIT = {"m": 1e3, "cm": 10.0, "mm": 1.0, "nm": 1e-6, "in": 25.4, "inch": 25.4} | dict.fromkeys(
-    ("um", "micron", "microns", "\u00b5m", "\u03bcm", "\\u00B5m"), 1e-3
-)
-"""As OME and ImageJ write them; the last as ImageJ escapes it. Pixels and what else they may name are no lengths."""
-
-
 def _described_spacing(path: Path, page: "TiffPage") -> tuple[float, float] | None:
     """(row, column) in mm as the description of the first page has it; None where that names no unit of length.
 
@@ -303,7 +297,7 @@ def _described_spacing(path: Path, page: "TiffPage") -> tuple[float, float] | No
         units = [str(described.get("yunit", described.get("unit"))), str(described.get("unit"))]
     else:
         return None
-    sizes_mm = [size * _MM_OF_UNIT[unit] for size, unit in zip(sizes, units, strict=False) if unit in _MM_OF_UNIT]
+    sizes_mm = [size * MM_OF_UNIT[unit] for size, unit in zip(sizes, units, strict=False) if unit in MM_OF_UNIT]
     return _checked_spacing(path, sizes_mm[0], sizes_mm[1]) if len(sizes_mm) == 2 else None
 
 

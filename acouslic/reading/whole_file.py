@@ -1,6 +1,7 @@
 """Whether a NIfTI or NRRD file is as long as its header says, and its compressed stream whole; no pixel is kept."""
 
 import math
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import BinaryIO
 from zlib_ng import zlib_ng
 
 from acouslic.errors import AcouslicError
-from acouslic.reading.source import MAX_STACK_BYTES
+from acouslic.reading.source import MAX_STACK_BYTES, refuse_other_units
 
 _MOST_HEADER_BYTES = 4 << 20
 _PIECE_BYTES = 1 << 20
@@ -53,13 +54,15 @@ def _nifti_extent(start: bytes, path: Path) -> tuple[int, int]:
 
 
 def check_nrrd(path: Path) -> None:
-    """Raises AcouslicError unless an NRRD, or the file that it names, holds just the pixels that its header announces.
+    """Raises AcouslicError unless an NRRD, or the file that it names, holds just the pixels that its header announces,
+    and a spacing in mm.
 
     Format: the NRRD definition of Teem. Raw and gzip are read; the other encodings are for people's eyes.
     """
     try:
         with path.open("rb") as file:
             fields = _nrrd_fields(file, path)
+            refuse_other_units(path, _nrrd_units(fields))
             pixel_bytes = _nrrd_pixel_bytes(fields, path)
             data_path = _named_in(fields, path)
             if data_path is None:
@@ -106,6 +109,11 @@ def _nrrd_fields(file: BinaryIO, path: Path) -> dict[str, str]:
         if colon and not text.startswith("#") and not value.startswith("="):
             fields[name.strip().lower()] = value.strip()
     return fields
+
+
+def _nrrd_units(fields: dict[str, str]) -> list[str]:
+    """Of the axes and of the space they lie in, each in quotes; SimpleITK looks at neither."""
+    return [unit for name in ("units", "space units") for unit in re.findall('"([^"]*)"', fields.get(name, ""))]
 
 
 def _nrrd_pixel_bytes(fields: dict[str, str], path: Path) -> int:

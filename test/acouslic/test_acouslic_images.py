@@ -52,6 +52,27 @@ def test_frames_that_are_stored_as_values_of_a_pixel_are_named_so(tmp_path: Path
     assert f"holds {frames} values a pixel" in _refused(tmp_path / "x.nrrd")
 
 
+@pytest.mark.parametrize(
+    ("fields", "unit"),
+    [
+        ('spacings: 0.03 0.03 1\nunits: "cm" "cm" "s"', "cm"),
+        ('space dimension: 3\nspace directions: (0.3,0,0) (0,0.3,0) (0,0,1)\nspace units: "um" "um" ""', "um"),
+        ('spacings: 0.3 0.3 1\nunits: "mm" "mm" "s"', None),
+        ("spacings: 0.3 0.3 1", None),
+    ],
+)
+def test_an_nrrd_in_another_unit_than_mm_is_refused(tmp_path: Path, fields: str, unit: str | None) -> None:
+    """Of its axes or of the space that they lie in; time is no length."""
+    frames, rows, columns = FRAMES.shape
+    header = f"NRRD0004\ntype: uint8\ndimension: 3\nsizes: {columns} {rows} {frames}\n{fields}\nencoding: raw\n\n"
+    path = tmp_path / "x.nrrd"
+    path.write_bytes(header.encode() + FRAMES.tobytes())
+    if unit is None:
+        assert read_stack(path).header.spacing_mm == (0.3, 0.3)
+    else:
+        assert _refused(path) == f"{path} states its pixel spacing in {unit}: save it in mm"
+
+
 @pytest.mark.parametrize(("name", "compressed"), VOLUMES)
 @pytest.mark.parametrize("dtype", ["u1", "i2", "f4", "f8"])
 def test_volumes_are_read_as_simpleitk_reads_them(tmp_path: Path, name: str, compressed: bool, dtype: str) -> None:

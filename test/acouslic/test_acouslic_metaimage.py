@@ -372,6 +372,18 @@ def test_silent_or_implausible_spacing_is_assumed_and_noted(tmp_path: Path, fiel
     assert "0.28 mm is assumed" in header.spacing_note
 
 
+@pytest.mark.parametrize("key", ["ElementSpacing", "ElementSize"])
+def test_a_spacing_in_another_unit_than_mm_is_refused(tmp_path: Path, key: str) -> None:
+    """DistanceUnits, which ITK does not look at, is mm, a question mark or absent."""
+    for unit in ("mm", "?", "cm", "um"):
+        drop = "" if key == "ElementSpacing" else "ElementSpacing"
+        path = _write(tmp_path / "x.mha", drop=drop, DistanceUnits=unit, **{key: "0.3 0.3 1"})
+        if unit in ("mm", "?"):
+            assert open_stack(path).header.spacing_mm == (0.3, 0.3)
+        else:
+            assert _refused(path) == f"{path} states its pixel spacing in {unit}: save it in mm"
+
+
 def test_element_size_stands_in_for_spacing(tmp_path: Path) -> None:
     """ElementSize counts where ElementSpacing is absent, and only there."""
     alone = open_stack(_write(tmp_path / "a.mha", drop="ElementSpacing", ElementSize="0.2 0.4 1")).header
