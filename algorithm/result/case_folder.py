@@ -16,6 +16,7 @@ from acouslic.errors import ShortageError
 from acouslic.sockets import CIRCUMFERENCE_FILE, FRAME_NUMBER_FILE
 from acouslic.write import why_not_written
 from algorithm.result.outputs import AMENDMENT_FILE, remove_results
+from algorithm.result.record import origin_of
 
 _SUFFIX = ".partial"
 _OLD_S = 24 * 3600.0
@@ -35,8 +36,9 @@ def complete_or_absent(case_dir: Path, *, before_landing: Callable[[], object] =
     another result than the new one are then called `outdated-amended-1`. Whatever ends the block
     early leaves nothing, and a process that is killed leaves the hidden folder alone, which `remove_leftovers` removes.
     The folder is locked as long as this process works in it, so that no other takes it for such a leftover. Where two
-    processes do the same case, the first to end wins. `before_landing` is called when all is written.
-    Raises ShortageError where the folder cannot be made or take its name.
+    processes do the same case alike, the first to end wins. `before_landing` is called when all is written.
+    Raises ShortageError where the folder cannot be made or take its name, and where another process has meanwhile put
+    the result of other files, settings or another model there.
     """
     remove_results(case_dir)
     with contextlib.suppress(OSError):
@@ -129,8 +131,12 @@ def _land(partial: Path, case_dir: Path) -> None:
         if not case_dir.is_dir():
             raise
     if (case_dir / FRAME_NUMBER_FILE).exists():
-        # Another process was faster: its result is as good.
-        return
+        if origin_of(case_dir) == origin_of(partial):
+            return  # Another process was faster: its result is as good.
+        raise ShortageError(
+            f"{case_dir} has meanwhile got the result of another run, which has other settings, another model or other "
+            "files: name another output folder for one of the two"
+        )
     _set_outdated_apart(case_dir, partial)
     files = [path for path in partial.rglob("*") if path.is_file()]
     for path in sorted(files, key=lambda path: path.name == FRAME_NUMBER_FILE):

@@ -75,6 +75,16 @@ def rows_of_complete(output_dir: Path) -> list[ResultRow]:
     return rows
 
 
+def origin_of(folder: Path) -> object:
+    """Who made the result in `folder` of which files, and at what age: results of equal origin say the same. None where
+    no record tells."""
+    try:
+        content = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+        return content["made_by"], content["source"], content["row"]["gestational_age"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def failed_row(folder: Path, source: Path, maker: Maker) -> ResultRow | None:
     """The row of a failure that `write_record` put into `folder`, of the stack as it is now, else None."""
     row = _row(folder, source, maker)

@@ -1,5 +1,6 @@
 """The folder of a case's results, where several processes do the same case or one was killed."""
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -8,9 +9,14 @@ import os
 import subprocess
 import sys
 
+import pytest
+
+from acouslic.errors import ShortageError
 from acouslic.sockets import CIRCUMFERENCE_FILE, FRAME_NUMBER_FILE
 from algorithm.result.case_folder import complete_or_absent, remove_leftovers
 from algorithm.result.outputs import AMENDMENT_FILE
+from algorithm.result.record import Maker, write_record
+from algorithm.result.table import ResultRow
 
 _KILLED = """
 import os, signal, sys
@@ -33,6 +39,30 @@ def test_a_second_process_leaves_the_first_ones_work_alone(tmp_path):
         remove_leftovers(tmp_path, ["a"])
         assert first.is_dir()
     assert (case_dir / FRAME_NUMBER_FILE).read_text() == "2"
+    assert [item.name for item in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("spacing_mm", "source", "age", "is_refused"),
+    [(0.2, "a", "", False), (0.4, "a", "", True), (0.2, "b", "", True), (0.2, "a", "28w3d", True)],
+)
+def test_a_result_of_another_origin_is_not_taken_for_ones_own(spacing_mm, source, age, is_refused, tmp_path):
+    """Two runs do one case at once: alike, the first to end wins, though it took another time; with another pixel size,
+    of another stack or at another age, the second fails, since its table would contradict the folder."""
+
+    def write(folder, spacing_mm, source, age, seconds):
+        (folder / FRAME_NUMBER_FILE).write_text(str(seconds))
+        maker = Maker("0", "m", "x", {"spacing_mm": spacing_mm})
+        write_record(folder, {"path": source}, maker, ResultRow("a", seconds=seconds, gestational_age=age))
+
+    with contextlib.ExitStack() as second:
+        if is_refused:
+            second.enter_context(pytest.raises(ShortageError, match="has meanwhile got the result of another run"))
+        folder = second.enter_context(complete_or_absent(tmp_path / "a"))
+        with complete_or_absent(tmp_path / "a") as first:
+            write(first, 0.2, "a", "", 1)
+        write(folder, spacing_mm, source, age, 2)
+    assert (tmp_path / "a" / FRAME_NUMBER_FILE).read_text() == "1"
     assert [item.name for item in tmp_path.iterdir()] == ["a"]
 
 
