@@ -99,6 +99,8 @@ class ResultTable:
         self._order = {case: number for number, case in enumerate(cases)}
         self._rows: dict[str, ResultRow] = {}
         self._written_at, self._writing_s = 0.0, 0.0
+        self.has_begun = False
+        """Whether what an earlier run left beside the file was removed: before that its table stays, too."""
 
     @property
     def rows(self) -> list[ResultRow]:
@@ -123,6 +125,7 @@ class ResultTable:
     def remove_earlier(self, index_path: Path) -> None:
         """Remove the page of all cases and the Parquet of an earlier run, which would contradict this one's file.
         Raises ShortageError where one cannot be removed."""
+        self.has_begun = True
         for path in (index_path, self.path.with_suffix(".parquet")):
             try:
                 path.unlink(missing_ok=True)

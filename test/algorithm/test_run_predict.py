@@ -214,22 +214,26 @@ def test_a_damaged_model_leaves_the_earlier_table(folder_of_stacks, tiny_model, 
     assert not list(tmp_path.glob("new/*"))
 
 
+@pytest.mark.parametrize("resume", [False, True])
 def test_a_run_that_is_stopped_while_the_model_loads_leaves_the_earlier_table(
-    folder_of_stacks, tiny_model, tmp_path, monkeypatch
+    resume, folder_of_stacks, tiny_model, run_algorithm, tmp_path, monkeypatch
 ):
-    """Nothing was analysed yet: the results of an earlier run are there as they were, and so is their table."""
+    """Nothing was analysed yet: the results of an earlier run are there as they were, and so are their table, with the
+    row of the case that failed, and their page."""
     from algorithm.pipeline import Pipeline
 
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Pipeline, "load", stopped)
     output = tmp_path / "results"
-    output.mkdir()
-    (output / "results.csv").write_text("case,suitable\nearlier,true\n")
+    run_algorithm("predict", folder_of_stacks, "--output", output, "--model", tiny_model)
+    earlier = {path: path.read_bytes() for path in (output / "results.csv", output / "index.html")}
+    assert b"\nb," in earlier[output / "results.csv"]
+    monkeypatch.setattr(Pipeline, "load", stopped)
+    settings = PredictSettings(output_dir=output, model_dir=tiny_model, resume=resume)
     with pytest.raises(KeyboardInterrupt):
-        predict([folder_of_stacks], PredictSettings(output_dir=output, model_dir=tiny_model), Interrupts())
-    assert (output / "results.csv").read_text() == "case,suitable\nearlier,true\n"
+        predict([folder_of_stacks], settings, Interrupts())
+    assert {path: path.read_bytes() for path in earlier} == earlier
 
 
 def test_the_line_of_result_says_what_was_assumed():
