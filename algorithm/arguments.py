@@ -117,7 +117,8 @@ def _predict(predict: argparse.ArgumentParser) -> None:
     many.add_argument(
         "--resume",
         action="store_true",
-        help="skip cases that are complete and were made from the same files by the same model, version and settings",
+        help="skip cases that are complete and were made from the same files by the same model, version and settings; "
+        "those made with --no-page get no report.html then",
     )
     many.add_argument(
         "--workers",

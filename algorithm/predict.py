@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from acouslic.errors import AcouslicError
 from acouslic.interrupts import Interrupts
+from acouslic.paths import sees_file
 from acouslic.sockets import SweepInput
 from acouslic.write import check_writable
 from algorithm.case_list import check_apart, find_sweeps
@@ -29,7 +30,7 @@ from algorithm.process.timing import process_age_s
 from algorithm.result.case_folder import complete_or_absent, remove_leftovers
 from algorithm.result.dicom_objects import check_source, write_dicom
 from algorithm.result.growth import GestationalAge, parse_age
-from algorithm.result.outputs import PREVIEW_FILE, prepare_output
+from algorithm.result.outputs import PREVIEW_FILE, REPORT_FILE, prepare_output
 from algorithm.result.preview import write_preview
 from algorithm.result.record import Maker, recorded_row, write_record
 from algorithm.result.source import is_there, source_of, without_name
@@ -137,6 +138,10 @@ def predict(paths: Sequence[Path], settings: PredictSettings, interrupts: Interr
     if settings.resume:
         waiting = _not_yet_done(sweeps, settings, maker, table)
         log.info("%d of %d cases are complete and are skipped", len(sweeps) - len(waiting), len(sweeps))
+        # They are hours of work, perhaps: that they lack a page is said, and is no reason to do them again.
+        pageless = sum(not sees_file(settings.output_dir / row.case / REPORT_FILE) for row in table.rows)
+        if pageless and settings.page:
+            log.info("%d of them have no page, as after --no-page: for one, do them again without --resume", pageless)
     if not settings.verbose:
         logging.getLogger("algorithm.case").setLevel(logging.WARNING)
     many = _asks_for_many(settings)

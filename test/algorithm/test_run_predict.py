@@ -80,6 +80,18 @@ def test_pages_are_left_out_where_nobody_wants_them(folder_of_stacks, tiny_model
     assert list(output.rglob("*.html")) == []
 
 
+def test_resume_says_that_finished_cases_have_no_page(folder_of_stacks, tiny_model, run_algorithm, tmp_path):
+    """They are not analysed again for it. With a page, or where none is wanted, nothing is said."""
+    words = ["predict", folder_of_stacks / "a.mha", "--output", tmp_path / "results", "--model", tiny_model]
+    assert run_algorithm(*words, "--no-page").code == 0
+    assert "have no page" not in run_algorithm(*words, "--resume", "--no-page").stdout
+    said = run_algorithm(*words, "--resume").stdout
+    assert "1 of 1 cases are complete and are skipped" in said
+    assert "1 of them have no page, as after --no-page: for one, do them again without --resume" in said
+    assert run_algorithm(*words).code == 0
+    assert "have no page" not in run_algorithm(*words, "--resume").stdout
+
+
 def test_no_page_of_all_cases_stays_that_contradicts_the_table(folder_of_stacks, tiny_model, run_algorithm, tmp_path):
     """The page and the Parquet of an earlier run are gone after one that writes none, with other pixels."""
     output = tmp_path / "results"
