@@ -35,7 +35,8 @@ def source_files(path: Path) -> list[Path]:
 
 
 def source_of(path: Path) -> Source:
-    """What tells the files of a case from later ones. Files that are not there have no size, and nothing is raised."""
+    """What tells the files of a case from later ones, however the way to them is spelled. Files that are not there have
+    no size, and nothing is raised."""
     files = source_files(path)
     is_folder = sees_folder(path)
     # Of a folder its files count: its own time changes with whatever else is put there.
@@ -45,7 +46,7 @@ def source_of(path: Path) -> Source:
     # The name of a DICOM file, or of a folder of them, may be a patient's.
     hidden = is_folder or is_dicom(path) or not there
     source: dict[str, Any] = {
-        "path": hashlib.sha256(os.fsencode(path)).hexdigest() if hidden else printable(str(path)),
+        "path": hashlib.sha256(os.fsencode(_absolute(path))).hexdigest() if hidden else printable(_absolute(path)),
         "size_bytes": sum(size for _, size, _ in there) if there else None,
         "modified_ns": max((modified for _, _, modified in there), default=None),
     }
@@ -62,7 +63,7 @@ def is_there(path: Path) -> bool:
 
 def without_name(sentence: str, path: Path, source: Source, case: str) -> str:
     """A sentence without the name of the file or folder at `path`, where `source` hides it: it may be a patient's."""
-    if path.suffix.lower() != ".dcm" and (source["size_bytes"] is None or source["path"] == printable(str(path))):
+    if path.suffix.lower() != ".dcm" and (source["size_bytes"] is None or source["path"] == printable(_absolute(path))):
         return sentence
     # What the case is called is no secret, but what its folder lies in may be.
     names = {str(path), path.name} - {case, case + stack_suffix(path.name)}
@@ -87,6 +88,11 @@ def stamp_of(path: Path) -> Stamp | None:
     except OSError:
         return None
     return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _absolute(path: Path) -> str:
+    """The same for `in/a`, `./in/../in/a` and `$PWD/in/a`; links stay as they are."""
+    return os.path.abspath(path)  # noqa: PTH100
 
 
 def _named_files(path: Path) -> list[Path]:

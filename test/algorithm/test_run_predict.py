@@ -175,6 +175,16 @@ def test_a_name_is_hidden_where_it_is_named_and_nowhere_else(tmp_path):
         assert without_name(f"{inner}/{sentence}", inner, source, name) == f"the file of case {name}/{sentence}"
 
 
+def test_a_stack_is_known_however_its_path_is_spelled(folder_of_stacks, monkeypatch):
+    """What was made of `stacks/a.mha` is not made again of `$PWD/stacks/a.mha`; sentences name it as given."""
+    monkeypatch.chdir(folder_of_stacks.parent)
+    given = Path("stacks/a.mha")
+    assert source_of(given) == source_of(folder_of_stacks / "a.mha") == source_of(Path("stacks/../stacks/a.mha"))
+    assert source_of(Path("stacks")) == source_of(folder_of_stacks)
+    assert source_of(given)["path"] == str(folder_of_stacks / "a.mha")
+    assert without_name(f"{given} is cut off", given, source_of(given), "7") == "stacks/a.mha is cut off"
+
+
 def test_the_model_folder_is_the_environments_by_default(folder_of_stacks, tiny_model, run_algorithm, tmp_path):
     """One good file and no `--model`: MODEL_DIR's model, exit code 0, nothing on stderr, timings with `--verbose`."""
     ended = run_algorithm(
