@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from acouslic.errors import AcouslicError
 from acouslic.interrupts import Interrupts
-from acouslic.paths import sees_file
+from acouslic.paths import sees_file, sees_folder
 from acouslic.sockets import SweepInput
 from acouslic.write import check_writable
 from algorithm.case_list import check_apart, find_sweeps
@@ -126,11 +126,13 @@ def predict(paths: Sequence[Path], settings: PredictSettings, interrupts: Interr
 
     A case that fails is reported and the next one goes on. Returns 0, or 1 where any case failed; raises
     AcouslicError before anything is analysed where a path holds no stack, two cases have one name, results would go
-    into a sweep's own folder, the folder cannot be written, or the model cannot be loaded.
+    into a sweep's own folder or be read as cases by the next run, the output folder cannot be written, or the model
+    cannot be loaded.
     """
     sweeps = find_sweeps(paths)[settings.part_id :: settings.num_parts]
     for sweep in sweeps:
         check_apart(sweep, settings.output_dir)
+    _check_not_read_again(paths, sweeps, settings.output_dir)
     maker = settings.maker()
     check_writable(settings.output_dir)
     table = ResultTable(settings.table_path, [sweep.case for sweep in sweeps])
@@ -231,6 +233,21 @@ def row_of_done(sweep: SweepInput, settings: PredictSettings, maker: Maker) -> R
     row = recorded_row(settings.output_dir / sweep.case, sweep.path, maker)
     is_done = row is not None and row.gestational_age == str(settings.age_of(sweep) or "")
     return row if is_done else None
+
+
+def _check_not_read_again(paths: Sequence[Path], sweeps: Sequence[SweepInput], output_dir: Path) -> None:
+    """Raises AcouslicError where one of `paths` is the output folder and each folder in it is read as a case: the next
+    run would read those of the results, whose pictures are taken for frames."""
+    with contextlib.suppress(OSError):  # Where the output folder is not there yet, it is another one.
+        if not any(output_dir.samefile(path) for path in paths if sees_folder(path)):
+            return
+        for sweep in sweeps:
+            folder = sweep.path if sees_folder(sweep.path) else sweep.path.parent
+            if output_dir.samefile(folder.parent):
+                raise AcouslicError(
+                    f"the results would go into {output_dir}, each folder of which is read as a case, and the next run "
+                    "would read them too: name another output folder"
+                )
 
 
 def _not_yet_done(

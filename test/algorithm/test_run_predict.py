@@ -295,6 +295,26 @@ def test_results_never_go_among_the_files_of_a_sweep(folder_of_stacks, tiny_mode
         assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_results_are_never_read_as_cases(folder_of_stacks, tiny_model, run_algorithm, tmp_path):
+    """Not in a folder of case folders, where the next run would take that of a result for one of pictures; but a folder
+    of stacks takes its results, and so does one beside the folders of cases."""
+    inner = tmp_path / "D"
+    for case, name in (("c1", "a"), ("c2", "c")):
+        (inner / case).mkdir(parents=True)
+        shutil.copy(folder_of_stacks / f"{name}.mha", inner / case)
+    before = sorted(tmp_path.rglob("*"))
+    ended = run_algorithm("predict", inner, "--output", tmp_path / "stacks" / ".." / "D", "--model", tiny_model)
+    assert (ended.code, ended.stderr.count("\n")) == (1, 1)
+    assert "each folder of which is read as a case, and the next run would read them too" in ended.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+    (folder_of_stacks / "b.mha").unlink()
+    for folder, output in ((folder_of_stacks, folder_of_stacks), (inner, inner / "out")):
+        for _ in range(2):
+            ended = run_algorithm("predict", folder, "--output", output, "--model", tiny_model, "--resume", "--no-page")
+            assert (ended.code, ended.stderr) == (0, "")
+        assert "2 of 2 cases are complete" in ended.stdout
+
+
 def test_paths_that_hold_nothing(tmp_path):
     """A path that does not exist and a folder without stacks are named."""
     with pytest.raises(AcouslicError, match="does not exist"):
