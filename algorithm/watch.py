@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from acouslic.errors import AcouslicError, ShortageError
 from acouslic.interrupts import Interrupts
-from acouslic.paths import sees_folder
+from acouslic.paths import sees_file, sees_folder
+from acouslic.scanner.dicom_header import is_dicom
 from acouslic.sockets import FRAME_NUMBER_FILE, SweepInput
 from acouslic.write import check_writable
 from algorithm.case_list import check_apart, check_case_name, stacks_in_folder, sweep_of_file
@@ -26,9 +27,9 @@ from algorithm.process.messages import complain, explain, is_for_now
 from algorithm.process.timing import process_age_s
 from algorithm.result.case_folder import remove_leftovers
 from algorithm.result.outputs import RECORD_FILE
-from algorithm.result.record import Maker, failed_row, recorded_row, rows_of_complete, write_record
+from algorithm.result.record import Maker, failed_row, recorded_row, rows_of_complete, rows_of_failed, write_record
 from algorithm.result.source import Stamp, source_files, stamp_of
-from algorithm.result.table import ResultRow, ResultTable
+from algorithm.result.table import RESULTS_FILE, ResultRow, ResultTable
 
 if TYPE_CHECKING:
     from algorithm.pipeline import Pipeline
@@ -38,6 +39,9 @@ RETRY_S = 600.0
 """After a failure that was the machine's and not the file's."""
 HEARTBEAT_FILE = ".watching"
 """In the output folder; its time says when the watcher was last alive."""
+
+_BEAT_S = 1.0
+"""At most so often while it works."""
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +92,10 @@ def check_heartbeat(output_dir: Path, longest_s: float) -> None:
         raise AcouslicError(
             f"{path}: {error.strerror}: no watcher has written there: name the OUT of `acouslic watch`, or start it"
         ) from None
+    if age_s < -longest_s:
+        raise AcouslicError(
+            f"{path} is dated {-age_s:.0f} s ahead, which is no sign of life: remove it, and set the clocks right"
+        )
     if age_s > longest_s:
         raise AcouslicError(f"{path} is {age_s:.0f} s old: the watcher does not answer any more")
 
@@ -106,17 +114,23 @@ class _Watcher:
         self._named: dict[Path, tuple[Stamp | None, SweepInput, list[Path]]] = {}
         """The case that a file is and all files that belong to it, as of when, so that no header is read again
         unchanged."""
+        self._belonging: set[Path] = set()
+        """The other files of these cases, and the folders that they lie in."""
         self._known: dict[str, tuple[list[Stamp | None], ResultRow | None]] = {}
         """By case: the row that its records have, and as of which files, so that none is read again unchanged."""
         self._put_off: dict[str, tuple[list[Stamp | None], float]] = {}
         """By case: as of which files it failed for the machine's sake, and from when on it is tried again."""
         self._trouble = ""
         """Why the table could not be written, the last time; empty where it could."""
+        self._beaten_s = 0.0
+        """When the sign of life was last renewed, by the monotonic clock."""
 
     def begin(self) -> None:
-        """Take the rows of what is complete already, also of stacks that have left the folder since."""
+        """Take the rows of what is complete or failed already, also of stacks that have left the folder since."""
         self._table.remove_earlier(self._settings.index_path)
-        rows = rows_of_complete(self._settings.output_dir)
+        output_dir = self._settings.output_dir
+        # A case that has both was done by somebody else after it had failed here.
+        rows = [*rows_of_failed(output_dir / FAILED_FOLDER), *rows_of_complete(output_dir)]
         for row in rows:
             self._table.take(row)
         if rows:
@@ -136,6 +150,7 @@ class _Watcher:
         """The sign of life. Raises AcouslicError where the output folder is gone: what is not mounted any more must not
         be made again beneath."""
         output_dir = self._settings.output_dir
+        self._beaten_s = time.monotonic()
         try:
             (output_dir / HEARTBEAT_FILE).touch()
         except FileNotFoundError:
@@ -145,16 +160,19 @@ class _Watcher:
         except OSError as error:  # A full disk may have room later; until then `health` says that the sign is old.
             log.warning("%s could not be written: %s", output_dir / HEARTBEAT_FILE, error.strerror or error)
 
-    def _beat_meanwhile(self, _: float) -> None:
-        """In the middle of a case, whose results say themselves that they have no folder."""
-        with contextlib.suppress(AcouslicError):
-            self._beat()
+    def _beat_meanwhile(self, _: float = 0.0) -> None:
+        """In the middle of a look, or of a case, whose results say themselves that they have no folder."""
+        if time.monotonic() - self._beaten_s >= _BEAT_S:
+            with contextlib.suppress(AcouslicError):
+                self._beat()
 
     def _new(self, settled_s: float) -> Iterator[SweepInput]:
         """What is complete and not done; the rows of what is done go into the table."""
         taken: dict[str, Path] = {}
         has_found = False
-        for path in stacks_in_folder(self._input_dir):
+        stacks, others = self._items()
+        for path in stacks:
+            self._beat_meanwhile()  # A look at very many files takes longer than a watcher may be silent.
             sweep = self._sweep_of(path, settled_s)
             if sweep is None:
                 continue
@@ -171,6 +189,47 @@ class _Watcher:
                     has_found = True
         if has_found or self._trouble:  # once, however many a watcher that starts again finds done
             self._write_table()
+        self._tell_of_strays(others, settled_s)
+
+    def _items(self) -> tuple[list[Path], set[Path]]:
+        """What lies in the folder, hidden items apart: the files that are a stack each, by their suffix or as DICOM,
+        whatever they are called; and all others. Raises AcouslicError where the folder cannot be read."""
+        try:
+            stacks = set(stacks_in_folder(self._input_dir))
+            others = {item for item in self._input_dir.iterdir() if not item.name.startswith(".")} - stacks
+        except (AcouslicError, OSError) as error:
+            raise AcouslicError(
+                f"the watched folder is gone or out of reach ({error}): mount it or make it again, and start the "
+                "watcher again"
+            ) from None
+        nameless = {
+            item
+            for item in others
+            if sees_file(item) and (item in self._named or (self._is_stray(item) and _is_nameless_dicom(item)))
+        }
+        return sorted(stacks | nameless), others - nameless
+
+    def _is_stray(self, item: Path) -> bool:
+        """Whether something that is no stack by its suffix belongs to none, and was not told of yet."""
+        was_told = item in self._told and (self._told[item] == stamp_of(item) or sees_folder(item))
+        return item not in self._belonging and not was_told
+
+    def _tell_of_strays(self, items: set[Path], settled_s: float) -> None:
+        for item in sorted(filter(self._is_stray, items)):
+            with contextlib.suppress(OSError):  # Gone, or a link that leads nowhere.
+                if self._is_settled([item], settled_s) and not self._is_ours(item):
+                    self._tell(
+                        item,
+                        f"{item} is not analysed: a watcher takes each sweep stack and each DICOM file, and leaves "
+                        "folders, pictures and lists to `acouslic predict`",
+                    )
+
+    def _is_ours(self, item: Path) -> bool:
+        """Whether it is the output folder or, where that is the watched one, what a watcher writes. Raises OSError
+        where one is gone or out of reach."""
+        output_dir = self._settings.output_dir
+        is_result = item.name == RESULTS_FILE or sees_file(item / RECORD_FILE)
+        return output_dir.samefile(item) or (is_result and output_dir.samefile(item.parent))
 
     def _sweep_of(self, path: Path, settled_s: float) -> SweepInput | None:
         """The case that a file is. None where it is none, which is told when the file is complete."""
@@ -187,7 +246,9 @@ class _Watcher:
                 if self._is_settled([path], settled_s):
                     self._tell(path, str(error))
             return None
-        self._named[path] = stamp, sweep, source_files(path)
+        files = source_files(path)
+        self._named[path] = stamp, sweep, files
+        self._belonging.update(item for file in files[1:] for item in (file, file.parent))
         return sweep
 
     def _files_of(self, sweep: SweepInput) -> list[Path]:
@@ -273,6 +334,11 @@ class _Watcher:
                 complain(f"{sweep.case}: its file was removed while it was analysed")
             self._table.take(row)
             self._write_table()
+
+
+def _is_nameless_dicom(item: Path) -> bool:
+    """Whether a file is DICOM by its content. What lists the files of a disc or a stick (PS3.10, 8.6) has no image."""
+    return item.name.upper() != "DICOMDIR" and is_dicom(item)
 
 
 def _age_s(files: list[Path]) -> float:

@@ -63,16 +63,13 @@ def recorded_row(case_dir: Path, source: Path, maker: Maker) -> ResultRow | None
 
 def rows_of_complete(output_dir: Path) -> list[ResultRow]:
     """The rows of all complete results in `output_dir`, in the order of their names, whatever has made them of what."""
-    rows = []
-    for record in sorted(output_dir.glob(f"*/{RECORD_FILE}")):
-        try:
-            row = ResultRow(**json.loads(record.read_text(encoding="utf-8"))["row"])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        # Else it is what a killed process has left.
-        if row.case == record.parent.name and record.with_name(FRAME_NUMBER_FILE).is_file():
-            rows.append(row)
-    return rows
+    # One without a frame number is what a killed process has left.
+    return [row for row in _rows_in(output_dir) if sees_file(output_dir / row.case / FRAME_NUMBER_FILE)]
+
+
+def rows_of_failed(failed_dir: Path) -> list[ResultRow]:
+    """Likewise of all failures that `write_record` put into folders of `failed_dir`."""
+    return [row for row in _rows_in(failed_dir) if row.error]
 
 
 def origin_of(folder: Path) -> object:
@@ -89,6 +86,19 @@ def failed_row(folder: Path, source: Path, maker: Maker) -> ResultRow | None:
     """The row of a failure that `write_record` put into `folder`, of the stack as it is now, else None."""
     row = _row(folder, source, maker)
     return row if row is not None and row.error else None
+
+
+def _rows_in(folder: Path) -> list[ResultRow]:
+    """Of all records in the folders of a folder that are called as their case; damaged ones are left out."""
+    rows = []
+    for record in sorted(folder.glob(f"*/{RECORD_FILE}")):
+        try:
+            row = ResultRow(**json.loads(record.read_text(encoding="utf-8"))["row"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if row.case == record.parent.name:
+            rows.append(row)
+    return rows
 
 
 def _row(folder: Path, source: Path, maker: Maker) -> ResultRow | None:

@@ -176,6 +176,48 @@ def test_a_file_without_a_case_is_told_once_it_is_complete(
     assert "the case name 'results.csv', which no folder can have" in capsys.readouterr().err
 
 
+def test_dicom_of_any_name_is_taken_and_what_is_left_is_told_once(
+    write_ultrasound, platform_case, speckle, tmp_path, capsys
+):
+    """Scanners write `IM0001`. Folders, stills, lists and other files are told once each when they rest; not the pixels
+    beside a header, the results themselves, and a file that is hidden. A FIFO is not waited for."""
+    stacks = tmp_path / "stacks"
+    settings = PredictSettings(output_dir=stacks / "out", model_dir=tmp_path)
+    for folder in ("out", "study", "out/a"):
+        (stacks / folder).mkdir(parents=True, exist_ok=True)
+    platform_case.write_sweep(speckle(4)).rename(stacks / "a.mha")
+    write_ultrasound(stacks / "IM0001", 4)
+    write_ultrasound(stacks / "DICOMDIR", 4)
+    (stacks / "m.mhd").write_text(HEADER)
+    for name in ("m.raw", "still.png", "list.csv", ".hidden"):
+        (stacks / name).touch()
+    os.mkfifo(stacks / "pipe")
+    watcher = watch._Watcher(stacks, settings, Maker("0", "m", "x", {}), None, None)
+    assert [sweep.path.name for sweep in watcher._new(60.0)] == []
+    assert capsys.readouterr().err == ""
+    for _ in range(2):
+        assert [sweep.path.name for sweep in watcher._new(0.0)] == ["IM0001", "a.mha", "m.mhd"]
+        (stacks / "study" / "more").touch()
+    told = [line.split(" is not analysed: ")[0] for line in capsys.readouterr().err.splitlines()]
+    assert told == [str(stacks / name) for name in ("DICOMDIR", "list.csv", "pipe", "still.png", "study")]
+
+    settings = PredictSettings(output_dir=stacks, model_dir=tmp_path)
+    for name in ("results.csv", "out/case.json", "study/case.json"):
+        (stacks / name).touch()
+    watcher = watch._Watcher(stacks, settings, Maker("0", "m", "x", {}), None, None)
+    list(watcher._new(0.0))
+    assert [word in capsys.readouterr().err for word in ("results.csv", "out", "study")] == [False] * 3
+
+
+def test_a_watched_folder_that_vanishes_ends_the_watcher(watcher, tmp_path):
+    """As when a mount drops: one sentence that says what to do."""
+    first = watcher()
+    assert list(first._new(0.0)) == []
+    (tmp_path / "stacks").rmdir()
+    with pytest.raises(AcouslicError, match=r"stacks could not be read: .*\): mount it or make it again, and start"):
+        list(first._new(0.0))
+
+
 class ReadingPipeline:
     """Stands in for the pipeline: reads a stack to its end, calls `meanwhile`, and finds nothing to say of it."""
 
@@ -359,6 +401,33 @@ def test_a_restart_keeps_the_rows_of_stacks_that_have_left_the_folder(watcher, p
     assert rows() == ["gone", "new"]
 
 
+def test_a_restart_keeps_the_rows_of_failures_whose_stacks_have_left(watcher, tmp_path):
+    """With the reason; one that somebody else has done since has the row of its result."""
+    maker, output = Maker("earlier", "m", "x", {}), tmp_path / "out"
+    for case in ("b", "done"):
+        write_record(output / ".failed" / case, {}, maker, ResultRow(case, error="is cut off"))
+    write_record(output / "done", {}, maker, ResultRow("done", circumference_mm=250.0))
+    (output / "done" / FRAME_NUMBER_FILE).write_text("3")
+    watcher().begin()
+    table = (output / "results.csv").read_text().splitlines()[1:]
+    assert [(line.split(",")[0], line.endswith(",is cut off")) for line in table] == [("b", True), ("done", False)]
+
+
+def test_a_long_look_renews_the_sign_of_life(watcher, platform_case, speckle, tmp_path, monkeypatch):
+    """With very many files on a slow disk one look takes minutes; `health` must not call it dead."""
+    (tmp_path / "out").mkdir()
+    for name in "ab":
+        shutil.copy(platform_case.write_sweep(speckle(4)), tmp_path / "stacks" / f"{name}.mha")
+    clock = [1000.0]
+    monkeypatch.setattr(watch, "time", SimpleNamespace(time=time.time, monotonic=lambda: clock[0]))
+    first = watcher()
+    first._beat()
+    for _ in first._new(0.0):
+        check_heartbeat(tmp_path / "out", 60)
+        os.utime(tmp_path / "out" / ".watching", (0, 0))
+        clock[0] += 100
+
+
 def test_a_full_disk_ends_no_watcher(watcher, platform_case, speckle, tmp_path, monkeypatch, capsys):
     """Neither the record of a failure nor the table can be written: it is told, and done when there is room."""
     stack = platform_case.write_sweep(speckle(4)).rename(tmp_path / "stacks" / "a.mha")
@@ -426,13 +495,16 @@ def test_a_watcher_is_told_what_predict_is_told(tmp_path):
 
 
 def test_a_watcher_that_is_silent_is_not_alive(tmp_path):
-    """No heartbeat, and an old one."""
+    """No heartbeat, an old one, and one of the future, which a watcher that has died would have for ever."""
     with pytest.raises(AcouslicError, match="no watcher has written there"):
         check_heartbeat(tmp_path, 60)
     (tmp_path / ".watching").touch()
     check_heartbeat(tmp_path, 60)
     os.utime(tmp_path / ".watching", (0, time.time() - 100))
     with pytest.raises(AcouslicError, match="100 s old"):
+        check_heartbeat(tmp_path, 60)
+    os.utime(tmp_path / ".watching", (0, time.time() + 3600))
+    with pytest.raises(AcouslicError, match=r"3\d\d\d s ahead, which is no sign of life"):
         check_heartbeat(tmp_path, 60)
 
 
