@@ -421,7 +421,7 @@ def test_a_disk_that_fills_up_is_a_clear_error(
 
     with monkeypatch.context() as patched:
         patched.setattr(prepare_module, "check_masks", check_and_fill)
-        with pytest.raises(AcouslicError, match="the disk is full; free some space and run prepare again"):
+        with pytest.raises(AcouslicError, match="No space left on device; free some, or name another folder"):
             prepare(config(release, tmp_path / "cache"))
     assert not any((tmp_path / "cache" / "cases" / uuid).exists() for uuid in release.cases())
     assert len(prepare(config(release, tmp_path / "cache")).cases) == 3

@@ -1,6 +1,5 @@
 """One case of the release becomes one case of the cache: its masks first, then its frames, with the findings."""
 
-import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from acouslic.ellipse import circumference_mm, fit_seen_outline
-from acouslic.errors import AcouslicError
+from acouslic.errors import ShortageError
 from acouslic.fov import field_of_view
 from acouslic.geometry import SWEEPS_PER_CASE, sweep_ranges
 from acouslic.release import CaseCircumferences, Release
 from acouslic.stack import StackHeader, open_stack
-from acouslic.write import write_json
+from acouslic.write import why_not_written, write_json
 from algorithm.frames.preprocess import labels_to_square, resize_frames
 from algorithm.model.networks import PreprocessingConfig
 from training.release.cache import BLACK, NOT_PADDING, REPEATED, CaseRecord, Finding, read_record, record_to_json
@@ -202,10 +201,8 @@ def _find(
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn a full disk or a missing permission into the error for people."""
+    """Raises ShortageError in place of an OSError, for people."""
     try:
         yield
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise AcouslicError(f"{folder}: the disk is full; free some space and run prepare again") from None
-        raise AcouslicError(f"{folder} cannot be written: {error.strerror or error}") from None
+        raise ShortageError(f"{folder} could not be written: {why_not_written(error)}") from None
