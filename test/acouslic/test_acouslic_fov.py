@@ -102,6 +102,58 @@ def test_another_scanners_fan_is_found(fov: np.ndarray) -> None:
     assert np.count_nonzero(found & fov) / np.count_nonzero(found | fov) > 0.98
 
 
+def _in_corner(rows: int, columns: int, level: int = 200) -> np.ndarray:
+    """A lit rectangle in the upper left corner of the challenge's frame, of which the fan has little."""
+    brightest = np.zeros((562, 744), np.uint8)
+    brightest[:rows, :columns] = level
+    return brightest
+
+
+@pytest.mark.parametrize(("level", "found"), [(12, False), (24, True)])
+def test_a_dim_picture_is_one_and_a_codecs_traces_are_none(level: int, found: bool) -> None:
+    """Beside the fan: grey level 24 is a picture, 12 is what compression leaves."""
+    brightest = np.where(field_of_view(), 200, level).astype(np.uint8)
+    assert (found_field_of_view(brightest, field_of_view()) is not None) is found
+
+
+@pytest.mark.parametrize(("rows", "columns", "found"), [(110, 115, False), (160, 260, True)])
+def test_nothing_is_concluded_from_little_light(rows: int, columns: int, found: bool) -> None:
+    """3 % of the frame is lit beside the fan, where a few per cent of its size would do; 10 % are another field."""
+    assert (found_field_of_view(_in_corner(rows, columns), field_of_view()) is not None) is found
+
+
+@pytest.mark.parametrize(("beside", "found"), [(0.01, False), (0.05, True)])
+def test_what_belongs_to_no_fan_of_the_challenge_makes_another(beside: float, found: bool) -> None:
+    """The lit fan and beside it, in one piece, pixels of a hundredth or of a twentieth of its size."""
+    fov = field_of_view()
+    others = np.argwhere(~fov[:, :372])
+    # Those nearest to the fan: they touch it.
+    nearest = others[np.argsort(-others[:, 1] - 0.57 * others[:, 0], kind="stable")[: round(beside * fov.sum())]]
+    brightest = np.where(fov, 200, 0).astype(np.uint8)
+    brightest[tuple(nearest.T)] = 200
+    assert (found_field_of_view(brightest, fov) is not None) is found
+
+
+@pytest.mark.parametrize(("notch", "level", "found"), [(0, 200, True), (150, 200, False), (0, 45, False)])
+def test_a_smaller_field_fills_its_hull_and_ends_abruptly(notch: int, level: int, found: bool) -> None:
+    """A rectangle inside the fan is another scanner's field. With a large notch it is a body or a shadow, and where it
+    is dim at its edge it fades."""
+    brightest = np.zeros((562, 744), np.uint8)
+    brightest[110:500, 222:522] = level
+    brightest[500 - notch : 500, 372 - notch // 2 : 372 + notch // 2] = 0
+    assert (found_field_of_view(brightest, field_of_view()) is not None) is found
+
+
+def test_a_thin_dark_line_does_not_cut_a_field() -> None:
+    """A reticle of six rows, a hundredth of the frame, across another scanner's picture belongs to it."""
+    fov = _sector(562, 744, -40, 0.9, 590)
+    brightest = _lit(fov)
+    brightest[250:256] = 0
+    found = found_field_of_view(brightest, field_of_view())
+    assert found is not None
+    assert np.count_nonzero(found & fov) / np.count_nonzero(found | fov) > 0.98
+
+
 def test_frames_of_another_shape_that_light_up_in_full_are_as_assumed() -> None:
     """All of them counts as inside, and it is."""
     assert found_field_of_view(_lit(np.ones((400, 400), bool)), field_of_view(400, 400)) is None
