@@ -40,6 +40,8 @@ def test_an_age_that_no_pregnancy_reaches_is_refused():
     """82 weeks are 28, mistyped."""
     with pytest.raises(AcouslicError, match="not possible"):
         parse_age("82w3d")
+    with pytest.raises(AcouslicError, match="below 45w0d"):
+        parse_age("45w0d")
     assert str(parse_age("44w6d")) == "44w6d"
 
 
