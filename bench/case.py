@@ -16,10 +16,8 @@ float32: the chosen frame, the frames called positive and the millimetres. The l
 """
 
 import argparse
-import contextlib
 import json
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,6 +49,7 @@ from bench.setting.machine import describe_machine
 from bench.setting.modes import measure_modes
 from bench.setting.random_artifact import TOWERS
 from bench.setting.sides import SideRun, drop_page_cache, run_algorithm, run_straightforward
+from bench.setting.workspace import workspace
 
 HALF_WITHOUT_ONE = "bfloat16"
 """The type A's autocast takes where B found none worth using."""
@@ -279,17 +278,6 @@ def matrix_peaks(ours: SideRun) -> dict[str, float]:
     words = [word for name in ("float32", half_type([ours])) for word in ("--precision", name)]
     measured = json.loads(run_python("bench.matrix_peak", "--device", device, *words).splitlines()[-1])
     return dict(measured["flop_per_s"])
-
-
-@contextlib.contextmanager
-def workspace(folder: Path | None) -> Iterator[Path]:
-    """The folder asked for, kept, or a temporary one."""
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield folder
-        return
-    with tempfile.TemporaryDirectory(prefix="bench-") as temporary:
-        yield Path(temporary)
 
 
 def _side_a(setting: Setting, precision: str, frames: int) -> SideRun:

@@ -41,11 +41,10 @@ from algorithm.model.artifact import load_artifact
 from algorithm.model.manifest import read_manifest
 from algorithm.pipeline import Pipeline
 from algorithm.process.memory import is_out_of_memory
-from bench.case import workspace
 from bench.figures.flops import adapted_layers, shared_flop
+from bench.figures.matrix_peak import SHAPES, matrix_peak_flop_per_s, seconds_of
+from bench.figures.parity import CaseParity, compare, score_exhaustively, summary
 from bench.figures.table import number, table
-from bench.matrix_peak import SHAPES, matrix_peak_flop_per_s, seconds_of
-from bench.parity import CaseParity, compare, score_exhaustively, summary
 from bench.setting.command import add_case_size, add_keep_share, add_sizes, add_work, at_least, exit_with, numbers
 from bench.setting.inputs import (
     RANDOM_REFINED_FRACTION,
@@ -60,6 +59,7 @@ from bench.setting.inputs import (
 from bench.setting.machine import describe_machine, today, versions
 from bench.setting.random_artifact import TOWERS
 from bench.setting.sides import SideRun, case_done, drop_page_cache, run_algorithm
+from bench.setting.workspace import workspace
 
 GOALS = {
     "tower_share_of_peak": ("share of the matrix peak over the tower", 0.55, "at least"),

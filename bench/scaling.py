@@ -26,7 +26,6 @@ from algorithm.judgement.score import score_case
 from algorithm.model.artifact import load_artifact
 from algorithm.model.manifest import ScoringConfig
 from algorithm.model.networks import TowerConfig
-from bench.case import workspace
 from bench.figures.flops import adapted_layers, shared_flop
 from bench.figures.table import number, table
 from bench.setting.command import add_device, add_work, at_least, exit_with, numbers
@@ -34,6 +33,7 @@ from bench.setting.inputs import platform_input, speckle_sweep
 from bench.setting.machine import describe_machine, today, versions, warn_if_busy
 from bench.setting.random_artifact import TOWERS, alike_members, write_random_artifact
 from bench.setting.sides import run_algorithm
+from bench.setting.workspace import workspace
 
 SMALL = TowerConfig(image_size=224, patch_size=14, width=192, layers=8, heads=3, mlp_width=768, output_dim=192)
 FRAMES = (60, 210, 420, 840, 1680)

@@ -33,8 +33,8 @@ import numpy as np
 import torch
 
 from algorithm.process.cores import usable_cores
+from bench.figures.matrix_peak import SHAPES, matrix_peak_flop_per_s
 from bench.figures.table import table
-from bench.matrix_peak import SHAPES, matrix_peak_flop_per_s
 from bench.setting.command import add_threads, at_least, check_there, exit_with
 from bench.setting.machine import describe_machine, today, versions, warn_if_busy
 from bench.setting.training_side import RECIPES, now_s
