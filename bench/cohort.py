@@ -31,20 +31,25 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from acouslic.errors import AcouslicError
+from bench.setting.cohort_run import (
+    RAY_ENVIRONMENT,
+    TINY,
+    case_folders,
+    compare_results,
+    finish,
+    lines_of,
+    make_stacks,
+    rows_of,
+    start,
+)
 from bench.setting.command import add_demo_model, add_parts, add_seed, at_least, exit_with
-from bench.setting.machine import REPOSITORY, describe_machine, today
-from training.phantom.generate import write_stack
+from bench.setting.machine import describe_machine, today
 
-TINY = (12, 60, 80)
 _LARGE = (140, 281, 372)
 _OVERHEAD_CASES = 1000
 _METRICS_S = 300
 """A busy machine takes that long to start Ray's exporter."""
-_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
-"""Nothing is reported; who may join is not what is measured here."""
 _OURS = re.compile(r"(ray_acouslic_(?:cases_total|case_seconds_bucket))\{")
 _WORKER = re.compile(r"^worker (\d+) on ")
 
@@ -136,23 +141,6 @@ def kill_workers(root: Path, options: argparse.Namespace) -> tuple[dict[str, obj
     return {"cases": options.cases, "kills": killed}, faults + compare_results(output, undisturbed)
 
 
-def compare_results(output: Path, undisturbed: Path) -> list[str]:
-    """Faults of a run whose workers died: each case once in the table, with the row and the mask of the other run, and
-    nothing left behind."""
-    faults = []
-    expected, got = rows_of(undisturbed), rows_of(output)
-    listed = [line.split(",")[0] for line in (output / "results.csv").read_text().splitlines()[1:]]
-    if listed != sorted(expected):
-        faults.append(f"the table lists {len(listed)} cases, {len(set(listed))} of them different")
-    for case, row in expected.items():
-        if {**row, "seconds": 0} != {**got.get(case, {}), "seconds": 0}:
-            faults.append(f"{case}: {got.get(case)}, but undisturbed {row}")
-        elif mask_of(output, case) != mask_of(undisturbed, case):
-            faults.append(f"{case}: another mask than undisturbed")
-    faults += [f"left behind: {item.name}" for item in output.iterdir() if item.name.startswith(".")]
-    return faults
-
-
 def scrape_metrics(root: Path, options: argparse.Namespace) -> tuple[dict[str, object], list[str]]:
     """What Ray's exporter says of a small cohort, and where that is not what its records say."""
     stacks, output = make_stacks(root / "stacks", 16, TINY), root / "out"
@@ -191,7 +179,7 @@ def ray_with_exporter(folder: Path) -> Iterator[tuple[str, str]]:
     command += [f"--port={port}", "--num-cpus=2", "--include-dashboard=false", f"--metrics-export-port={exporter}"]
     url = f"http://127.0.0.1:{exporter}/metrics"
     with Path(f"{folder}.log").open("wb") as log:
-        process = subprocess.Popen(command, env=os.environ | _RAY, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, env=os.environ | RAY_ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT)
     try:
         deadline = time.monotonic() + _METRICS_S
         while read_metrics(url) is None:
@@ -226,69 +214,6 @@ def free_port() -> int:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
         return port
-
-
-def start(
-    stacks: Path,
-    output: Path,
-    model: Path,
-    workers: int,
-    cores: Sequence[int] | None = None,
-    more: Sequence[str] = (),
-) -> subprocess.Popen[str]:
-    """`predict` on so many workers; on these cores alone where they are given. A worker has one thread."""
-    command = [sys.executable, "-m", "algorithm", "predict", str(stacks), "--output", str(output)]
-    command += ["--model", str(model), "--device", "cpu", "--workers", str(workers), *more]
-    return subprocess.Popen(
-        command,
-        env=os.environ | _RAY | {"PYTHONPATH": str(REPOSITORY)} | ({"OMP_NUM_THREADS": "1"} if workers == 1 else {}),
-        stdout=subprocess.PIPE,
-        text=True,
-        preexec_fn=None if cores is None else lambda: os.sched_setaffinity(0, cores),
-    )
-
-
-def lines_of(process: subprocess.Popen[str]) -> Iterator[str]:
-    """What it prints, as it comes, until it has ended."""
-    with process:
-        assert process.stdout is not None
-        yield from process.stdout
-
-
-def finish(process: subprocess.Popen[str]) -> None:
-    """Wait for its end, and be sure that it went well."""
-    said = list(lines_of(process))
-    if process.returncode:
-        raise SystemExit(f"a run failed: {''.join(said[-3:])}")
-
-
-def make_stacks(folder: Path, cases: int, shape: tuple[int, int, int]) -> Path:
-    """So many different stacks of noise with a brighter disc."""
-    folder.mkdir()
-    noise = np.random.default_rng(0)
-    frames, rows, columns = shape
-    y, x = np.ogrid[:rows, :columns]
-    disc = ((x - columns / 2) / (columns * 0.3)) ** 2 + ((y - rows / 2) / (rows * 0.35)) ** 2 <= 1
-    for number in range(cases):
-        stack = noise.integers(0, 120, shape, dtype=np.uint8)
-        stack[frames // 3 : 2 * frames // 3, disc] += 100
-        write_stack(folder / f"case{number:04d}.mha", stack, 0.28)
-    return folder
-
-
-def case_folders(output: Path) -> list[Path]:
-    """The complete ones."""
-    return sorted(path.parent for path in output.glob("*/fetal-abdomen-frame-number.json"))
-
-
-def rows_of(output: Path) -> dict[str, dict[str, object]]:
-    """What the records of the cases say."""
-    return {folder.name: json.loads((folder / "case.json").read_text())["row"] for folder in case_folders(output)}
-
-
-def mask_of(output: Path, case: str) -> bytes:
-    """The file of the mask."""
-    return (output / case / "images/fetal-abdomen-segmentation/output.mha").read_bytes()
 
 
 if __name__ == "__main__":

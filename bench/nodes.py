@@ -27,7 +27,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.cohort import TINY, compare_results, finish, make_stacks, start
+from bench.setting.cohort_run import TINY, compare_results, finish, make_stacks, start
 from bench.setting.command import add_demo_model, add_parts, at_least, exit_with
 from bench.setting.machine import REPOSITORY, describe_machine, today
 from bench.setting.machines import Machine, machines

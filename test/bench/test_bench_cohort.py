@@ -6,7 +6,8 @@ import json
 import pytest
 
 from acouslic.errors import AcouslicError
-from bench.cohort import compare_results, measure_speed
+from bench.cohort import measure_speed
+from bench.setting.cohort_run import compare_results
 
 
 def write_run(root, cases):
