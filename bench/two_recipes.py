@@ -18,7 +18,7 @@ import numpy as np
 
 from acouslic.errors import AcouslicError
 from algorithm.engine.device import set_cpu_threads
-from bench.ablation import ALL_SETS, BEST, EXPORTED, PLAIN, Judged, difference, judge_sets, signed
+from bench.figures.judged_sets import ALL_SETS, BEST, EXPORTED, PLAIN, Judged, difference, judge_sets, signed
 from bench.figures.table import table
 from bench.setting.command import at_least, exit_with, named_folders
 from evaluation.metrics import intervals

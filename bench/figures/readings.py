@@ -181,6 +181,17 @@ READINGS: dict[str, Reading] = {
 }
 
 
+def read_out_of_fold_cases(
+    cases: dict[str, SaidOfCase], folds: Sequence[Sequence[str]], reading: Reading
+) -> list[Called]:
+    """Each fold's cases, read as fitted on the other folds'; in the order of `cases`."""
+    called = {}
+    for fold in folds:
+        fitted = reading([case for uuid, case in cases.items() if uuid not in fold])
+        called |= {uuid: fitted(cases[uuid]) for uuid in fold}
+    return [called[uuid] for uuid in cases]
+
+
 def _judge(case: SaidOfCase, selection: SelectionConfig) -> CaseJudgement:
     frames = judge_frames(case.presence, case.optimality, case.sweeps, selection)
     return CaseJudgement(case.uuid, case.label, frames, case.presence > 0, case.sweeps)

@@ -11,7 +11,7 @@ import pytest
 from acouslic.errors import AcouslicError
 from algorithm.judgement.select_frame import probability_of
 from bench import ablation
-from bench.ablation import Judged, difference
+from bench.figures.judged_sets import Judged, difference
 from bench.figures.readings import Called, SaidOfCase
 from training.phantom import generate
 from training.release import prepare

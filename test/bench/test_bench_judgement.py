@@ -14,7 +14,7 @@ from acouslic.geometry import sweep_ranges
 from algorithm.judgement.select_frame import probability_of
 from bench import judgement
 from bench.figures.compared_readings import compare, draw_differences, measure
-from bench.figures.readings import READINGS, SaidOfCase, half_way, own_threshold, plain
+from bench.figures.readings import READINGS, SaidOfCase, half_way, own_threshold, plain, read_out_of_fold_cases
 from training.fit import main as fit
 from training.release.split import read_split
 
@@ -71,7 +71,7 @@ def test_a_fold_is_never_read_by_what_was_fitted_on_it() -> None:
         seen.append([case.uuid for case in fitted_on])
         return plain(fitted_on)
 
-    called = judgement.read_out_of_fold_cases(cases, folds, reading)
+    called = read_out_of_fold_cases(cases, folds, reading)
     assert len(called) == 6
     for fold, used in zip(folds, seen, strict=True):
         assert sorted(used) == sorted(set(cases) - set(fold))

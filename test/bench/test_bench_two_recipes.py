@@ -11,7 +11,7 @@ import pytest
 from acouslic.errors import AcouslicError
 from algorithm.judgement.select_frame import probability_of
 from bench import two_recipes
-from bench.ablation import BEST, EXPORTED, PLAIN, Judged
+from bench.figures.judged_sets import BEST, EXPORTED, PLAIN, Judged
 from bench.figures.readings import Called, SaidOfCase
 from training.fit import main as fit
 from training.release.split import read_split
