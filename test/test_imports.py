@@ -40,6 +40,8 @@ ROOMS = {
 DEFINITIONS = {"acouslic": {"errors", "geometry", "printable", "sockets"}}
 """Modules beside the rooms that every room may use: they define words and numbers, and import nothing of the package's
 rooms."""
+BENCH_ROOMS = {"setting", "figures"}
+"""What a benchmark may import of the benchmarks: each of the others is a command of its own."""
 MOST_MODULES = 13
 """Of a room, without its `__init__`: more are two rooms."""
 
@@ -98,6 +100,15 @@ def room_violations(root: Path) -> list[str]:
     return found
 
 
+def bench_violations(root: Path) -> list[str]:
+    """`file imports command`, for every import of a command under `bench`."""
+    found = []
+    for path in sorted((root / "bench").rglob("*.py")):
+        wrong = imported_rooms(path.read_text(encoding="utf-8"), "bench") - BENCH_ROOMS
+        found += [f"{path.relative_to(root)} imports {name}" for name in sorted(wrong)]
+    return found
+
+
 def _modules(root: Path, package: str) -> list[str]:
     paths = sorted((root / package).rglob("*.py"))
     return [".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__") for path in paths]
@@ -116,6 +127,12 @@ def test_no_room_imports_a_later_one(repository: Path) -> None:
         for name in modules:
             source = (repository / package / f"{name}.py").read_text(encoding="utf-8")
             assert not imported_rooms(source, package) & set(ROOMS[package])
+
+
+def test_no_benchmark_imports_another(repository: Path) -> None:
+    """What several share lies in `setting` or `figures`, and those import no command either."""
+    assert bench_violations(repository) == []
+    assert {path.parent.name for path in (repository / "bench").glob("*/*.py")} == BENCH_ROOMS
 
 
 @pytest.mark.parametrize("package", ROOMS)
@@ -149,6 +166,20 @@ def test_room_walker_finds_a_wrong_import(tmp_path: Path, source: str, name: str
     (folder / "good.py").write_text("from algorithm.process.cores import usable_cores\nimport torch")
 
     assert room_violations(tmp_path) == [f"algorithm/model/module.py imports {name}"]
+
+
+@pytest.mark.parametrize("place", ["bench", "bench/figures"])
+@pytest.mark.parametrize(
+    "source", ["from bench.case import prepare", "from bench import case", "def late():\n    import bench.case as one"]
+)
+def test_bench_walker_finds_a_wrong_import(tmp_path: Path, place: str, source: str) -> None:
+    """The walk over benchmarks can fail: one that imports a command is found, beside one that may import its rooms."""
+    folder = tmp_path / place
+    folder.mkdir(parents=True)
+    (folder / "module.py").write_text(source)
+    (folder / "good.py").write_text("import bench.setting.sides\nfrom bench.figures.table import table")
+
+    assert bench_violations(tmp_path) == [f"{place}/module.py imports case"]
 
 
 @pytest.mark.parametrize(
