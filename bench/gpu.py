@@ -15,9 +15,8 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -42,12 +41,11 @@ from algorithm.model.manifest import read_manifest
 from algorithm.pipeline import Pipeline
 from algorithm.process.memory import is_out_of_memory
 from bench.figures.flops import adapted_layers, shared_flop
+from bench.figures.gpu_report import GpuReport, ScoredTower, TowerRate
 from bench.figures.matrix_peak import SHAPES, matrix_peak_flop_per_s, seconds_of
 from bench.figures.parity import CaseParity, compare, score_exhaustively, summary
-from bench.figures.table import number, table
 from bench.setting.command import add_case_size, add_keep_share, add_sizes, add_work, at_least, exit_with, numbers
 from bench.setting.inputs import (
-    RANDOM_REFINED_FRACTION,
     generated_sweep,
     platform_input,
     random_model,
@@ -56,32 +54,123 @@ from bench.setting.inputs import (
     varied_sweep,
     with_scoring,
 )
-from bench.setting.machine import describe_machine, today, versions
+from bench.setting.machine import describe_machine
 from bench.setting.random_artifact import TOWERS
 from bench.setting.sides import SideRun, case_done, drop_page_cache, run_algorithm
 from bench.setting.workspace import workspace
 
-GOALS = {
-    "tower_share_of_peak": ("share of the matrix peak over the tower", 0.55, "at least"),
-    "exhaustive_s": ("warm case, exhaustive (s)", 2.5, "at most"),
-    "gated_s": ("warm case, gated (s)", 1.0, "at most"),
-    "first_frame_s": ("first frames scored in a new process (s)", 12.0, "at most"),
-}
-"""For an H100-class card: what it is, the bound, and on which side of it to be."""
 CPU_FRAMES = 8
 FLOAT32_BOUND = 1e-4
-_PHASES = ("wait", "preprocess", "gate", "refine", "recheck", "segment", "write", "total")
 
 
 @dataclass(frozen=True)
-class TowerRate:
-    """The scoring of one batch by all members, nothing but the device's work."""
+class Setting:
+    """What is run, and where."""
 
-    order: RowOrder
-    batch_frames: int
-    ms_a_frame: float
-    share_of_peak: float
-    """Of the highest rate of plain products in any half type that the device is fast in."""
+    device: torch.device
+    dtype: torch.dtype
+    random: Path
+    """The artifact as it was made."""
+    models: dict[str, Path]
+    """It with the settings of a mode, by mode."""
+    sweep: Path
+    """The case that is timed."""
+    varied: Path
+    """The stack that precisions are compared on: its frames differ more than a case's."""
+
+
+def measure(args: argparse.Namespace, work: Path) -> GpuReport:
+    """Everything. Raises AcouslicError where no GPU can be used and the CPU was not asked for."""
+    begun = time.monotonic()
+    machine = describe_machine()
+    threads, _ = set_cpu_threads()
+    keep_exact_sums()
+    setting = prepare_setting(args, work)
+    device, dtype = setting.device, setting.dtype
+    _say("matrix peak")
+    peaks = matrix_peaks(device, dtype)
+    _say("parity")
+    parity = case_parity(setting.random, setting.varied, device, dtype)
+    _say("the device against the CPU")
+    against_cpu = device_parity(setting.random, setting.varied, work, device)
+    _say("tower")
+    tower = measure_tower(setting.random, device, dtype, max(peaks.values()), args.batches)
+    _empty_cache(device)
+    warm, repeatable = {}, True
+    for mode, model in setting.models.items():
+        _say(f"warm, {mode}")
+        warm[mode], same = warm_cases(model, setting.sweep, work / f"out-{mode}", args.device, args.repeats)
+        repeatable = repeatable and same
+    _empty_cache(device)
+    _say("a new process")
+    cold, emptied = new_process(
+        setting.models["exhaustive"], setting.sweep, work, args.device, empty_page_cache=not args.keep_page_cache
+    )
+    return GpuReport(
+        machine=machine | {"threads": threads},
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        precision=str(dtype).removeprefix("torch."),
+        model=read_manifest(setting.random).name,
+        frames=args.case_frames,
+        matrix_peak_flop_per_s=peaks,
+        parity=parity,
+        against_cpu=against_cpu,
+        tower=tower,
+        warm=warm,
+        repeatable=repeatable,
+        cold=cold,
+        page_cache_emptied=emptied,
+        seconds_in_all=time.monotonic() - begun,
+    )
+
+
+def prepare_setting(args: argparse.Namespace, work: Path) -> Setting:
+    """The device, the case and the artifact in both modes; errors as of `measure`."""
+    device, reason = choose_device(args.device)
+    if device.type != "cuda" and args.device != "cpu":
+        raise AcouslicError(f"no GPU can be used ({reason}): --device cpu measures the same on the CPU, in hours")
+    dtype = choose_precision(device).dtype
+    _say(f"{device} ({reason}), {dtype}; making the artifact and the case")
+    sweep = generated_sweep(work, frames=args.case_frames, rows=args.rows)
+    sizes = {"config": args.config, "members": args.members, "adapted_blocks": args.adapted_blocks}
+    # Frames of one case look alike to random weights, and no precision keeps the order of what they hardly tell apart.
+    varied = varied_sweep(work / f"varied-{args.parity_frames}.mha", frames=args.parity_frames, rows=args.rows)
+    random = random_model(work, varied, keep_share=args.keep_share, device=args.device, **sizes)
+    models = {}
+    for mode in ("exhaustive", "gated"):
+        models[mode] = with_scoring(random, work / mode, scoring_of(random, random=True, mode=mode))
+    return Setting(device, dtype, random, models, sweep, varied)
+
+
+def matrix_peaks(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """FLOP/s of plain products in every half type that the device is fast in, or in `dtype` where there is none."""
+    return {
+        str(each).removeprefix("torch."): matrix_peak_flop_per_s(device, each, SHAPES[device.type])
+        for each in half_types(device)[0] or (dtype,)
+    }
+
+
+def measure_tower(
+    model: Path, device: torch.device, dtype: torch.dtype, peak_flop_per_s: float, batches: Sequence[int]
+) -> ScoredTower:
+    """Batches of these sizes, and of the one that the algorithm chooses.
+
+    Raises AcouslicError where memory does not hold that one.
+    """
+    ensemble = Ensemble.from_artifact(load_artifact(model), device, dtype)
+    manifest = ensemble.manifest
+    flop = shared_flop(manifest.tower, adapted_layers(model, manifest)).of(ensemble.members)
+    batch_frames = choose_batch_frames(manifest.tower, ensemble.members, device, dtype)
+    tower = ScoredTower(
+        flop_a_frame=flop,
+        batched_below=ensemble.batched_below,
+        one_pass_norm=prepare(device, dtype, manifest.tower.width),
+        batch_frames=batch_frames,
+        rates=tower_rates(ensemble, flop, peak_flop_per_s, sorted({*batches, batch_frames})),
+    )
+    if tower.share_of_peak is None:
+        raise AcouslicError(f"the memory of {device} does not hold a batch of {batch_frames} frames: free some")
+    return tower
 
 
 def tower_rates(
@@ -152,98 +241,6 @@ def new_process(
     return run_algorithm(platform_input(work / "in", sweep), work / "out-exec", model, device), emptied
 
 
-def measure(args: argparse.Namespace, work: Path) -> tuple[dict[str, Any], str]:
-    """Everything, as JSON and as text."""
-    begun = time.monotonic()
-    machine = describe_machine()
-    threads, _ = set_cpu_threads()
-    keep_exact_sums()
-    device, reason = choose_device(args.device)
-    if device.type != "cuda" and args.device != "cpu":
-        raise AcouslicError(f"no GPU can be used ({reason}): --device cpu measures the same on the CPU, in hours")
-    dtype = choose_precision(device).dtype
-    _say(f"{device} ({reason}), {dtype}; making the artifact and the case")
-    sweep = generated_sweep(work, frames=args.case_frames, rows=args.rows)
-    sizes = {"config": args.config, "members": args.members, "adapted_blocks": args.adapted_blocks}
-    # Frames of one case look alike to random weights, and no precision keeps the order of what they hardly tell apart.
-    varied = varied_sweep(work / f"varied-{args.parity_frames}.mha", frames=args.parity_frames, rows=args.rows)
-    random = random_model(work, varied, keep_share=args.keep_share, device=args.device, **sizes)
-    models = {}
-    for mode in ("exhaustive", "gated"):
-        models[mode] = with_scoring(random, work / mode, scoring_of(random, random=True, mode=mode))
-
-    _say("matrix peak")
-    peaks = {
-        str(each).removeprefix("torch."): matrix_peak_flop_per_s(device, each, SHAPES[device.type])
-        for each in half_types(device)[0] or (dtype,)
-    }
-    peak = max(peaks.values())
-    _say("parity")
-    parity = case_parity(random, varied, device, dtype)
-    _say("the device against the CPU")
-    against_cpu = device_parity(random, varied, work, device)
-    _say("tower")
-    ensemble = Ensemble.from_artifact(load_artifact(random), device, dtype)
-    manifest = ensemble.manifest
-    flop = shared_flop(manifest.tower, adapted_layers(random, manifest)).of(ensemble.members)
-    batched_below = ensemble.batched_below
-    batch_frames = choose_batch_frames(manifest.tower, ensemble.members, device, dtype)
-    rates = tower_rates(ensemble, flop, peak, sorted({*args.batches, batch_frames}))
-    order = "batched" if batch_frames < batched_below else "sequential"
-    shares = [rate.share_of_peak for rate in rates if (rate.batch_frames, rate.order) == (batch_frames, order)]
-    if not shares:
-        raise AcouslicError(f"the memory of {device} does not hold a batch of {batch_frames} frames: free some")
-    del ensemble
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    warm, repeatable = {}, True
-    for mode, model in models.items():
-        _say(f"warm, {mode}")
-        warm[mode], same = warm_cases(model, sweep, work / f"out-{mode}", args.device, args.repeats)
-        repeatable = repeatable and same
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    _say("a new process")
-    cold, emptied = new_process(
-        models["exhaustive"], sweep, work, args.device, empty_page_cache=not args.keep_page_cache
-    )
-    medians = {
-        mode: {name: median(run["timings"][f"{name}_s"] for run in runs) for name in _PHASES}
-        for mode, runs in warm.items()
-    }
-    reached = {
-        "tower_share_of_peak": shares[0],
-        "exhaustive_s": medians["exhaustive"]["total"],
-        "gated_s": medians["gated"]["total"],
-        "first_frame_s": cold.report["timings"]["first_frame_s"],
-    }
-    result = {
-        "date": today(),
-        "machine": machine | {"threads": threads},
-        "versions": versions(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-        "precision": str(dtype).removeprefix("torch."),
-        "model": manifest.name,
-        "frames": args.case_frames,
-        "matrix_peak_flop_per_s": peaks,
-        "flop_a_frame": flop,
-        "parity": parity,
-        "against_cpu": against_cpu,
-        "batched_below": batched_below,
-        "one_pass_norm": prepare(device, dtype, manifest.tower.width),
-        "batch_frames": batch_frames,
-        "tower": [asdict(rate) for rate in rates],
-        "warm": {mode: {"phases_s": medians[mode], "runs": runs} for mode, runs in warm.items()},
-        "repeatable": repeatable,
-        "new_process": {"wall_s": cold.wall_s, "page_cache_emptied": emptied, "phases": cold.report["timings"]},
-        "goals": {
-            name: {"reached": reached[name], "bound": GOALS[name][1], "met": _met(name, reached)} for name in GOALS
-        },
-        "seconds_in_all": time.monotonic() - begun,
-    }
-    return result, text(result, rates, medians, reached)
-
-
 def case_parity(model: Path, sweep: Path, device: torch.device, dtype: torch.dtype) -> dict[str, object]:
     """Half precision against float32 on every frame of the stack."""
     ((exact, blank),) = score_exhaustively(model, [sweep], device, torch.float32)
@@ -279,68 +276,20 @@ def device_parity(model: Path, sweep: Path, work: Path, device: torch.device) ->
     }
 
 
-def text(
-    result: dict[str, Any], rates: Sequence[TowerRate], medians: dict[str, dict[str, float]], reached: dict[str, float]
-) -> str:
-    """The tables."""
-    parity, against, cold = result["parity"], result["against_cpu"], result["new_process"]
-    refined = result["warm"]["gated"]["runs"][0]["refined_frames"]
-    tower_rows = [
-        [rate.order, str(rate.batch_frames), number(rate.ms_a_frame), f"{rate.share_of_peak:.1%}"] for rate in rates
-    ]
-    warm_rows = [[f"{name} (s)", *(number(medians[mode][name]) for mode in medians)] for name in _PHASES]
-    goal_rows = [
-        [label, number(reached[name]), f"{side} {bound:g}", "yes" if _met(name, reached) else "NO"]
-        for name, (label, bound, side) in GOALS.items()
-    ]
-    peaks = ", ".join(f"{name} {rate / 1e12:,.1f}" for name, rate in result["matrix_peak_flop_per_s"].items())
-    cache = "an empty page cache" if cold["page_cache_emptied"] else "a warm page cache"
-    phases = cold["phases"]
-    return "\n".join(
-        [
-            "",
-            f"{result['device']}, {result['precision']}; {result['model']}; {result['frames']} frames",
-            f"matrix peak measured here: {peaks} TFLOP/s",
-            f"{result['flop_a_frame'] / 1e9:,.1f} GFLOP a frame for all members",
-            f"parity with float32: largest difference of a probability {parity['probability_difference']:.4f}, rank "
-            f"correlation {parity['rank_correlation']:.5f}: {'within' if parity['within_bounds'] else 'OUTSIDE'} the "
-            "bounds",
-            f"float32 here and on the CPU: resized frames differ by {against['grey_level_difference']} grey level(s), "
-            f"probabilities of {against['frames']} frames by {against['probability_difference']:.1e}: "
-            f"{'within' if against['within_bounds'] else 'OUTSIDE'} the bounds",
-            "",
-            table(["tower, members", "batch", "ms a frame", "of the peak"], tower_rows),
-            f"chosen: batches of {result['batch_frames']}, batched below {result['batched_below']} frames; "
-            f"adding and normalising take {'one pass' if result['one_pass_norm'] else 'SEVERAL PASSES'}",
-            "",
-            table(["warm case", *medians], warm_rows),
-            f"runs are {'the same to the bit' if result['repeatable'] else 'NOT THE SAME'}",
-            f"gated: {refined} of {result['frames']} frames refined (capped at {RANDOM_REFINED_FRACTION:.0%}, since "
-            "random weights leave all frames ambiguous)",
-            "",
-            f"a new process, {cache}: import {number(phases['import_s'])} s, load {number(phases['load_s'])} s, first "
-            f"frames scored after {number(phases['first_frame_s'])} s, whole case {number(cold['wall_s'])} s",
-            "",
-            table(["goal for an H100-class card", "reached", "bound", "met"], goal_rows),
-            f"{result['seconds_in_all']:.0f} s in all",
-        ]
-    )
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
     args = _parser().parse_args(arguments)
     with workspace(args.work) as work:
-        result, report = measure(args, work)
-    print(report)
-    print(json.dumps(result))
-    kept = result["parity"]["within_bounds"] and result["against_cpu"]["within_bounds"] and result["repeatable"]
-    return 0 if kept else 1
+        report = measure(args, work)
+    print(report.text())
+    print(json.dumps(report.to_json()))
+    return 0 if report.holds else 1
 
 
-def _met(name: str, reached: dict[str, float]) -> bool:
-    _, bound, side = GOALS[name]
-    return reached[name] >= bound if side == "at least" else reached[name] <= bound
+def _empty_cache(device: torch.device) -> None:
+    """Before something else in this process or another needs the GPU's memory."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _say(text: str) -> None:
