@@ -41,7 +41,6 @@ if [ $# -gt 0 ]; then
     sweep=$1
 fi
 model=${MODEL_DIR:-$root/model/demo}
-output=${2:-$root/results/$(date +%Y%m%d-%H%M%S)}
 
 "$root/requirements/set_up.sh" runtime
 python=$root/.venv/bin/python
@@ -56,9 +55,26 @@ if [ $# -eq 0 ]; then
         trap 'rm -rf "$unfinished"' EXIT
         # What it says names the folder that is renamed below.
         "$python" -m training generate --out "$unfinished" --cases 1 --seed "$demo_seed" >/dev/null
-        mv "$unfinished" "$case_dir"
+        # Not into the case that another ./run.sh may have made meanwhile: it is the same.
+        mv -T "$unfinished" "$case_dir" 2>/dev/null || [ -d "$case_dir" ] || fail "$case_dir could not be made."
+        rm -rf "$unfinished"
     fi
     sweep=$case_dir/images/stacked_fetal_ultrasound
+fi
+
+output=${2:-}
+if [ -z "$output" ]; then
+    # Its own, also where another ./run.sh begins in the same second; gone again where no result comes.
+    moment=$root/results/$(date +%Y%m%d-%H%M%S)
+    output=$moment
+    number=1
+    mkdir -p "$root/results"
+    until mkdir "$output" 2>/dev/null; do
+        [ -d "$output" ] || fail "$output could not be made: name another folder (./run.sh SWEEP OUTPUT_DIR)."
+        number=$((number + 1))
+        output=$moment-$number
+    done
+    trap 'rmdir "$output" 2>/dev/null || true' EXIT
 fi
 
 "$python" -m algorithm predict "$sweep" --model "$model" --output "$output"

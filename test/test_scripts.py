@@ -29,12 +29,14 @@ def run(script: Path, *words: str, path: str | None = None, **variables: str) ->
 
 def tools(folder: Path, **commands: str) -> str:
     """A PATH of the usual small programs and these commands (content of a script each), and nothing else."""
-    usual = "bash sh env cat cksum cut dirname sed git mktemp mkdir rm mv ls wc gzip date head tail chmod uname"
+    usual = "bash sh env cat cksum cut dirname sed git mktemp mkdir rmdir rm mv ls wc gzip date head tail chmod uname"
+    usual += " sha256sum"
     folder.mkdir(exist_ok=True)
     for name in usual.split():
         if (program := shutil.which(name)) and not (folder / name).exists():
             (folder / name).symlink_to(program)
     for name, content in commands.items():
+        (folder / name).unlink(missing_ok=True)  # A link to the machine's own: it must not be written through.
         (folder / name).write_text(content)
         (folder / name).chmod(0o755)
     return str(folder)
@@ -262,6 +264,29 @@ def test_run_generates_a_case_once_and_predicts_it(checkout, stub_tools):
     assert "Results are in /somewhere" in ended.stdout
 
 
+def test_two_runs_at_once_do_not_meet(checkout, stub_tools):
+    """The second to generate the case leaves the first one's as it is. Two in the same second have a folder each, and
+    one without a result leaves none."""
+    python = checkout / ".venv" / "bin" / "python"
+    case = checkout / "results" / "generated-case-20002"
+    python.write_text(f"""#!/bin/sh
+case "$*" in
+    *"training generate"*) mkdir -p "$5/of the second" "{case}/of the first" ;;
+    *predict*) for last in "$@"; do :; done; echo "$last" >> "{checkout}/calls"; : >"$last/results.csv" ;;
+esac
+""")
+    tools(checkout / "bin", date="#!/bin/sh\necho 20261201-120000\n")
+    for _ in range(2):
+        assert run(checkout / "run.sh", **stub_tools).returncode == 0
+    assert [item.name for item in case.iterdir()] == ["of the first"]
+    moment = f"{checkout}/results/20261201-120000"
+    assert [line for line in calls(checkout) if "set_up" not in line] == [moment, f"{moment}-2"]
+    python.write_text("#!/bin/sh\nexit 1\n")
+    assert run(checkout / "run.sh", **stub_tools).returncode == 1
+    names = sorted(item.name for item in (checkout / "results").iterdir())
+    assert names == ["20261201-120000", "20261201-120000-2", "generated-case-20002"]
+
+
 @pytest.mark.parametrize("name", ["build.sh", "export.sh"])
 def test_without_docker_or_an_engine_there_is_one_sentence(checkout, name):
     """What needs an engine says so, and says which half is missing."""
@@ -304,7 +329,7 @@ def test_build_passes_its_settings_to_docker(checkout, stub_tools):
 
 
 def test_export_names_files_by_version_and_commit(checkout, stub_tools):
-    """Three image archives and the model, complete under their names or not there at all."""
+    """Three image archives and the model, complete under their names or not there at all; no model replaces another."""
     dist = checkout / "some dist"
     failed = run(checkout / "export.sh", DIST_DIR=str(dist), SAVE_FAILS="1", **stub_tools)
     assert failed.returncode != 0
@@ -316,8 +341,13 @@ def test_export_names_files_by_version_and_commit(checkout, stub_tools):
         f"acouslic-algorithm-{version}-unknown-exec.tar.gz",
         f"acouslic-algorithm-{version}-unknown.tar.gz",
         f"acouslic-evaluation-{version}-unknown.tar.gz",
-        f"acouslic-model-{version}-unknown.tar.gz",
+        f"acouslic-model-{version}-unknown-44136fa3.tar.gz",  # of "{}"
     ]
+    other = checkout / "model" / "other"
+    other.mkdir()
+    (other / "manifest.json").write_text("[]")
+    assert run(checkout / "export.sh", str(other), DIST_DIR=str(dist), **stub_tools).returncode == 0
+    assert len(list(dist.glob("acouslic-model-*.tar.gz"))) == 2
     assert f"save acouslic-evaluation:{version}" in calls(checkout, "docker-calls")
 
     stub_tools["BUILT_AT"] = "0123456789ab"
