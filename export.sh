@@ -4,10 +4,11 @@
 #   acouslic-algorithm-VERSION-COMMIT.tar.gz         the algorithm's image, invoke mode
 #   acouslic-algorithm-VERSION-COMMIT-exec.tar.gz    the same in exec mode
 #   acouslic-evaluation-VERSION-COMMIT.tar.gz        the evaluation's image
-#   acouslic-model-VERSION-COMMIT.tar.gz             the model, for the page's "model" upload
+#   acouslic-model-VERSION-COMMIT-MODEL.tar.gz       the model, for the page's "model" upload
 #
 #   ./export.sh [MODEL_DIR]    MODEL_DIR: the artifact to pack (default: model/demo)
 #
+# MODEL in the last name is the beginning of its manifest's SHA-256, so that no model's archive replaces another's.
 # DIST_DIR   where to (default: dist/ in the repository)
 # A file appears under its name only when it is complete.
 set -euo pipefail
@@ -63,6 +64,6 @@ for image in "${images[@]}"; do
     docker save "$image" | gzip -n >"$unfinished/$name"
     finish "$name"
 done
-name=acouslic-model-$version-$revision.tar.gz
+name=acouslic-model-$version-$revision-$(sha256sum <"$model/manifest.json" | cut -c1-8).tar.gz
 PYTHONSAFEPATH=1 "$root/.venv/bin/python" -m training pack --model "$model" --out "$unfinished/$name"
 finish "$name"
