@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import dataclasses
 import glob
 import logging
 import os
@@ -96,6 +95,10 @@ def _sweeps_of_list(path: Path, lists: tuple[Path, ...]) -> list[SweepInput]:
     _refuse_misspelt(path, rows[0] if rows else {})
     sweeps = []
     for line, row in enumerate(rows, start=1):
+        if any(row.get(None, ())):  # what csv calls the column of surplus cells
+            raise AcouslicError(
+                f"{path}: row {line} has more cells than there are columns: put a text with commas in double quotes"
+            )
         named = row.get("path")
         if not isinstance(named, str) or not named.strip():
             raise AcouslicError(f"{path}: row {line} names no stack: expected a column `path` with a path in every row")
@@ -106,20 +109,15 @@ def _sweeps_of_list(path: Path, lists: tuple[Path, ...]) -> list[SweepInput]:
             raise AcouslicError(f"{path}: row {line} names {stack}: {error.strerror or error}") from None
         if not is_there:
             raise AcouslicError(f"{path}: row {line} names {stack}, which does not exist")
-        case, age = row.get("case"), _age_in(row, f"{path}: row {line}")
-        if type(case) is int:  # in Parquet; in CSV it is text
-            case = str(case)
-        if case is None or case == "":
-            found = _sweeps_at(stack, lists)
-            sweeps += [dataclasses.replace(sweep, gestational_age=age or sweep.gestational_age) for sweep in found]
-        elif isinstance(case, str) and case == case_name(case) and _fits_a_folder(case):
-            sweeps.append(SweepInput(stack, case, age))
+        where = f"{path}: row {line}"
+        case, age = _case_in(row, where), _age_in(row, where)
+        if case and sees_file(stack) and stack.suffix.lower() not in LIST_SUFFIXES:
+            found = [SweepInput(stack, case)]
         else:
-            if isinstance(case, str) and "/" not in case and case != case_name(case) != "":
-                wrong = f"expected it without a suffix: {case_name(case)!r}"
-            else:
-                wrong = "which no folder can have"
-            raise AcouslicError(f"{path}: row {line} names the case {case!r}, {wrong}")
+            found = _sweeps_at(stack, lists)
+        if case and len(found) > 1:
+            raise AcouslicError(f"{where} names one case, {case!r}, but {stack} holds {len(found)}: give each a row")
+        sweeps += [SweepInput(sweep.path, case or sweep.case, age or sweep.gestational_age) for sweep in found]
     if not sweeps:
         raise AcouslicError(f"{path} lists no stack: expected a column `path` and a row for each")
     return sweeps
@@ -133,12 +131,19 @@ def _refuse_misspelt(path: Path, columns: Iterable[Any]) -> None:
             raise AcouslicError(f"{path}: the column {column!r} must be called {meant!r}: rename it")
 
 
+def _refuse_doubled(path: Path, columns: Sequence[str]) -> None:
+    """Of two columns of one name, one would be left out without a word."""
+    for column in _COLUMNS:
+        if columns.count(column) > 1:
+            raise AcouslicError(f"{path} has {columns.count(column)} columns {column!r}: keep one")
+
+
 def _fits_a_folder(case: str) -> bool:
     """Whether a folder that is not hidden can be called so: file systems take 255 bytes."""
     return not case.startswith(".") and len(case.encode()) <= _LONGEST_NAME_BYTES
 
 
-def _age_in(row: dict[str, Any], where: str) -> str:
+def _age_in(row: dict[Any, Any], where: str) -> str:
     """The gestational age that a row gives, checked; empty where it gives none."""
     age = row.get("gestational_age")
     if age is None or age == "":
@@ -149,7 +154,24 @@ def _age_in(row: dict[str, Any], where: str) -> str:
         raise AcouslicError(f"{where}: {error}") from None
 
 
-def _rows_of_list(path: Path) -> list[dict[str, Any]]:
+def _case_in(row: dict[Any, Any], where: str) -> str:
+    """The name that a row gives its case, checked; empty where it gives none."""
+    case = row.get("case")
+    if case is None:
+        return ""
+    if type(case) is int:  # in Parquet; in CSV it is text
+        return str(case)
+    wrong = "which no folder can have"
+    if isinstance(case, str) and "/" not in case:
+        name = case_name(case).strip()
+        if case == name and _fits_a_folder(case):
+            return case
+        if name not in ("", case):
+            wrong = f"expected it without {'spaces around it' if case.strip() == name else 'a suffix'}: {name!r}"
+    raise AcouslicError(f"{where} names the case {case!r}, {wrong}")
+
+
+def _rows_of_list(path: Path) -> list[dict[Any, Any]]:
     if path.suffix.lower() == ".parquet":
         try:
             import pyarrow.parquet
@@ -160,7 +182,7 @@ def _rows_of_list(path: Path) -> list[dict[str, Any]]:
         try:
             # Opened here: a folder's name that is not UTF-8 is none to pyarrow.
             with path.open("rb") as content:
-                rows: list[dict[str, Any]] = pyarrow.parquet.read_table(content).to_pylist()
+                rows: list[dict[Any, Any]] = pyarrow.parquet.read_table(content).to_pylist()
         except (OSError, ValueError) as error:
             raise AcouslicError(f"{path} is not a readable Parquet file: {error}") from None
         return rows
@@ -169,6 +191,7 @@ def _rows_of_list(path: Path) -> list[dict[str, Any]]:
             reader = csv.DictReader(file, strict=True, skipinitialspace=True)
             # With spaces beside the commas a column would be called " case ", and be left out without a word.
             reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+            _refuse_doubled(path, reader.fieldnames)
             return list(reader)
     except (OSError, ValueError, csv.Error) as error:
         raise AcouslicError(f"{path} is not a readable CSV file: {error}") from None

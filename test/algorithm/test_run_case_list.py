@@ -223,6 +223,45 @@ def test_a_column_that_is_spelt_otherwise_is_refused(column: str, tmp_path: Path
         find_sweeps([tmp_path / "list.csv"])
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("path,case\na.mha,Doe,Jane\n", "row 1 has more cells than there are columns"),
+        ("path,case,gestational_age\na.mha,a,28w3d,\nb.mha,b,28w3d,x\n", "row 2 has more cells than there are columns"),
+        ("path,case, path\na.mha,a,b.mha\n", "has 2 columns 'path': keep one"),
+        ("path,case\na.mha,A \nb.mha,A\n", "row 1 names the case 'A ', expected it without spaces around it: 'A'"),
+    ],
+)
+def test_nothing_in_a_list_is_left_out_without_a_word(text: str, said: str, tmp_path: Path) -> None:
+    """Cells beyond the columns, unless they are empty; columns of one name; spaces that tell two cases apart."""
+    for name in ("a.mha", "b.mha"):
+        (tmp_path / name).touch()
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(AcouslicError, match=said):
+        find_sweeps([tmp_path / "list.csv"])
+
+
+@pytest.mark.parametrize("stack", ["c1/images/stacked-fetal-ultrasound/a.mha", "c1/a.mha", "c1/f0.png", "c1/s/IM1"])
+def test_a_row_may_name_the_case_of_a_folder(tmp_path: Path, stack: str) -> None:
+    """Of every layout that is read without the name, and of a list; several cases cannot have one name."""
+    (tmp_path / stack).parent.mkdir(parents=True)
+    (tmp_path / stack).touch()
+    if stack.endswith("IM1"):
+        saved(dataset(pictures(), number=1), tmp_path / stack)
+    (tmp_path / "inner.csv").write_text("path,gestational_age\nc1,28w3d\n")
+    for name, age in (("c1", ""), ("inner.csv", "28w3d")):
+        (tmp_path / "list.csv").write_text(f"path,case\n{name},P1\n")
+        (sweep,) = find_sweeps([tmp_path / "list.csv"])
+        assert (sweep.case, sweep.gestational_age) == ("P1", age)
+        assert sweep.path == find_sweeps([tmp_path / "c1"])[0].path
+    (tmp_path / "two").mkdir()
+    for name in ("a.mha", "b.mha"):
+        (tmp_path / "two" / name).touch()
+    (tmp_path / "list.csv").write_text("path,case\ntwo,P1\n")
+    with pytest.raises(AcouslicError, match=r"row 1 names one case, 'P1', but .*/two holds 2: give each a row"):
+        find_sweeps([tmp_path / "list.csv"])
+
+
 def test_a_list_that_names_itself_is_refused(tmp_path: Path) -> None:
     """At once, or by way of another list; a list may name others."""
     (tmp_path / "a.mha").touch()
