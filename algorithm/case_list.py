@@ -56,10 +56,22 @@ def find_sweeps(paths: Sequence[Path]) -> list[SweepInput]:
     counts = Counter(sweep.case for sweep in sweeps)
     for case, count in counts.items():
         if count > 1:
-            double = ", ".join(str(sweep.path) for sweep in sweeps if sweep.case == case)
-            raise AcouslicError(f"{count} stacks would write to the same folder {case!r}: {double}; rename all but one")
+            double = [sweep for sweep in sweeps if sweep.case == case]
+            if all(map(_is_called_by_uid, double)):
+                raise AcouslicError(
+                    f"{count} of the stacks are copies or parts of one DICOM object, {case}: keep one copy, or put the "
+                    "parts into one folder"
+                )
+            names = ", ".join(str(sweep.path) for sweep in double)
+            raise AcouslicError(f"{count} stacks would write to the same folder {case!r}: {names}; rename all but one")
         check_case_name(case)
     return sweeps
+
+
+def _is_called_by_uid(sweep: SweepInput) -> bool:
+    """Whether the case's name is from DICOM: another name of the file would not change it, and must not be told."""
+    dicom = case_files(sweep.path)[0] if sees_folder(sweep.path) else [sweep.path]
+    return bool(dicom) and is_dicom(dicom[0]) and sweep.case == dicom_case_name(dicom)
 
 
 def check_case_name(case: str) -> None:

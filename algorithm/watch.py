@@ -177,7 +177,10 @@ class _Watcher:
             if sweep is None:
                 continue
             if taken.setdefault(sweep.case, sweep.path) != sweep.path:
-                self._tell(path, f"{path} is not analysed: {taken[sweep.case]} has the same case name, {sweep.case}")
+                sentence = f"{path} is not analysed: {taken[sweep.case]} has the same case name, {sweep.case}"
+                if is_dicom(path) or is_dicom(taken[sweep.case]):  # Their names may be patients'.
+                    sentence = f"{self._input_dir} holds several files that are DICOM {sweep.case}: keep one of them"
+                self._tell(path, sentence)
                 continue
             with contextlib.suppress(OSError, AcouslicError):  # Gone, or out of reach just now.
                 row = self._row_of(sweep)

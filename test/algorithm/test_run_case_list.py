@@ -35,6 +35,23 @@ def test_a_dicom_case_is_called_by_its_uid(tmp_path: Path) -> None:
     assert _cases(tmp_path) == [(tmp_path.name, STUDY)]
 
 
+def test_copies_of_a_dicom_file_are_told_without_their_names(tmp_path: Path) -> None:
+    """They may be a patient's, and another name would not help; a name that a list gives is the user's to change."""
+    paths = [saved(dataset(pictures(), number=1), tmp_path / f"DOE_JANE{end}.dcm") for end in ("", "_copy")]
+    (tmp_path / "folder").mkdir()
+    saved(dataset(pictures(), number=1), tmp_path / "folder" / "DOE_JANE")
+    for given in (paths, [paths[0], tmp_path / "folder"]):
+        with pytest.raises(AcouslicError) as caught:
+            find_sweeps(given)
+        assert str(caught.value).startswith(
+            "2 of the stacks are copies or parts of one DICOM object, 1.2.826.0.1.3680043.8.498.3.1: keep one"
+        )
+        assert "JANE" not in str(caught.value)
+    (tmp_path / "list.csv").write_text("path,case\nDOE_JANE.dcm,A\nfolder,A\n")
+    with pytest.raises(AcouslicError, match=r"same folder 'A': .* rename all but one"):
+        find_sweeps([tmp_path / "list.csv"])
+
+
 def test_a_discs_table_of_contents_is_no_sweep(tmp_path: Path) -> None:
     """A `DICOMDIR` is DICOM without pixels: the files beside it are the case, and folders below are looked into."""
     (tmp_path / "series").mkdir()

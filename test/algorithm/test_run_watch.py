@@ -206,7 +206,8 @@ def test_dicom_of_any_name_is_taken_and_what_is_left_is_told_once(
         (stacks / name).touch()
     watcher = watch._Watcher(stacks, settings, Maker("0", "m", "x", {}), None, None)
     list(watcher._new(0.0))
-    assert [word in capsys.readouterr().err for word in ("results.csv", "out", "study")] == [False] * 3
+    told = [line.split(" is not analysed: ")[0] for line in capsys.readouterr().err.splitlines()]
+    assert told == [str(stacks / name) for name in ("DICOMDIR", "list.csv", "pipe", "still.png")]
 
 
 def test_a_watched_folder_that_vanishes_ends_the_watcher(watcher, tmp_path):
@@ -216,6 +217,17 @@ def test_a_watched_folder_that_vanishes_ends_the_watcher(watcher, tmp_path):
     (tmp_path / "stacks").rmdir()
     with pytest.raises(AcouslicError, match=r"stacks could not be read: .*\): mount it or make it again, and start"):
         list(first._new(0.0))
+
+
+def test_copies_of_a_dicom_file_are_told_without_their_names(write_ultrasound, watcher, tmp_path, capsys):
+    """They may be a patient's; one of the copies is analysed."""
+    looking = watcher()
+    write_ultrasound(tmp_path / "stacks" / "DOE_JANE.dcm", 4)
+    shutil.copy(tmp_path / "stacks" / "DOE_JANE.dcm", tmp_path / "stacks" / "DOE_JANE_copy.dcm")
+    (sweep,), (again,) = looking._new(0.0), looking._new(0.0)
+    assert sweep == again
+    sentence = f"{tmp_path / 'stacks'} holds several files that are DICOM {sweep.case}: keep one of them\n"
+    assert capsys.readouterr().err == sentence
 
 
 class ReadingPipeline:
