@@ -92,10 +92,17 @@ def check_apart(sweep: SweepInput, output_dir: Path) -> None:
 
 
 def _matches(path: Path) -> list[Path]:
-    """What a pattern stands for: a shell outside a container cannot expand one that is meant for the inside."""
+    """What a pattern stands for: a shell outside a container cannot expand one that is meant for the inside.
+
+    Raises AcouslicError where it stands for nothing.
+    """
     if not glob.has_magic(str(path)) or os.path.lexists(path):
         return [path]
-    return [Path(match) for match in sorted(glob.glob(str(path)))] or [path]  # noqa: PTH207 - absolute patterns too
+    matches = sorted(glob.glob(str(path)))  # noqa: PTH207 - absolute patterns too
+    if not matches:
+        advice = "write a bracket of a name as [[]" if "[" in str(path) else "give sweep stacks or folders of them"
+        raise AcouslicError(f"{path} does not exist, and as a pattern it matches nothing: {advice}")
+    return [Path(match) for match in matches]
 
 
 def _sweeps_of_list(path: Path, lists: tuple[Path, ...]) -> list[SweepInput]:

@@ -193,6 +193,18 @@ def test_a_path_that_may_not_be_read_is_not_missing(tmp_path: Path, monkeypatch:
         find_sweeps([tmp_path / "none.mha"])
 
 
+def test_a_pattern_that_matches_nothing_says_how_to_write_a_bracket(tmp_path: Path) -> None:
+    """Those of a folder's own name are a pattern as well, unless they are written as one."""
+    folder = tmp_path / "br[1]"
+    folder.mkdir()
+    (folder / "a.mha").touch()
+    with pytest.raises(AcouslicError, match=r"does not exist, .* matches nothing: write a bracket of a name as \[\[\]"):
+        find_sweeps([folder / "*.mha"])
+    assert _cases(tmp_path / "br[[]1]" / "*.mha") == _cases(folder) == [("a.mha", "a")]
+    with pytest.raises(AcouslicError, match="as a pattern it matches nothing: give sweep stacks"):
+        find_sweeps([tmp_path / "*.mha"])
+
+
 @pytest.mark.parametrize("name", ["x.nii.gz", "x.png", "x.dcm", "x.mp4"])
 def test_the_platforms_socket_takes_its_own_kinds_alone(tmp_path: Path, name: str) -> None:
     """What people may have beside is not what the platform hands over."""
