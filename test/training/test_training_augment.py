@@ -97,6 +97,16 @@ def test_a_shadow_only_darkens() -> None:
     assert (frames <= draw_batch()[0]).all()
 
 
+def test_a_shadow_is_seen_and_leaves_something() -> None:
+    """Every shadow takes a fifth of the light where it is darkest, and none more than nine tenths, which some nearly
+    take."""
+    frames = torch.full((120, 48, 48), 200, dtype=torch.uint8)
+    shown, _ = show(AugmentSettings(**(NOTHING | {"shadow": 1.0})), frames, torch.zeros_like(frames))  # type: ignore[arg-type]
+    left = shown.amin((1, 2)) / 200
+    assert left.max() < 0.82
+    assert 0.09 < left.min() < 0.15
+
+
 def test_attenuation_follows_depth() -> None:
     """Within a column the change is monotone from the probe down."""
     frames, _ = augment(attenuation=1.0)
