@@ -130,6 +130,18 @@ def test_outline_in_two_pieces_is_fitted_by_both() -> None:
     assert circumference_px(fitted) == pytest.approx(circumference_px(true), rel=0.01)
 
 
+def test_hole_of_a_cut_body_is_not_taken_for_the_body() -> None:
+    """Its outline encloses more than those of the arcs above and below do, a third of what is seen of the body: the
+    ellipse goes through all of them, far outside the hole."""
+    hole = Ellipse((150, 100), (50, 25), 0)
+    mask = draw_ellipse(Ellipse((150, 100), (110, 60), 0), 200, 300) & ~draw_ellipse(hole, 200, 300)
+    fov = _whole(mask)
+    fov[:, :80] = fov[:, 225:] = False
+    fitted = fit_seen_outline(mask, fov)
+    assert fitted is not None
+    assert circumference_px(fitted) > 1.4 * circumference_px(hole)
+
+
 def test_marked_outline_is_the_one_that_is_fitted() -> None:
     """Bodies cut by the fan: the official fit to the drawn ellipse finds a crumb of outline or nothing for some of
     them, and finds the ellipse for every one with a mark. A mark has few pixels, all of them inside the field."""
