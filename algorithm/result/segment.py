@@ -46,13 +46,15 @@ def clean_mask(
 
 def as_measured(filled: Mask, ellipse: Ellipse, fov: Mask) -> tuple[Mask, Ellipse | None]:
     """A filled ellipse, (rows, columns), such that the official evaluator measures `ellipse`, and its official ellipse:
-    as it is, or with a mark on its outline (`mark_outline`). Where neither is measured so, as it is, and None."""
+    as it is, or, where that is nearer, with a mark on its outline (`mark_outline`). Where neither is measured so, as it
+    is, and None."""
     official = fit_ellipse(filled, fov)
     if _change(ellipse, official) <= _USUAL_CHANGE:
         return filled, official
     marked = mark_outline(filled, fov)
-    official = fit_ellipse(marked, fov)
-    return (marked, official) if _change(ellipse, official) <= _MOST_CHANGE else (filled, None)
+    tried = [(filled, official), (marked, fit_ellipse(marked, fov))]
+    mask, official = min(tried, key=lambda one: _change(ellipse, one[1]))
+    return (mask, official) if _change(ellipse, official) <= _MOST_CHANGE else (filled, None)
 
 
 def _change(ellipse: Ellipse, official: Ellipse | None) -> float:
