@@ -221,9 +221,11 @@ class _Watcher:
         for item in sorted(filter(self._is_stray, items)):
             with contextlib.suppress(OSError):  # Gone, or a link that leads nowhere.
                 if self._is_settled([item], settled_s) and not self._is_ours(item):
+                    # The name of a folder of DICOM files may be a patient's.
+                    what = f"a folder in {self._input_dir}" if sees_folder(item) else str(item)
                     self._tell(
                         item,
-                        f"{item} is not analysed: a watcher takes each sweep stack and each DICOM file, and leaves "
+                        f"{what} is not analysed: a watcher takes each sweep stack and each DICOM file, and leaves "
                         "folders, pictures and lists to `acouslic predict`",
                     )
 
