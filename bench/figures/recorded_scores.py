@@ -10,6 +10,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,8 @@ from algorithm.model.student import Student
 
 _IDENTITY = PreprocessingConfig(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
 """Leaves grey levels as they are, which here spell a frame's number."""
+Network = Callable[[Tensor], list[Tensor]]
+"""From normalised images to probabilities: presence, and optimality, empty where there is none."""
 
 
 @dataclass(frozen=True)
@@ -93,36 +96,17 @@ def record_case(
     if blank.all():
         raise AcouslicError(f"{image_path} has only black frames: there is none to choose")
 
-    def run(network: Callable[[Tensor], list[Tensor]]) -> tuple[list[NDArray[np.float32]], float]:
-        parts, seconds = [], []
-        for start in range(0, len(blank), batch_frames):
-            frames = resized.frames[start : start + batch_frames]
-            begun = time.perf_counter()
-            scores = network(normalise(frames, preprocessing, ensemble.dtype))
-            parts.append([values.cpu().numpy() for values in scores])
-            seconds.append((time.perf_counter() - begun) / len(frames))
-        counted = seconds[1:] or seconds
-        whole_s = sum(counted) / len(counted) * len(blank)
-        return [np.concatenate(list(values), axis=-1) for values in zip(*parts, strict=True)], whole_s
-
-    def members(images: Tensor) -> list[Tensor]:
-        scores = ensemble.score(images)
-        return [scores.presence_probability, scores.optimality_probability]
-
-    def gate(images: Tensor) -> list[Tensor]:
-        scores = ensemble.gate(images)
-        optimality = scores.optimality_probability
-        return [scores.presence_probability, images.new_empty(0) if optimality is None else optimality]
-
-    def ask_student(images: Tensor) -> list[Tensor]:
-        assert student is not None
-        presence, optimality = student(images)
-        return [presence.sigmoid(), presence.new_empty(0) if optimality is None else optimality.sigmoid()]
-
+    ask = partial(
+        _ask_all,
+        frames=resized.frames,
+        preprocessing=preprocessing,
+        dtype=ensemble.dtype,
+        batch_frames=batch_frames,
+    )
     none = [np.zeros(0, np.float32)] * 2
-    of_members, members_s = run(members)
-    of_gate, gate_s = run(gate) if with_gate else (none, 0.0)
-    of_student, student_s = run(ask_student) if student is not None else (none, 0.0)
+    of_members, members_s = ask(partial(_members_say, ensemble))
+    of_gate, gate_s = ask(partial(_gate_says, ensemble)) if with_gate else (none, 0.0)
+    of_student, student_s = (none, 0.0) if student is None else ask(partial(_student_says, student))
     return Record(
         case=case,
         labels=frame_labels(mask_path),
@@ -137,6 +121,38 @@ def record_case(
         student_optimality=of_student[1],
         student_s=student_s,
     )
+
+
+def _ask_all(
+    network: Network, frames: Tensor, preprocessing: PreprocessingConfig, dtype: torch.dtype, batch_frames: int
+) -> tuple[list[NDArray[np.float32]], float]:
+    """Presence and optimality of all frames, uint8 (F, S, S); seconds as in `Record.members_s`."""
+    parts, seconds = [], []
+    for start in range(0, len(frames), batch_frames):
+        batch = frames[start : start + batch_frames]
+        begun = time.perf_counter()
+        scores = network(normalise(batch, preprocessing, dtype))
+        parts.append([values.cpu().numpy() for values in scores])
+        seconds.append((time.perf_counter() - begun) / len(batch))
+    counted = seconds[1:] or seconds
+    whole_s = sum(counted) / len(counted) * len(frames)
+    return [np.concatenate(list(values), axis=-1) for values in zip(*parts, strict=True)], whole_s
+
+
+def _members_say(ensemble: Ensemble, images: Tensor) -> list[Tensor]:
+    scores = ensemble.score(images)
+    return [scores.presence_probability, scores.optimality_probability]
+
+
+def _gate_says(ensemble: Ensemble, images: Tensor) -> list[Tensor]:
+    scores = ensemble.gate(images)
+    optimality = scores.optimality_probability
+    return [scores.presence_probability, images.new_empty(0) if optimality is None else optimality]
+
+
+def _student_says(student: Student, images: Tensor) -> list[Tensor]:
+    presence, optimality = student(images)
+    return [presence.sigmoid(), presence.new_empty(0) if optimality is None else optimality.sigmoid()]
 
 
 def frame_labels(mask_path: Path) -> NDArray[np.uint8]:
