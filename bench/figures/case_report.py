@@ -1,5 +1,6 @@
 """The figures of `case.py`: what was measured, what follows from it, as a table and as JSON."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -84,8 +85,6 @@ class CaseReport:
         """One object with every figure."""
         ours = _median_run(self.ours)
         a_float32, a_autocast = self.a(self.float32), self.a(self.autocast.runs)
-        flop, seconds = self.b_flop(ours), ours.wall_s
-        timings = ours.report["timings"]
         result = {
             "date": today(),
             "machine": self.machine,
@@ -100,19 +99,9 @@ class CaseReport:
             "adapted_layers": len(self._adapted),
             "frames": self.header.frames,
             "mode": self.manifest.scoring.mode,
-            "refined_frames": ours.report["refined_frames"],
-            "seconds_per_case": seconds,
-            "seconds_per_case_range": [min(run.wall_s for run in self.ours), max(run.wall_s for run in self.ours)],
-            "speedup": a_float32.total_s / seconds,
-            "speedup_over_autocast": a_autocast.total_s / seconds,
-            "first_frame_s": timings["first_frame_s"],
-            "phases": {name: timings[name] for name in PHASES},
-            "peak_rss_bytes": max(run.report["timings"]["peak_rss_bytes"] for run in self.ours),
-            "peak_device_bytes": timings["peak_device_bytes"],
-            "flop_per_case": flop.total,
-            "flop_by_phase": {"gate": flop.gate, "refine": flop.refine, "segment": flop.segment},
+            **self._ours_json(ours, a_float32),
+            "speedup_over_autocast": a_autocast.total_s / ours.wall_s,
             "peak_flop_per_s": self.peak_flop_per_s,
-            "share_of_peak": self._share(flop, ours),
             "selected_frame_agrees": self.agreement["agrees"],
             "selected_frame_agrees_exhaustive": self.agreement["agrees_exhaustive"],
             "agreement": self.agreement,
@@ -122,35 +111,44 @@ class CaseReport:
             },
         }
         if self.exhaustive:
-            run = _median_run(self.exhaustive)
-            seconds = run.wall_s
-            result["exhaustive"] = {
-                "seconds_per_case": seconds,
-                "speedup": a_float32.total_s / seconds,
-                "phases": {name: run.report["timings"][name] for name in PHASES},
-                "flop_per_case": self.b_flop(run).total,
-                "share_of_peak": self._share(self.b_flop(run), run),
-                "peak_rss_bytes": run.report["timings"]["peak_rss_bytes"],
-            }
+            result["exhaustive"] = self._exhaustive_json(_median_run(self.exhaustive), a_float32)
         if self.kept:
-            run = _median_run(self.kept)
-            result["kept_patches"] = {
-                "seconds_per_case": run.wall_s,
-                "speedup": a_float32.total_s / run.wall_s,
-                "time_share": run.wall_s / _median_run(self.ours).wall_s,
-                "phases": {name: run.report["timings"][name] for name in PHASES},
-                "refined_frames": run.report["refined_frames"],
-                "peak_rss_bytes": run.report["timings"]["peak_rss_bytes"],
-            }
+            result["kept_patches"] = self._kept_json(_median_run(self.kept), a_float32)
         if self.cold_ours is not None and self.cold_float32 is not None:
-            cold_a = self.a([self.cold_float32])
-            result["cold"] = {
-                "seconds_per_case": self.cold_ours.wall_s,
-                "first_frame_s": self.cold_ours.report["timings"]["first_frame_s"],
-                "phases": {name: self.cold_ours.report["timings"][name] for name in PHASES},
-                "speedup": cold_a.total_s / self.cold_ours.wall_s,
-            }
+            first_frame_s = self.cold_ours.report["timings"]["first_frame_s"]
+            result["cold"] = _run_json(self.cold_ours, self.a([self.cold_float32])) | {"first_frame_s": first_frame_s}
         return result
+
+    def _ours_json(self, run: SideRun, a_float32: Extrapolated) -> dict[str, Any]:
+        """B as it is set up."""
+        timings, flop = run.report["timings"], self.b_flop(run)
+        return _run_json(run, a_float32) | {
+            "refined_frames": run.report["refined_frames"],
+            "seconds_per_case_range": [min(each.wall_s for each in self.ours), max(each.wall_s for each in self.ours)],
+            "first_frame_s": timings["first_frame_s"],
+            "peak_rss_bytes": max(each.report["timings"]["peak_rss_bytes"] for each in self.ours),
+            "peak_device_bytes": timings["peak_device_bytes"],
+            "flop_per_case": flop.total,
+            "flop_by_phase": {"gate": flop.gate, "refine": flop.refine, "segment": flop.segment},
+            "share_of_peak": self._share(flop, run),
+        }
+
+    def _exhaustive_json(self, run: SideRun, a_float32: Extrapolated) -> dict[str, Any]:
+        """B without its gate."""
+        flop = self.b_flop(run)
+        return _run_json(run, a_float32) | {
+            "flop_per_case": flop.total,
+            "share_of_peak": self._share(flop, run),
+            "peak_rss_bytes": run.report["timings"]["peak_rss_bytes"],
+        }
+
+    def _kept_json(self, run: SideRun, a_float32: Extrapolated) -> dict[str, Any]:
+        """B on the patches inside the fan alone."""
+        return _run_json(run, a_float32) | {
+            "time_share": run.wall_s / _median_run(self.ours).wall_s,
+            "refined_frames": run.report["refined_frames"],
+            "peak_rss_bytes": run.report["timings"]["peak_rss_bytes"],
+        }
 
     def _gate_json(self, run: SideRun) -> dict[str, Any] | None:
         """What chose the frames for the whole ensemble; None where it saw all."""
@@ -290,9 +288,16 @@ class CaseReport:
         }
 
 
-def _rank(model: Path) -> int:
-    import json
+def _run_json(run: SideRun, a: Extrapolated) -> dict[str, Any]:
+    """What every run of B is asked for, `a` being side A on the same case."""
+    return {
+        "seconds_per_case": run.wall_s,
+        "speedup": a.total_s / run.wall_s,
+        "phases": {name: run.report["timings"][name] for name in PHASES},
+    }
 
+
+def _rank(model: Path) -> int:
     return int(json.loads((model / "members" / "0" / "adapter_config.json").read_text())["r"])
 
 
