@@ -21,6 +21,7 @@ import argparse  # noqa: E402
 import contextlib  # noqa: E402
 import json  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
+from dataclasses import dataclass  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import cv2  # noqa: E402
@@ -35,7 +36,7 @@ from torch import Tensor, nn  # noqa: E402
 from torchvision.transforms import InterpolationMode  # noqa: E402
 from torchvision.transforms import functional as transforms  # noqa: E402
 
-from acouslic.ellipse import circumference_mm  # noqa: E402
+from acouslic.ellipse import Ellipse, circumference_mm  # noqa: E402
 from acouslic.errors import AcouslicError  # noqa: E402
 from acouslic.fov import field_of_view  # noqa: E402
 from acouslic.geometry import sweep_ranges  # noqa: E402
@@ -244,8 +245,117 @@ def on_full_grid(tokens: Tensor, config: TowerConfig) -> Tensor:
     return full
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """The frame that a case is measured on."""
+
+    first_candidate: int
+    """Before any outline."""
+    frame_index: int
+    mask: np.ndarray
+    """bool (rows, columns)."""
+    ellipse: Ellipse | None
+
+
+def choose_frame(
+    model: PeftModel,
+    heads: list[Heads],
+    images: Tensor,
+    manifest: Manifest,
+    presence: np.ndarray,
+    optimality: np.ndarray,
+    shape: tuple[int, int],
+) -> Chosen:
+    """Of the candidates by the members' mean probabilities the first with an ellipse, else the first of all.
+
+    Images (F, 3, S, S), probabilities (members, F); `shape` is that of a frame, rows and columns.
+    """
+    sweeps, selection = sweep_ranges(len(images)), manifest.selection
+    quality = judge_frames(presence.mean(0), optimality.mean(0), sweeps, selection).quality
+    fov = field_of_view(*shape)
+    candidates = choose_candidates(quality, sweeps, selection.candidates)
+    outlines = {}
+    for index in candidates:
+        probability = mask_to_frame(segment(model, heads, images[index], manifest)[None], *shape)[0]
+        outlines[index] = clean_mask(probability.cpu().numpy(), fov, manifest.thresholds.mask, selection.mask_shape)
+        if outlines[index][1] is not None:
+            break
+    else:
+        index = candidates[0]
+    return Chosen(int(candidates[0]), int(index), *outlines[index])
+
+
+def write_result(folder: Path, stack_image: sitk.Image, chosen: Chosen) -> None:
+    """A stack of masks, empty but for the chosen frame, on the grid of `stack_image`; and the frame's index."""
+    stack = np.zeros_like(sitk.GetArrayViewFromImage(stack_image))
+    stack[chosen.frame_index] = chosen.mask
+    folder.mkdir(parents=True, exist_ok=True)
+    written = sitk.GetImageFromArray(stack)
+    written.CopyInformation(stack_image)
+    sitk.WriteImage(written, str(folder / "output.mha"), useCompression=True)
+    (folder / "frame.json").write_text(json.dumps(chosen.frame_index))
+
+
+class Laps:
+    """Seconds by phase, each from the end of the one before, the device's work waited for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds = {"import_s": process_age_s()}
+        self._device = device
+        self._ended = time.monotonic()
+
+    def end(self, phase: str) -> None:
+        """The phase is over."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+        now = time.monotonic()
+        self.seconds[phase], self._ended = now - self._ended, now
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one case and print what `case.py` needs."""
+    args = _parser().parse_args(arguments)
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    # On a GPU torch lets convolutions, here the patches', round float32 to 10 bits: too coarse to compare with.
+    torch.backends.cudnn.allow_tf32 = False
+    laps = Laps(device)
+    manifest = read_manifest(args.model)
+    check_comparable(args.model, manifest)
+    model, heads = load_model(args.model, manifest, device)
+    autocast: contextlib.AbstractContextManager = contextlib.nullcontext()
+    if args.precision != "float32":
+        put_sequence_first(model.base_model.model)
+        autocast = torch.autocast(device.type, getattr(torch, args.precision))
+    laps.end("load_s")
+    stack_image = sitk.ReadImage(str(args.sweep))
+    frames = sitk.GetArrayFromImage(stack_image)
+    laps.end("read_s")
+    images = torch.stack([preprocess(frame, manifest) for frame in frames]).to(device)
+    laps.end("preprocess_s")
+    presence, optimality, passes = score(model, heads, images, manifest, autocast)
+    laps.end("score_s")
+    chosen = choose_frame(model, heads, images, manifest, presence, optimality, frames.shape[1:])
+    laps.end("segment_s")
+    write_result(args.output, stack_image, chosen)
+    laps.end("write_s")
+    ellipse, spacing_mm = chosen.ellipse, stack_image.GetSpacing()[1::-1]
+    result = {
+        **laps.seconds,
+        "frames": len(frames),
+        "precision": args.precision,
+        "device": str(device),
+        "first_candidate": chosen.first_candidate,
+        "chosen_frame": chosen.frame_index,
+        "circumference_mm": None if ellipse is None else circumference_mm(ellipse, spacing_mm),
+        "passes": passes,
+        "member_presence": presence.tolist(),
+        "member_optimality": optimality.tolist(),
+        "peak_rss_bytes": peak_rss_bytes(),
+    }
+    print(json.dumps(result))
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sweep", type=Path, required=True, help="stack of frames")
     parser.add_argument("--model", type=Path, required=True, help="folder of the artifact")
@@ -257,71 +367,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="of autocast; float32 is none (default: %(default)s)",
     )
     add_device(parser)
-    args = parser.parse_args(arguments)
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    # On a GPU torch lets convolutions, here the patches', round float32 to 10 bits: too coarse to compare with.
-    torch.backends.cudnn.allow_tf32 = False
-    times = {"import_s": process_age_s()}
-    clock = time.monotonic()
-
-    def lap(phase: str) -> None:
-        nonlocal clock
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times[phase], clock = time.monotonic() - clock, time.monotonic()
-
-    manifest = read_manifest(args.model)
-    check_comparable(args.model, manifest)
-    model, heads = load_model(args.model, manifest, device)
-    if args.precision != "float32":
-        put_sequence_first(model.base_model.model)
-    lap("load_s")
-    stack_image = sitk.ReadImage(str(args.sweep))
-    frames = sitk.GetArrayFromImage(stack_image)
-    lap("read_s")
-    images = torch.stack([preprocess(frame, manifest) for frame in frames]).to(device)
-    lap("preprocess_s")
-    autocast: contextlib.AbstractContextManager = contextlib.nullcontext()
-    if args.precision != "float32":
-        autocast = torch.autocast(device.type, getattr(torch, args.precision))
-    presence, optimality, passes = score(model, heads, images, manifest, autocast)
-    lap("score_s")
-    sweeps, selection = sweep_ranges(len(frames)), manifest.selection
-    quality = judge_frames(presence.mean(0), optimality.mean(0), sweeps, selection).quality
-    fov = field_of_view(*frames.shape[1:])
-    candidates = choose_candidates(quality, sweeps, selection.candidates)
-    outlines = {}
-    for chosen in candidates:
-        probability = mask_to_frame(segment(model, heads, images[chosen], manifest)[None], *frames.shape[1:])[0]
-        outlines[chosen] = clean_mask(probability.cpu().numpy(), fov, manifest.thresholds.mask, selection.mask_shape)
-        if outlines[chosen][1] is not None:
-            break
-    else:
-        chosen = candidates[0]
-    mask, ellipse = outlines[chosen]
-    lap("segment_s")
-    stack = np.zeros_like(frames)
-    stack[chosen] = mask
-    args.output.mkdir(parents=True, exist_ok=True)
-    written = sitk.GetImageFromArray(stack)
-    written.CopyInformation(stack_image)
-    sitk.WriteImage(written, str(args.output / "output.mha"), useCompression=True)
-    (args.output / "frame.json").write_text(json.dumps(int(chosen)))
-    lap("write_s")
-    result = {
-        **times,
-        "frames": len(frames),
-        "precision": args.precision,
-        "device": str(device),
-        "first_candidate": int(candidates[0]),
-        "chosen_frame": int(chosen),
-        "circumference_mm": None if ellipse is None else circumference_mm(ellipse, stack_image.GetSpacing()[1::-1]),
-        "passes": passes,
-        "member_presence": presence.tolist(),
-        "member_optimality": optimality.tolist(),
-        "peak_rss_bytes": peak_rss_bytes(),
-    }
-    print(json.dumps(result))
+    return parser
 
 
 if __name__ == "__main__":
