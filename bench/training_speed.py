@@ -124,31 +124,8 @@ def summarise(turns: Sequence[dict[str, Any]], peak_flop_per_s: float) -> dict[s
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--cache", type=Path, help="cases that `acouslic train prepare` made (default: some are drawn)")
-    parser.add_argument("--tower", type=Path, help="open_clip's configuration (default: one for the recipe)")
-    parser.add_argument(
-        "--recipe", choices=[*RECIPES, "both"], default="cls", help="what is trained (default: %(default)s)"
-    )
-    parser.add_argument("--against", type=Path, help="a checkout of an older version (default: none)")
-    parser.add_argument("--turns", type=at_least(1), default=2, help="of each side (default: %(default)s)")
-    parser.add_argument("--steps", type=at_least(1), default=8, help="timed ones of a turn (default: %(default)s)")
-    has_gpu = torch.cuda.is_available()
-    parser.add_argument("--batch", type=at_least(1), help="frames a step (default: as many as the recipe has)")
-    dtype, _ = autocast_type(torch.device("cuda" if has_gpu else "cpu"))
-    half = [name for name, of_name in _DTYPES.items() if of_name == dtype]
-    parser.add_argument(
-        "--precision", choices=sorted(_DTYPES), default=half[0], help="of a step (default here: %(default)s)"
-    )
-    add_threads(parser)
-    parser.add_argument("--settings", nargs="*", default=[], metavar="SECTION.SETTING=VALUE", help="of `fit`, for ours")
-    options = parser.parse_args(arguments)
-    check_there(options.cache, options.tower, options.against)
-    machine = describe_machine()
-    tower_config, batch = tower_and_batch(options.recipe, has_gpu)
-    options.batch = options.batch or batch
+def take_turns(options: argparse.Namespace, tower_config: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The turns of each column; the tower's configuration is for where no file of one is given."""
     with tempfile.TemporaryDirectory(prefix="bench-training-") as folder:
         tower = options.tower
         if tower is None:
@@ -165,6 +142,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for name, (side, recipe, tree) in sides.items():
                 print(f"turn {turn + 1} of {options.turns}: {name}", file=sys.stderr, flush=True)
                 turns[name].append(run_side(side, tree, [*words, f"--recipe={recipe}"]))
+    return turns
+
+
+def speedups(figures: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Of our step over the others that were measured, by the key of the JSON."""
+    pairs = {
+        "speedup": ("ours", "straightforward"),
+        "speedup_over_older": ("ours", "older"),
+        "speedup_over_older_our_recipe": ("our recipe", "older, our recipe"),
+    }
+    return {
+        name: figures[other]["seconds_per_step"] / figures[ours]["seconds_per_step"]
+        for name, (ours, other) in pairs.items()
+        if other in figures
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    has_gpu = torch.cuda.is_available()
+    options = _parser(has_gpu).parse_args(arguments)
+    check_there(options.cache, options.tower, options.against)
+    machine = describe_machine()
+    tower_config, batch = tower_and_batch(options.recipe, has_gpu)
+    options.batch = options.batch or batch
+    turns = take_turns(options, tower_config)
     device = torch.device("cuda" if has_gpu else "cpu")
     torch.set_num_threads(options.threads)
     peak = matrix_peak_flop_per_s(device, _DTYPES[options.precision], SHAPES[device.type], now_s)
@@ -175,15 +178,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(warning)
     names = list(next(iter(figures.values())))
     print(table(["", *figures], [[name, *(f"{figures[side][name]:.4g}" for side in figures)] for name in names]))
-    result: dict[str, Any] = figures["ours"] | {"sides": figures, "machine": machine, "versions": versions()}
-    for name, ours, other in (
-        ("speedup", "ours", "straightforward"),
-        ("speedup_over_older", "ours", "older"),
-        ("speedup_over_older_our_recipe", "our recipe", "older, our recipe"),
-    ):
-        if other in figures:
-            result[name] = figures[other]["seconds_per_step"] / figures[ours]["seconds_per_step"]
-    print(json.dumps(result))
+    about = {"sides": figures, "machine": machine, "versions": versions()}
+    print(json.dumps(figures["ours"] | about | speedups(figures)))
+
+
+def _parser(has_gpu: bool) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--cache", type=Path, help="cases that `acouslic train prepare` made (default: some are drawn)")
+    parser.add_argument("--tower", type=Path, help="open_clip's configuration (default: one for the recipe)")
+    parser.add_argument(
+        "--recipe", choices=[*RECIPES, "both"], default="cls", help="what is trained (default: %(default)s)"
+    )
+    parser.add_argument("--against", type=Path, help="a checkout of an older version (default: none)")
+    parser.add_argument("--turns", type=at_least(1), default=2, help="of each side (default: %(default)s)")
+    parser.add_argument("--steps", type=at_least(1), default=8, help="timed ones of a turn (default: %(default)s)")
+    parser.add_argument("--batch", type=at_least(1), help="frames a step (default: as many as the recipe has)")
+    dtype, _ = autocast_type(torch.device("cuda" if has_gpu else "cpu"))
+    half = [name for name, of_name in _DTYPES.items() if of_name == dtype]
+    parser.add_argument(
+        "--precision", choices=sorted(_DTYPES), default=half[0], help="of a step (default here: %(default)s)"
+    )
+    add_threads(parser)
+    parser.add_argument("--settings", nargs="*", default=[], metavar="SECTION.SETTING=VALUE", help="of `fit`, for ours")
+    return parser
 
 
 if __name__ == "__main__":
