@@ -166,7 +166,8 @@ def predict(paths: Sequence[Path], settings: PredictSettings, interrupts: Interr
             _not_yet_done(waiting, settings, maker, table)
         done = sum(not row.error for row in table.rows)
         interrupts.kept = f"{done} of {len(sweeps)} cases are complete in {settings.output_dir}, --resume does the rest"
-        if table.has_begun:  # Else an earlier table stays, which also tells of cases that failed.
+        # An earlier table stays as long as nothing has begun: it also tells of cases that failed.
+        if table.has_begun or not table.path.exists():
             table.write()
         raise
     return _conclude(table, settings.output_dir)

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from training.phantom import generate
 from training.recipe.settings import MachineSettings
 
 SMALL = SweepPlan(seed=3, cases=4, rows=100, sweeps=2, frames_per_sweep=24, folds=2)
-PLAN = DemoPlan(pretraining=SMALL, members=SMALL, pretraining_epochs=(1, 1), member_epochs=1, jobs=1)
+PLAN = DemoPlan(pretraining=SMALL, members=replace(SMALL, seed=4), pretraining_epochs=(1, 1), member_epochs=1, jobs=1)
 DEMO_BYTES = 8 << 20
 
 
