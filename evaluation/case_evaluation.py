@@ -17,7 +17,7 @@ from evaluation.inputs.masks import read_predicted_mask
 from evaluation.inputs.own_judgement import read_own_judgement
 from evaluation.inputs.predictions import Submission
 from evaluation.metrics.case_result import CaseResult, Polygon
-from evaluation.metrics.official import score_case
+from evaluation.metrics.official import distance_in_sweep, score_case
 
 _OUTLINE_TOLERANCE_PX = 0.75
 """How far a simplified outline may run from the real one, where that takes no more corners than allowed."""
@@ -125,15 +125,6 @@ def _result(
         failure=failure,
         exec_duration_s=exec_duration_s,
     )
-
-
-def distance_in_sweep(wanted: np.ndarray, frame_number: int) -> int | None:
-    """Frames from the chosen one to the nearest wanted one, bool (F,), of the same sweep; None where there is none."""
-    if frame_number == NO_FRAME:
-        return None
-    sweep = sweep_ranges(len(wanted))[sweep_index(frame_number, len(wanted))]
-    found = np.flatnonzero(wanted[sweep.start : sweep.stop]) + sweep.start
-    return int(np.abs(found - frame_number).min()) if len(found) else None
 
 
 def outlines_px(mask: np.ndarray) -> tuple[Polygon, ...]:

@@ -11,11 +11,10 @@ from pathlib import Path
 from acouslic.frame_labels import OPTIMAL
 from acouslic.sockets import NO_FRAME
 from acouslic.table import csv_text
-from evaluation.case_evaluation import distance_in_sweep
 from evaluation.inputs.frame_table import FrameTable, read_frame_table
 from evaluation.metrics.case_result import CaseResult
 from evaluation.metrics.frame_f1 import PROTOCOLS, TARGETS, case_counts
-from evaluation.metrics.official import weighted_frame_selection_score
+from evaluation.metrics.official import distance_in_sweep, weighted_frame_selection_score
 from evaluation.metrics.summary import counts_prefix, summarise_frames
 from evaluation.outputs import remove_outputs, write_files
 

@@ -124,6 +124,15 @@ def weighted_frame_selection_score(frame_labels: np.ndarray, frame_number: int) 
     return 0.0 if frame_number == NO_FRAME else frame_worth(frame_labels, frame_number)
 
 
+def distance_in_sweep(wanted: np.ndarray, frame_number: int) -> int | None:
+    """Frames from the chosen one to the nearest wanted one, bool (F,), of the same sweep; None where there is none."""
+    if frame_number == NO_FRAME:
+        return None
+    sweep = sweep_ranges(len(wanted))[sweep_index(frame_number, len(wanted))]
+    found = np.flatnonzero(wanted[sweep.start : sweep.stop]) + sweep.start
+    return int(np.abs(found - frame_number).min()) if len(found) else None
+
+
 def nearest_annotated_frame(truth: CaseTruth, frame_index: int) -> int | None:
     """The annotated frame that stands in for one without annotation, of the same sweep, at most 15 frames away.
 

@@ -142,32 +142,30 @@ class _Frame:
 
 def _frames(scored: Sequence[OutOfFold], cache: Cache) -> Iterator[_Frame]:
     """Of each member the likeliest annotated frames of every sweep, in all at most about `_MOST_MASKS`."""
-    sweeps = [(member, found) for member in scored for found in _likeliest(member, cache)]
-    masks = sum(len(found) for _, found in sweeps)
+    sweeps = [(member, *found) for member in scored for found in _likeliest(member, cache).items()]
+    masks = sum(len(places) for _, _, places in sweeps)
     # Whole sweeps are left out: every n-th mask would be of one rank alone.
-    for member, found in sweeps[:: max(1, -(-masks // _MOST_MASKS))]:
-        places = member.mask_places()
-        for rank, at in enumerate(found):
-            uuid, frame_index = places[at]
-            case = cache.case(uuid)
-            number = int(case.sweep_of_frame[frame_index])
+    for member, (uuid, number), places in sweeps[:: max(1, -(-masks // _MOST_MASKS))]:
+        case = cache.case(uuid)
+        for rank, (at, frame_index) in enumerate(places):
             yield _Frame(
                 mask=member.mask_probability[at],
                 reference=case.mask(frame_index) > 0,
                 record=case.record,
-                sweep=(case.uuid, number),
+                sweep=(uuid, number),
                 sweep_ac_mm=case.sweep_ac_mm[number],
                 is_likeliest=rank == 0,
             )
 
 
-def _likeliest(member: OutOfFold, cache: Cache) -> list[list[int]]:
-    """For each sweep with masks, indices into the member's masks, the likeliest frame's first."""
-    of_sweep: dict[tuple[str, int], list[int]] = {}
+def _likeliest(member: OutOfFold, cache: Cache) -> dict[tuple[str, int], list[tuple[int, int]]]:
+    """By case and sweep: of its likeliest frames, the best first, the index into the member's masks and the frame."""
+    of_sweep: dict[tuple[str, int], list[tuple[int, int]]] = {}
     for at, (uuid, frame_index) in enumerate(member.mask_places()):
-        of_sweep.setdefault((uuid, int(cache.case(uuid).sweep_of_frame[frame_index])), []).append(at)
+        number = int(cache.case(uuid).sweep_of_frame[frame_index])
+        of_sweep.setdefault((uuid, number), []).append((at, frame_index))
     logit = member.presence_logit[member.mask_rows]
-    return [sorted(found, key=lambda at: -logit[at])[:_CHOSEN] for found in of_sweep.values()]
+    return {sweep: sorted(found, key=lambda place: -logit[place[0]])[:_CHOSEN] for sweep, found in of_sweep.items()}
 
 
 def _judge(frames: Sequence[_Frame], steps: range) -> dict[int, _Outlines]:
